@@ -1,0 +1,1 @@
+"""SVGScribe: teach Gemma 2 to describe SVG drawings."""

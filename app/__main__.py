@@ -1,0 +1,172 @@
+"""The command line, and the only composition root: parse, validate, hand over.
+
+Nothing heavy is imported before the arguments and the config are known to be right.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+from app import config as configs
+from app.errors import UserError
+from app.tracking import check, ui_command
+from data_pipeline.config import PrepareConfig
+from data_pipeline.errors import DataError
+from tune.errors import SearchError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 done, 2 the user can fix it (one sentence on stderr), 130 interrupted."""
+    arguments = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped job's run ends as KILLED
+    run: Callable[[argparse.Namespace], int] = arguments.run
+    try:
+        return run(arguments)
+    except (UserError, DataError, SearchError) as error:
+        print(f"svgscribe: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("svgscribe: interrupted", file=sys.stderr)
+        return 130
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    config = _job_config(arguments)
+    from app.cluster import connect
+    from app.training import driver
+
+    driver.open_stream(config)
+    with connect():
+        driver.require(config)
+        trained = driver.train(config)
+    print(json.dumps({**trained.metrics, "adapter": trained.adapter, "run_id": trained.run_id}))
+    return 0
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    config = _job_config(arguments)
+    from app.cluster import connect
+    from app.search import run_search
+    from app.training import driver
+
+    driver.open_stream(config)
+    with connect():
+        driver.require(config)
+        searched = run_search(config)
+    best = searched.result.best
+    print(json.dumps({"best": best.overrides, "eval_loss": best.eval_loss, "config": searched.best_config,
+                      "trials": len(searched.result.trials), "run_id": searched.run_id}))  # fmt: skip
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    config = _job_config(arguments)
+    from app.cluster import connect
+    from app.evaluation.evaluate import evaluate_job
+
+    with connect():
+        report = evaluate_job(config, arguments.adapter)
+    print(json.dumps(report))
+    return 0
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    from data_pipeline.prepare import prepare
+
+    names = PrepareConfig.model_fields.keys()
+    report = prepare(arguments.source, PrepareConfig(**{name: getattr(arguments, name) for name in names}))
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump(report.as_json(), file, indent=2)
+    print(report)
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from app.demo import demo
+
+    return demo(configs.absolute(configs.load("demo", arguments.overrides)))
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    print(configs.to_yaml(_config(arguments)), end="")
+    return 0
+
+
+def _docs(arguments: argparse.Namespace) -> int:
+    print(configs.reference())
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    config = _config(arguments)
+    from app.doctor import doctor
+
+    return doctor(config)
+
+
+def _ui(arguments: argparse.Namespace) -> int:
+    command = ui_command(_config(arguments).tracking, port=arguments.port)
+    print(" ".join(command), flush=True)
+    if len(command) > 1:
+        os.execv(command[0], command)
+    return 0
+
+
+def _config(arguments: argparse.Namespace) -> configs.Config:
+    return configs.load(arguments.config, arguments.overrides)
+
+
+def _job_config(arguments: argparse.Namespace) -> configs.Config:
+    """A config whose tracking server was reached, and whose paths mean the same to every process."""
+    config = configs.absolute(_config(arguments))
+    check(config.tracking)
+    return config
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="svgscribe", description="Teach Gemma 2 to describe SVG drawings.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run)
+        return added
+
+    def configured(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        added = command(name, run, text)
+        added.add_argument("config", help="YAML file, or the name of a shipped one: demo, gemma2-9b, …")
+        added.add_argument("overrides", nargs="*", help="section.field=value")
+        return added
+
+    prepare = command("prepare", _prepare, "raw SVG sources to Parquet shards")
+    prepare.add_argument("source", nargs="+", help="Parquet file or folder, folder of .svg, .jsonl, phosphor, scenes:N")
+    for name, field in PrepareConfig.model_fields.items():
+        prepare.add_argument(
+            f"--{name.replace('_', '-')}", default=field.get_default(), required=field.is_required(), help=field.description
+        )
+    prepare.add_argument("--json", help="write the counts to this file")
+    configured("train", _train, "train, or continue, the job that the config names")
+    configured("tune", _tune, "search over search.space, bad trials stopped early")
+    evaluate = configured("evaluate", _evaluate, "base against tuned model on the held-out split")
+    evaluate.add_argument("--adapter", help="folder of a checkpoint; default: the job's best")
+    configured("doctor", _doctor, "say what is missing here for the config's job")
+    ui = configured("ui", _ui, "open the MLflow UI of the config's tracking database")
+    ui.add_argument("--port", type=int, default=5000)
+    demo = command("demo", _demo, "the whole way on real icons, in minutes")
+    demo.add_argument("overrides", nargs="*", help="section.field=value")
+    config = command("config", _docs, "show a resolved config, or the reference of every setting")
+    parts = config.add_subparsers(required=True, metavar="show|docs")
+    show = parts.add_parser("show", help="print the resolved config")
+    show.add_argument("config")
+    show.add_argument("overrides", nargs="*")
+    show.set_defaults(run=_show)
+    parts.add_parser("docs", help="print the reference of every setting").set_defaults(run=_docs)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

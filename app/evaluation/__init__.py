@@ -1,0 +1,1 @@
+"""What a trained captioner is worth: held-out loss, text metrics, gallery."""

@@ -1,0 +1,33 @@
+"""Section `evaluate`."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Phrase = Annotated[str, Field(min_length=1)]
+
+
+class EvaluateConfig(BaseModel):
+    """What is measured on the held-out split before and after training."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch_rows: Annotated[int, Field(ge=1, le=4096)] = Field(
+        2, description="packed rows in one forward pass of an evaluation (rows)"
+    )
+    max_captions: Annotated[int, Field(ge=0)] = Field(
+        240, description="held-out drawings that are captioned and scored (drawings); 0: none"
+    )
+    generate_batch: Annotated[int, Field(ge=1, le=4096)] = Field(
+        20, description="drawings captioned together (drawings)"
+    )
+    max_new_tokens: Annotated[int, Field(ge=1, le=8192)] = Field(
+        128, description="longest generated caption (tokens)"
+    )
+    gallery_items: Annotated[int, Field(ge=0, le=5000)] = Field(
+        60, description="drawings shown in the gallery (drawings)"
+    )
+    fields: dict[str, Annotated[tuple[Phrase, ...], Field(min_length=1)]] = Field(
+        default_factory=dict,
+        description="named-field accuracy: for each field the phrases of which a caption names one",
+    )

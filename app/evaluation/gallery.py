@@ -1,0 +1,132 @@
+"""One HTML page of drawings with their captions, safe to open whatever these contain. Knows no model."""
+
+import base64
+import html
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class GalleryItem:
+    """A drawing, the caption it should get, and the captions of the base and of the tuned model."""
+
+    id: str
+    svg: str
+    reference: str
+    before: str
+    after: str
+
+
+def gallery_html(items: Sequence[GalleryItem], *, title: str, summary: Mapping[str, str]) -> str:
+    """A self-contained page: the summary's figures, and a card for each item.
+
+    Nothing in it can act: the page has no script and its policy allows none, a drawing is an image (where
+    browsers neither run scripts nor load anything), all text is escaped.
+    """
+    figures = "".join(
+        f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in summary.items()
+    )
+    cards = "\n".join(map(_card, items))
+    return _PAGE.format(title=_text(title), style=_STYLE, figures=figures, num=len(items), cards=cards)
+
+
+def _card(item: GalleryItem) -> str:
+    image = base64.b64encode(item.svg.encode("utf-8", errors="replace")).decode("ascii")
+    return _CARD.format(
+        id=_text(item.id),
+        image=image,
+        reference=_text(item.reference),
+        before=_marked(item.before, item.reference),
+        after=_marked(item.after, item.reference),
+    )
+
+
+def _marked(caption: str, reference: str) -> str:
+    """The caption as HTML, the words that are in the reference marked."""
+    if not caption:
+        return "<i>no words</i>"
+    known = set(re.findall(r"\w+", reference.casefold()))
+    parts = re.split(r"(\w+)", caption)  # between words, word, between words, …
+    marked = "".join(
+        f"<mark>{_text(part)}</mark>" if part.casefold() in known else _text(part) for part in parts
+    )
+    return marked.replace("</mark> <mark>", " ")
+
+
+def _text(text: str) -> str:
+    """Any string as HTML text or attribute value; what HTML cannot hold (control characters, lone surrogates)
+    shows as �."""
+    return html.escape(re.sub(r"[^\t\n\r -~\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text))
+
+
+_PAGE = """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<header>
+<h1>{title}</h1>
+<dl>{figures}</dl>
+<p>{num} drawings. <mark>Marked words</mark> are in the reference.</p>
+</header>
+<main>
+{cards}
+</main>
+</body>
+</html>
+"""
+
+_CARD = """\
+<article>
+<img src="data:image/svg+xml;base64,{image}" alt="drawing {id}" loading="lazy">
+<dl>
+<div class="reference"><dt>Reference</dt><dd>{reference}</dd></div>
+<div class="before"><dt>Base model</dt><dd>{before}</dd></div>
+<div class="after"><dt>Tuned model</dt><dd>{after}</dd></div>
+</dl>
+<footer>{id}</footer>
+</article>"""
+
+# The ground behind a drawing stays light in dark mode: icons drawn with currentColor are black in an image.
+_STYLE = """
+:root {
+  color-scheme: light dark; --page: #f6f6f4; --card: #fff; --line: #e2e1dd; --text: #1d1d1b; --soft: #696864;
+  --accent: #0b6b50; --mark: #dcf1e7; --check: #f1f1ef; --ground: #fff;
+}
+@media (prefers-color-scheme: dark) { :root {
+  --page: #161718; --card: #202224; --line: #34373a; --text: #ececea; --soft: #a0a29f;
+  --accent: #6fd3ae; --mark: #21463a; --check: #d3d3d0; --ground: #dededb;
+} }
+* { box-sizing: border-box; margin: 0; }
+body {
+  max-width: 1440px; margin: auto; padding: clamp(16px, 4vw, 40px); background: var(--page);
+  color: var(--text); font: 15px/1.5 system-ui, sans-serif; overflow-wrap: anywhere;
+}
+h1 { font-size: clamp(22px, 3vw, 30px); line-height: 1.2; letter-spacing: -.01em; }
+dt, footer, header p { color: var(--soft); font-size: 13px; }
+header dl, main { display: grid; gap: 8px; grid-template-columns: repeat(auto-fill, minmax(170px, 1fr)); }
+header dl { margin: 20px 0; }
+header div, article { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
+header div { padding: 8px 12px; }
+header dd { font-size: 20px; line-height: 1.3; font-variant-numeric: tabular-nums; }
+main { gap: 18px; margin-top: 12px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 280px), 1fr)); }
+article { display: flex; flex-direction: column; overflow: hidden; }
+img {
+  width: 100%; height: 180px; padding: 22px; object-fit: contain;
+  background: repeating-conic-gradient(var(--check) 0 25%, var(--ground) 0 50%) 50% / 20px 20px;
+}
+article dl { flex: 1; padding: 14px 16px 0; }
+article dd { max-height: 7.5em; margin-bottom: 10px; overflow: auto; }
+.before dd { color: var(--soft); }
+.after dt { color: var(--accent); font-weight: 600; }
+mark { border-radius: 1px; background: var(--mark); box-shadow: 0 0 0 2px var(--mark); color: inherit; }
+footer { padding: 0 16px 12px; font-family: ui-monospace, monospace; }
+"""

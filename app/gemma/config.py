@@ -1,0 +1,62 @@
+"""Sections `model`, `quantization`, `lora`, `memory`."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+TargetModule = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class ModelConfig(BaseModel):
+    """Which Gemma 2. Softcaps, window, layer types and query scale come from the model's own config."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field("tiny", description="`tiny` (shipped, 2 M parameters), a hub name or a local folder")
+    revision: str | None = Field(None, description="hub revision; null: the newest")
+    attention: Literal["eager", "flash_attention_2", "flex_attention"] = Field(
+        "eager", description="attention implementation; each applies Gemma 2's softcap and sliding window"
+    )
+
+
+class QuantizationConfig(BaseModel):
+    """How the frozen base is stored (QLoRA, Dettmers et al. 2023, arXiv:2305.14314)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["nf4", "fp4", "none"] = Field(
+        "nf4", description="4-bit type of the frozen weights, or none"
+    )
+    double: bool = Field(True, description="quantise the quantisation constants too (0.37 bit a weight less)")
+
+
+class LoraConfig(BaseModel):
+    """The trained adapter (LoRA, Hu et al. 2021, arXiv:2106.09685)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rank: Annotated[int, Field(ge=1, le=1024)] = Field(16, description="rank r of the two factors")
+    alpha: Annotated[float, Field(gt=0)] = Field(32.0, description="scale; the update is alpha / rank · B·A")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout on the adapter's input")
+    target_modules: tuple[TargetModule, ...] = Field(
+        TARGET_MODULES, min_length=1, description="linear layers that get an adapter"
+    )
+    train_embeddings: bool = Field(
+        False, description="train the embedding and output head as well; the two stay one tied weight"
+    )
+
+
+class MemoryConfig(BaseModel):
+    """What a GPU may use, and what is traded for it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    gradient_checkpointing: bool = Field(True, description="recompute activations in the backward pass")
+    max_gib_per_gpu: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="allocator's cap per GPU (GiB); null: the whole card; CPU runs ignore it and say so"
+    )
+    empty_cache_every_steps: Annotated[int, Field(ge=0)] = Field(
+        0, description="return cached GPU memory every N steps (steps); 0: never"
+    )
+    pin_memory: bool = Field(True, description="page-locked host batches; used when training on a GPU")

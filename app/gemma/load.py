@@ -1,0 +1,178 @@
+"""The model: Gemma 2 from a hub name, a folder or the shipped tiny one, in NF4, with a LoRA adapter."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import transformers
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoConfig, BitsAndBytesConfig, Gemma2ForCausalLM
+
+from app.errors import UserError
+from app.gemma.config import LoraConfig, ModelConfig, QuantizationConfig
+from app.gemma.loss import softcapped_cross_entropy
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports every optional kernel that is not there
+import bitsandbytes  # noqa: E402
+
+transformers.utils.logging.disable_progress_bar()  # one bar per worker, on top of one another
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft 0.21 on transformers 5
+
+TINY = Path(__file__).parent / "tiny"
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def source_of(name: str) -> str:
+    """Folder or hub name of a configured model; `tiny` is the shipped one."""
+    return str(TINY) if name == "tiny" else name
+
+
+def load_base(
+    model: ModelConfig, quantization: QuantizationConfig, *, device: torch.device, dtype: torch.dtype
+) -> Gemma2ForCausalLM:
+    """The frozen base on one device, its linear layers quantised while loading, everything else in dtype.
+
+    Softcaps, sliding window, layer types and query scale are the checkpoint's own. Raises UserError for a model
+    that is not to be had or not a Gemma 2.
+    """
+    source = source_of(model.name)
+    quantized = None
+    if quantization.kind != "none":
+        quantized = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=quantization.kind,
+            bnb_4bit_use_double_quant=quantization.double,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    try:
+        kind = AutoConfig.from_pretrained(source, revision=model.revision).model_type
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model.name={model.name!r} is neither a model folder nor to be had from the hub: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    if kind != "gemma2":
+        raise UserError(
+            f"model.name={model.name!r} is a {kind!r} model: give a Gemma 2, such as google/gemma-2-9b-it"
+        )
+    base = Gemma2ForCausalLM.from_pretrained(
+        source,
+        revision=model.revision,
+        dtype=dtype,
+        attn_implementation=model.attention,
+        quantization_config=quantized,
+        device_map={"": device},
+    )
+    for parameter in base.parameters():
+        parameter.requires_grad_(False)
+    return base
+
+
+def add_lora(base: Gemma2ForCausalLM, lora: LoraConfig, *, seed: int) -> PeftModel:
+    """A new adapter that changes nothing yet (B = 0). Trained weights are fp32, so that small updates survive."""
+    torch.manual_seed(seed)  # every worker draws the same A
+    embeddings = ["embed_tokens", "lm_head"] if lora.train_embeddings else None
+    adapted = get_peft_model(
+        base,
+        PeftLoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,  # type: ignore[arg-type]
+            lora_dropout=lora.dropout,
+            target_modules=list(lora.target_modules),
+            modules_to_save=embeddings,
+            ensure_weight_tying=lora.train_embeddings,
+            bias="none",
+            task_type="CAUSAL_LM",
+        ),
+    )
+    assert isinstance(adapted, PeftModel)
+    return _trainable_in_fp32(adapted)
+
+
+def load_adapter(base: Gemma2ForCausalLM, folder: str | Path) -> PeftModel:
+    """A saved adapter on a freshly loaded base."""
+    return _trainable_in_fp32(PeftModel.from_pretrained(base, str(folder), is_trainable=True))
+
+
+def _trainable_in_fp32(model: PeftModel) -> PeftModel:
+    inner = gemma(model)
+    dtype = inner.dtype
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    if inner.get_input_embeddings().weight.requires_grad:
+        # A trained embedding is fp32; the residual stream that it feeds stays in the compute dtype.
+        inner.get_input_embeddings().register_forward_hook(lambda _module, _inputs, output: output.to(dtype))
+    return model
+
+
+def gemma(model: nn.Module) -> Gemma2ForCausalLM:
+    """The Gemma 2 inside a PEFT wrapper, or the model itself."""
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(inner, Gemma2ForCausalLM)
+    return inner
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode (no dropout, no gradients) in which bitsandbytes' layers stay in training mode.
+
+    In evaluation mode bitsandbytes repacks 4-bit weights in place on CPUs with AVX512-bf16, and training after
+    it would continue on other numbers.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    for module, _ in modes:
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.training = True
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Matrix products in dtype although the trained weights are fp32; a no-op for fp32."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def num_parameters(model: nn.Module) -> tuple[int, int]:
+    """(trained, all) parameters; a 4-bit weight counts as the weights that it stores."""
+    trained = total = 0
+    for parameter in model.parameters():
+        size = parameter.numel()
+        if isinstance(parameter, bitsandbytes.nn.Params4bit) and parameter.quant_state is not None:
+            size = parameter.quant_state.shape.numel()
+        total += size
+        trained += size if parameter.requires_grad else 0
+    return trained, total
+
+
+class CaptionLoss(nn.Module):
+    """The objective as one module, so that DDP sees one forward: packed rows in, (loss sum, target count) out."""
+
+    def __init__(self, model: PeftModel, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = model
+        self.dtype = dtype
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """All [B, S]. Documents are told apart by positions that restart: no attention mask may be passed."""
+        inner = gemma(self.model)
+        with autocast(input_ids.device, self.dtype):
+            hidden = inner.model(
+                input_ids=input_ids, position_ids=position_ids, use_cache=False
+            ).last_hidden_state
+            return softcapped_cross_entropy(
+                hidden.flatten(0, 1),
+                inner.lm_head.weight,
+                targets.flatten(),
+                softcap_at=inner.config.final_logit_softcapping,
+            )

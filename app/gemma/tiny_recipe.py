@@ -1,0 +1,190 @@
+"""Makes the shipped tiny Gemma 2: its tokenizer, and a base trained in full on procedural scenes.
+
+`python -m app.gemma.tiny_recipe --out app/gemma/tiny` (about half an hour on two cores). The base never sees an
+icon, nor the `list` caption style, nor a composition that a split by concept holds out.
+"""
+
+import argparse
+import copy
+import itertools
+import json
+import math
+import time
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
+
+from app.gemma.loss import softcapped_cross_entropy
+from data_pipeline.config import DataConfig
+from data_pipeline.encode import PromptEncoder
+from data_pipeline.pack import pack
+from data_pipeline.rows import split_of
+from data_pipeline.scenes import scenes
+
+VOCABULARY = 1024
+CONTROL = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
+SYSTEM: str = DataConfig.model_fields["system"].default
+SEED = 20_261_122
+VALIDATION_SHARE = 0.05
+ROW_TOKENS = 256  # the longest scene has 202 tokens; longer rows only pay for attention across documents
+
+
+def train_tokenizer() -> Tokenizer:
+    """Byte-level BPE in which a number of up to three digits is one pre-token, learnt from scenes and icon captions."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\d{1,3}| ?[^\s\d]+|\s"), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=list(CONTROL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_tokenizer_corpus(), trainer)
+    return tokenizer
+
+
+def _tokenizer_corpus() -> Iterator[str]:
+    # Coordinates are what a drawing consists of: each grid value 0–256 becomes one token.
+    grid = " ".join(str(n) for n in range(257))
+    yield from itertools.repeat(grid, 2_000)
+    yield from itertools.repeat(f"user\n{SYSTEM}\n\nmodel\n", 1_000)
+    for row in scenes(2_000, seed=SEED):
+        yield f"{row.svg}\n{row.caption}"
+    for icon in json.loads((resources.files("py_phosphor_icons") / "search" / "metadata.json").read_text()):
+        words = [icon["name"].replace("-", " "), *icon["categories"], *icon["tags"]]
+        for weight in (
+            "thin hairline",
+            "light fine",
+            "regular medium",
+            "bold heavy",
+            "solid filled",
+            "duotone tint",
+        ):
+            yield f"A {weight} icon of {', '.join(words).lower()}, drawn in outlines, from the category, about and."
+        yield '<path opacity=".2" fill="currentColor" d="m"/>'
+
+
+def scene_rows(encoder: PromptEncoder, *, seed: int) -> Iterator[dict[str, Tensor]]:
+    """Endless packed rows [ROW_TOKENS] of fresh training scenes."""
+    for chunk in itertools.count():
+        rows = [
+            row
+            for row in scenes(1_024, seed=seed + chunk)
+            if split_of(row.concept, seed=0, validation_share=VALIDATION_SHARE) == "train"
+        ]
+        packed = pack(encoder.encode_batch([(str(row.svg), row.caption) for row in rows]), ROW_TOKENS)
+        for i in np.random.default_rng((seed, chunk)).permutation(len(packed)):
+            gap = ROW_TOKENS - len(packed[i].input_ids)
+            yield {
+                "input_ids": torch.from_numpy(np.pad(packed[i].input_ids, (0, gap))).long(),
+                "position_ids": torch.from_numpy(np.pad(packed[i].position_ids, (0, gap))).long(),
+                "targets": torch.from_numpy(np.pad(packed[i].targets, (0, gap), constant_values=-100)),
+            }
+
+
+def tiny_config() -> Gemma2Config:
+    """Gemma 2's architecture at 2 M parameters: both softcaps, sliding window, grouped queries, tied embeddings."""
+    return Gemma2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=192,
+        intermediate_size=576,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        query_pre_attn_scalar=64,
+        sliding_window=256,
+        max_position_embeddings=8192,
+        attn_logit_softcapping=50.0,
+        final_logit_softcapping=30.0,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=2,
+        attn_implementation="eager",
+    )
+
+
+def loss_of(model: Gemma2ForCausalLM, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model.model(
+            input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
+        ).last_hidden_state
+        return softcapped_cross_entropy(
+            hidden.flatten(0, 1), model.lm_head.weight, batch["targets"].flatten(), softcap_at=30.0
+        )
+
+
+def train_base(encoder: PromptEncoder, out: Path, *, steps: int, rows: int, peak: float) -> None:
+    """AdamW on caption tokens only; linear warm-up over 2 %, then cosine to a tenth of the peak; saved as bf16."""
+    torch.manual_seed(SEED)
+    model = Gemma2ForCausalLM(tiny_config()).float()
+    print(f"{model.num_parameters() / 1e6:.2f} M parameters")
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.05, fused=True
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda k: min(1.0, (k + 1) / (0.02 * steps)) * (0.55 + 0.45 * math.cos(math.pi * k / steps)),
+    )
+    stream = scene_rows(encoder, seed=SEED)
+    started = time.monotonic()
+    for step in range(steps):
+        chosen = list(itertools.islice(stream, rows))
+        batch = {name: torch.stack([row[name] for row in chosen]) for name in chosen[0]}
+        loss_sum, count = loss_of(model, batch)
+        (loss_sum / count).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step % 50 == 0 or step == steps - 1:
+            took = time.monotonic() - started
+            left = took / (step + 1) * (steps - step - 1)
+            print(
+                f"step {step}/{steps} loss {loss_sum.item() / count:.4f} {took:.0f} s, {left:.0f} s left",
+                flush=True,
+            )
+        if (step + 1) % 500 == 0 or step == steps - 1:
+            copy.deepcopy(model).to(torch.bfloat16).save_pretrained(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=3_000)
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    PreTrainedTokenizerFast(
+        tokenizer_object=train_tokenizer(),
+        bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>",
+        additional_special_tokens=["<start_of_turn>", "<end_of_turn>"],
+        clean_up_tokenization_spaces=False,
+    ).save_pretrained(arguments.out)  # fmt: skip
+    encoder = PromptEncoder(str(arguments.out), SYSTEM)
+    train_base(
+        encoder, arguments.out, steps=arguments.steps, rows=arguments.rows, peak=arguments.learning_rate
+    )
+    (arguments.out / "recipe.json").write_text(
+        json.dumps({"command": "python -m app.gemma.tiny_recipe", "steps": arguments.steps, "rows": arguments.rows,
+                    "learning_rate": arguments.learning_rate, "seed": SEED}, indent=2) + "\n"
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""driver (TorchTrainer) → worker (Ray glue) → loop (torch only) → optim, checkpoint."""

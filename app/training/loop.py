@@ -1,0 +1,242 @@
+"""The training loop. Knows torch and the stream's columns; never Ray, never MLflow.
+
+Sums and counts are reduced over workers and divided once, so that loss and gradients do not depend on how tokens
+fall into rows, micro-batches or workers.
+"""
+
+import dataclasses
+import itertools
+import math
+import resource
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from app.gemma.load import evaluating
+from app.training.config import OptimConfig, TrainConfig
+from app.training.optim import learning_rate
+from app.training.parallel import World, all_reduce
+from data_pipeline.encode import IGNORED
+from data_pipeline.stream import Batch, Position
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss or a gradient is not a finite number."""
+
+
+@dataclass
+class State:
+    """What a checkpoint must hold besides weights and optimizer moments; a few bytes."""
+
+    step: int = 0
+    """Optimizer steps taken."""
+    position: Position = field(default_factory=Position)
+    """The next packed row of the stream."""
+    progress: float = 0.0
+    """Share of the job that is done, in [0, 1]."""
+    best_loss: float = math.inf
+    """Lowest evaluation loss that counted as a gain (nats per token)."""
+    stale_evaluations: int = 0
+    """Evaluations since then."""
+    num_examples: int = 0
+    num_left_out: int = 0
+    num_tokens: int = 0
+
+
+def train(
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterator[tuple[Batch, Position]],
+    validation: Sequence[Batch],
+    *,
+    config: TrainConfig,
+    optim: OptimConfig,
+    state: State,
+    world: World,
+    progress_of: Callable[[Position], float],
+    after_step: Callable[[int], None] = lambda step: None,
+) -> State:
+    """Train until the stream ends, `max_steps` is reached, or the evaluation loss stops falling.
+
+    `objective` maps (input_ids, position_ids, targets) to (loss sum, target count); it may be wrapped in DDP.
+    Each batch comes with the stream's position after it, of which `progress_of` gives the share that is done.
+    """
+    if state.step == 0:
+        evaluate(objective, validation, config=config, state=state, world=world, save=False)
+    evaluated = state.step
+    while not finished(state, config):
+        waiting = time.monotonic()
+        taken = list(itertools.islice(batches, config.accumulation))
+        if not taken:
+            break
+        started = time.monotonic()
+        micro_batches, state.position = [batch for batch, _ in taken], taken[-1][1]
+        totals = step_totals(micro_batches, world)
+        before = state.progress
+        state.progress = (state.step + 1) / config.max_steps if config.max_steps else progress_of(state.position)
+        # The rate in the middle of the step: neither the first nor the last step is spent at 0.
+        rate = learning_rate(optim, (before + state.progress) / 2)
+        loss, norm = train_step(
+            objective, optimizer, micro_batches, num_targets=totals.targets, rate=rate,
+            max_grad_norm=optim.max_grad_norm, seed=(config.seed, state.step), world=world,
+        )  # fmt: skip
+        state.step += 1
+        state.num_examples += totals.examples
+        state.num_left_out += totals.left_out
+        state.num_tokens += totals.tokens
+        after_step(state.step)
+        if world.rank == 0:
+            seconds = time.monotonic() - started
+            world.record(state.step, {
+                "train/loss": loss, "train/perplexity": math.exp(min(loss, 80.0)),
+                "train/learning_rate": rate, "train/log10_learning_rate": math.log10(max(rate, 1e-20)),
+                "train/gradient_norm": norm, "train/progress": state.progress,
+                "speed/tokens_per_second": totals.tokens / (seconds + started - waiting),
+                "speed/step_seconds": seconds, "speed/data_wait_seconds": started - waiting,
+                "data/padding_share": 1.0 - totals.tokens / totals.slots,
+                "data/examples": state.num_examples, "data/left_out": state.num_left_out,
+                "memory/peak_mib": peak_memory_mib(world.device),
+            })  # fmt: skip
+        if state.step % config.evaluate_every_steps == 0:
+            save = config.save_every_steps is not None and state.step % config.save_every_steps == 0
+            evaluate(objective, validation, config=config, state=state, world=world, save=save)
+            evaluated = state.step
+    if evaluated != state.step:
+        save = config.save_every_steps is not None
+        evaluate(objective, validation, config=config, state=state, world=world, save=save)
+    return state
+
+
+def finished(state: State, config: TrainConfig) -> bool:
+    """Enough steps, or enough evaluations without a gain."""
+    if config.max_steps is not None and state.step >= config.max_steps:
+        return True
+    patience = config.early_stopping_patience
+    return patience is not None and state.stale_evaluations >= patience
+
+
+@dataclass(frozen=True)
+class StepTotals:
+    """Sums over the micro-batches of all workers in one optimizer step."""
+
+    targets: int
+    tokens: int
+    slots: int
+    examples: int
+    left_out: int
+
+
+def step_totals(micro_batches: Sequence[Batch], world: World) -> StepTotals:
+    """Counted on the host before the forward pass, so that no device has to be waited for."""
+    sums = [
+        (
+            int((batch["targets"] != IGNORED).sum()), int(batch["num_tokens"].sum()), batch["input_ids"].size,
+            int(batch["num_examples"].sum()), int(batch["left_out"].sum()),
+        )
+        for batch in micro_batches
+    ]  # fmt: skip
+    return StepTotals(*map(int, all_reduce(torch.tensor(sums, dtype=torch.int64).sum(dim=0), world).tolist()))
+
+
+def train_step(
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: Sequence[Batch],
+    *,
+    num_targets: int,
+    rate: float,
+    max_grad_norm: float,
+    seed: tuple[int, int],
+    world: World,
+) -> tuple[float, float]:
+    """One optimizer step; returns (mean loss in nats per target, gradient norm before clipping).
+
+    Dropout is a pure function of (seed, step, place of the micro-batch in the stream): the same for any number of
+    workers, and after any restart, with no generator state to keep.
+    """
+    loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
+    for i, batch in enumerate(micro_batches):
+        torch.manual_seed(
+            int(np.random.SeedSequence((*seed, i * world.size + world.rank)).generate_state(1)[0])
+        )
+        last = i == len(micro_batches) - 1
+        with nullcontext() if last or world.size == 1 else objective.no_sync():  # type: ignore[operator]
+            part, _ = objective(**tensors(batch, world.device))
+            # DDP averages gradients over workers; the loss is a mean over the targets of all of them.
+            (part * (world.size / num_targets)).backward()
+        loss_sum += part.detach().double()
+    loss = all_reduce(loss_sum, world).item() / num_targets
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = float(nn.utils.clip_grad_norm_(trained, max_grad_norm))
+    if not math.isfinite(loss) or not math.isfinite(norm):
+        raise TrainingDiverged(
+            f"step {seed[1] + 1}: loss {loss}, gradient norm {norm}; "
+            "lower optim.learning_rate, or train with train.precision=fp32"
+        )
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss, norm
+
+
+def evaluate(
+    objective: nn.Module,
+    validation: Sequence[Batch],
+    *,
+    config: TrainConfig,
+    state: State,
+    world: World,
+    save: bool,
+) -> float:
+    """Evaluation loss of the current weights: recorded, reported, and counted for early stopping."""
+    loss = mean_loss(objective, validation, world)
+    if loss < state.best_loss - config.early_stopping_threshold:
+        state.best_loss, state.stale_evaluations = loss, 0
+    else:
+        state.stale_evaluations += 1
+    if world.rank == 0:
+        world.record(state.step, {"eval/loss": loss, "eval/perplexity": math.exp(min(loss, 80.0))})
+    world.report(state, loss, save=save)
+    return loss
+
+
+def mean_loss(objective: nn.Module, batches: Iterable[Batch], world: World) -> float:
+    """Mean loss (nats per target) over this worker's batches and those of all others."""
+    inner = objective.module if isinstance(objective, nn.parallel.DistributedDataParallel) else objective
+    sums = torch.zeros(2, dtype=torch.float64, device=world.device)
+    with evaluating(inner):
+        for batch in batches:
+            loss_sum, count = inner(**tensors(batch, world.device))
+            sums += torch.stack([loss_sum.double(), count.double()])
+    loss_sum, count = all_reduce(sums, world).tolist()
+    return float(loss_sum / count)
+
+
+def tensors(batch: Batch, device: torch.device) -> dict[str, Tensor]:
+    """The objective's arguments, int64 on the device."""
+    names = ("input_ids", "position_ids", "targets")
+    return {name: torch.as_tensor(batch[name]).to(device, torch.int64, non_blocking=True) for name in names}
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Peak of the allocator on a GPU, of the process's resident memory on a CPU (MiB)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def as_json(state: State) -> dict[str, Any]:
+    """For a checkpoint; `from_json` reads it back."""
+    return dataclasses.asdict(state)
+
+
+def from_json(value: Mapping[str, Any]) -> State:
+    """The state that `as_json` wrote."""
+    return State(**{**value, "position": Position(**value["position"])})

@@ -1,0 +1,1 @@
+"""SVG files → a stream of packed token rows. Knows no model and no trainer."""

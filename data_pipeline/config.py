@@ -1,0 +1,59 @@
+"""The `data` section. Imports neither Ray nor a tokenizer, so that a bad value fails at once."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class DataConfig(BaseModel):
+    """Where the shards are, how rows become prompts, and how prompts become packed rows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shards: str = Field("outputs/shards", description="folder of Parquet shards written by `prepare`")
+    system: str = Field(
+        "You are an expert at describing SVG images. "
+        "Provide a detailed, accurate description of this SVG image:",
+        description="sentence that stands before the SVG in the user's turn",
+    )
+    max_row_tokens: Annotated[int, Field(ge=16, le=131_072)] = Field(
+        8192, description="length of a packed row (tokens); a longer example is left out and counted"
+    )
+    window_rows: Annotated[int, Field(ge=1, le=65_536)] = Field(
+        1024, description="examples shuffled and packed together (rows); resuming re-reads at most one window"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the order in which rows are seen")
+    max_train_rows: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="train on the first N rows of the train split only (rows); null: on all"
+    )
+    max_validation_rows: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="evaluate on the first N rows of the validation split only (rows); null: on all"
+    )
+    cpus_per_task: Annotated[float, Field(gt=0, le=64)] = Field(
+        0.5, description="CPUs that Ray reserves for one read-and-pack task"
+    )
+    prefetch_batches: Annotated[int, Field(ge=0, le=1024)] = Field(
+        4, description="micro-batches that each worker holds ready (micro-batches)"
+    )
+
+
+class PrepareConfig(BaseModel):
+    """Arguments of `prepare`: raw sources to Parquet shards."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    out: str = Field(description="folder (or file system URI) that receives the shards")
+    svg_column: str = Field("svg", description="column or key of the drawing")
+    caption_column: str = Field("caption", description="column or key of the caption")
+    id_column: str = Field("id", description="column or key of the id; empty: rows are numbered")
+    validation_share: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.05, description="share of the concepts that are held out for validation"
+    )
+    shard_rows: Annotated[int, Field(ge=1)] = Field(2048, description="rows in one shard at most (rows)")
+    max_svg_bytes: Annotated[int, Field(ge=64)] = Field(
+        1_000_000, description="a longer raw drawing is refused (bytes)"
+    )
+    max_rows: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="read the first N rows of each source only (rows); null: all"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the split and of the order of rows")

@@ -1,0 +1,141 @@
+"""Procedural scenes with exact captions: shapes, colours, sizes, counts and relations. For learning tests.
+
+A scene is drawn in canonical form (see svg.py). Its concept is the composition (which shapes in which colours),
+so that a split by concept holds whole compositions out.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from data_pipeline.rows import Row
+
+SHAPES = ("circle", "square", "triangle", "diamond", "star", "ring")
+COLOURS = {
+    "red": "#d22", "green": "#2a4", "blue": "#24d", "yellow": "#fc2",
+    "purple": "#82c", "orange": "#f80", "black": "#111", "gray": "#999",
+}  # fmt: skip
+SIZES = {"small": (14, 20), "medium": (28, 36), "large": (46, 56)}
+"""Half the width of a shape (grid units of 256), inclusive."""
+RELATIONS = {
+    "to the left of": (-1, 0),
+    "to the right of": (1, 0),
+    "above": (0, -1),
+    "below": (0, 1),
+}
+COUNTS = ("one", "two", "three", "four")
+Style = Literal["plain", "list"]
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One kind of shape in a scene, drawn `count` times."""
+
+    shape: str
+    colour: str
+    size: str
+    count: int
+
+    def plain(self) -> str:
+        """`a small red circle` or `three small red circles`."""
+        if self.count == 1:
+            return f"a {self.size} {self.colour} {self.shape}"
+        return f"{COUNTS[self.count - 1]} {self.size} {self.colour} {self.shape}s"
+
+
+def scenes(num: int, *, seed: int = 0, style: Style = "plain") -> Iterator[Row]:
+    """`num` scenes, a pure function of (seed, style); the drawings are the same in every style."""
+    for i in range(num):
+        yield _scene(i, np.random.default_rng((seed, i)), seed, style)
+
+
+def _scene(i: int, random: np.random.Generator, seed: int, style: Style) -> Row:
+    if random.random() < 0.2:
+        thing = _thing(random, count=int(random.integers(1, 5)))
+        shapes, caption, things = _group(thing, random), _describe(style, thing), (thing,)
+    else:
+        first, second = _thing(random, count=1), _thing(random, count=1)
+        relation = str(random.choice(list(RELATIONS)))
+        shapes = _related(first, second, relation, random)
+        caption, things = _describe(style, first, relation, second), (first, second)
+    drawing = "".join(shapes)
+    composition = "+".join(f"{thing.colour}-{thing.shape}" for thing in things)
+    return Row(
+        id=f"scene:{seed}:{i}",
+        svg=f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 256 256">{drawing}</svg>',
+        caption=caption,
+        source=f"scenes:{style}",
+        concept=composition,
+    )
+
+
+def _describe(style: Style, first: Thing, relation: str | None = None, second: Thing | None = None) -> str:
+    if style == "plain":
+        return first.plain() if second is None else f"{first.plain()} {relation} {second.plain()}"
+    listed = f"{first.shape} x{first.count} ({first.colour}, {first.size})"
+    if second is None:
+        return f"Contents: {listed}."
+    where = {"to the left of": "left", "to the right of": "right", "above": "top", "below": "bottom"}[str(relation)]
+    return f"Contents: {listed} at the {where}; {second.shape} x1 ({second.colour}, {second.size}) opposite."
+
+
+def _thing(random: np.random.Generator, *, count: int) -> Thing:
+    sizes = list(SIZES) if count <= 2 else ["small", "medium"]
+    return Thing(
+        shape=str(random.choice(SHAPES)),
+        colour=str(random.choice(list(COLOURS))),
+        size=str(random.choice(sizes)),
+        count=count,
+    )
+
+
+def _group(thing: Thing, random: np.random.Generator) -> list[str]:
+    """A row of equal shapes, each in its own cell, so that none overlap."""
+    cell = 256 // thing.count
+    radius = min(_radius(thing, random), cell // 2 - 2)
+    y = int(random.integers(radius, 257 - radius))
+    return [_draw(thing, k * cell + cell // 2, y, radius) for k in range(thing.count)]
+
+
+def _related(first: Thing, second: Thing, relation: str, random: np.random.Generator) -> list[str]:
+    """The first thing in one half of the drawing, the second in the other; across, both near the middle."""
+    r1, r2 = _radius(first, random), _radius(second, random)
+    side = sum(RELATIONS[relation])  # -1: the first thing has the lower coordinate
+    mine = 128 + side * 64 + _jitter(62 - r1, random)
+    other = 128 - side * 64 + _jitter(62 - r2, random)
+    across, drifted = 128 + _jitter(24, random), 128 + _jitter(24, random)
+    if RELATIONS[relation][0]:
+        return [_draw(first, mine, across, r1), _draw(second, other, drifted, r2)]
+    return [_draw(first, across, mine, r1), _draw(second, drifted, other, r2)]
+
+
+def _jitter(reach: int, random: np.random.Generator) -> int:
+    return int(random.integers(-reach, reach + 1))
+
+
+def _radius(thing: Thing, random: np.random.Generator) -> int:
+    low, high = SIZES[thing.size]
+    return int(random.integers(low, high + 1))
+
+
+def _draw(thing: Thing, x: int, y: int, r: int) -> str:
+    colour = COLOURS[thing.colour]
+    if thing.shape == "circle":
+        return f'<circle cx="{x}" cy="{y}" r="{r}" fill="{colour}"/>'
+    if thing.shape == "ring":
+        return f'<circle cx="{x}" cy="{y}" r="{r - 3}" fill="none" stroke="{colour}" stroke-width="6"/>'
+    if thing.shape == "square":
+        return f'<rect x="{x - r}" y="{y - r}" width="{2 * r}" height="{2 * r}" fill="{colour}"/>'
+    return f'<path d="{_outline(thing.shape, x, y, r)}" fill="{colour}"/>'
+
+
+def _outline(shape: str, x: int, y: int, r: int) -> str:
+    """Relative path of a shape that is centred on (x, y) and 2r wide and high."""
+    if shape == "triangle":
+        return f"m{x} {y - r}l{r} {2 * r}h-{2 * r}z"
+    if shape == "diamond":
+        return f"m{x} {y - r}l{r} {r} -{r} {r} -{r} -{r}z".replace(" -", "-")
+    a, b = r // 3, r - r // 3  # a four-pointed star: inner corners at (±a, ±a)
+    return f"m{x} {y - r}l{a} {b} {b} {a} -{b} {a} -{a} {b} -{a} -{b} -{b} -{a} {b} -{a}z".replace(" -", "-")

@@ -1,0 +1,125 @@
+"""Joining and starting Ray, whether a job fits, and the AWS cluster file."""
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.util.state import list_nodes
+
+from app.cluster import ConnectedRay, Resources, connect, require_resources, room
+from app.errors import UserError
+
+CLUSTER_YAML = Path(__file__).parent.parent / "cluster.yaml"
+
+
+def test_workers_of_a_private_ray_reach_its_dashboard(ray_local: ConnectedRay) -> None:
+    """Train's placement-group cleaner does the same to give a stopped trial's workers back."""
+
+    @ray.remote(num_cpus=0)
+    def nodes_seen() -> tuple[int, str | None, int]:
+        return len(list_nodes()), os.environ.get("RAY_AUTH_MODE"), os.nice(0)
+
+    assert ray.get(nodes_seen.remote()) == (1, "token", os.nice(0))
+    assert ray_local.private
+
+
+def test_an_unreachable_cluster_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with (
+        pytest.raises(UserError, match=r"RAY_ADDRESS=127\.0\.0\.1:1 .*refused.*unset RAY_ADDRESS"),
+        connect(),
+    ):
+        pass
+    assert os.environ["RAY_ADDRESS"] == "127.0.0.1:1"
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (
+            (5, 1.0, False, 0.5, 0),
+            "4 CPU and 0 GPU cannot hold 5 training workers of 1 CPU each and a data task of 0.5 CPU; "
+            "set scaling.num_workers=3 or scaling.cpus_per_worker=0.7",
+        ),
+        (
+            (1, 4.0, False, 0.5, 0),
+            "4 CPU and 0 GPU cannot hold 1 training workers of 4 CPU each and a data task of 0.5 CPU; "
+            "set scaling.cpus_per_worker=3.5",
+        ),
+        (
+            (2, 1.0, True, 0.5, 2),
+            "4 CPU and 0 GPU cannot hold 2 training workers of 1 CPU and 1 GPU each and a data task of "
+            "0.5 CPU; set scaling.use_gpu=false or a smaller data.cpus_per_task",
+        ),
+    ],
+)
+def test_a_job_that_can_never_fit_is_refused(
+    ray_local: ConnectedRay, asked: tuple[Any, ...], message: str
+) -> None:
+    with pytest.raises(UserError) as refused:
+        require_resources(*asked)
+    assert str(refused.value) == f"the cluster has no room: {message}"
+
+
+def test_a_job_waits_for_what_other_work_gives_back(
+    ray_local: ConnectedRay, capfd: pytest.CaptureFixture[str]
+) -> None:
+    held = ray.util.placement_group([{"CPU": 3}])
+    assert held.wait(timeout_seconds=60)
+    threading.Timer(1.0, ray.util.remove_placement_group, [held]).start()
+    require_resources(3, 1.0, False, 0.5, 60)
+    assert ray.available_resources()["CPU"] >= 3.5
+    assert "waiting for 3 training workers' room" in capfd.readouterr().out
+
+
+def workers_one_by_one(
+    nodes: list[Resources], cpus_per_worker: float, use_gpu: bool, cpus_per_task: float
+) -> int:
+    """The oracle: put the task on each node in turn, then hand out workers one by one."""
+    most = 0
+    for at, node in enumerate(nodes):
+        left = [dict(other) for other in nodes]
+        if node["CPU"] < cpus_per_task:
+            continue
+        left[at]["CPU"] -= cpus_per_task
+        count = 0
+        for other in left:
+            while other["CPU"] >= cpus_per_worker and (not use_gpu or other["GPU"] >= 1):
+                other["CPU"] -= cpus_per_worker
+                other["GPU"] -= 1
+                count += 1
+        most = max(most, count)
+    return most
+
+
+node = st.fixed_dictionaries({"CPU": st.integers(0, 20).map(lambda n: n / 4), "GPU": st.integers(0, 3)})
+quarters = st.integers(1, 12).map(lambda n: n / 4)
+
+
+@given(nodes=st.lists(node, max_size=4), worker=quarters, use_gpu=st.booleans(), task=quarters)
+def test_room_is_what_handing_out_workers_one_by_one_gives(
+    nodes: list[Resources], worker: float, use_gpu: bool, task: float
+) -> None:
+    assert room(nodes, worker, use_gpu, task) == workers_one_by_one(nodes, worker, use_gpu, task)
+
+
+def test_the_cluster_file_is_valid_and_closed_to_strangers() -> None:
+    config = prepare_config(yaml.safe_load(CLUSTER_YAML.read_text(encoding="utf-8")))
+    validate_config(config)
+    head, gpu = (config["available_node_types"][name] for name in ("head", "gpu"))
+    assert (head["resources"], head["max_workers"]) == ({"CPU": 2}, 0)
+    assert (gpu["min_workers"], gpu["resources"]["GPU"]) == (0, 4)
+    assert config["max_workers"] == gpu["max_workers"] == 4
+    start = config["head_start_ray_commands"][-1]
+    assert "--num-cpus=2" in start
+    assert "--dashboard-host=127.0.0.1" in start
+    assert any("RAY_AUTH_MODE=token" in command for command in config["initialization_commands"])
+    assert config["file_mounts"]["/home/ubuntu/.ray/auth_token"] == "~/.ray/auth_token"
+    assert "security_group" not in config["provider"]  # it could only open more

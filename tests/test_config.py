@@ -1,0 +1,137 @@
+"""The configuration: every wrong key or value is named; every shipped file loads; shell and search agree."""
+
+import subprocess
+import sys
+
+
+import pytest
+import yaml
+
+from app.config import CONFIGS, Config, absolute, flat, load, override, reference, to_yaml
+from app.errors import UserError
+
+SHIPPED = sorted(CONFIGS.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_every_shipped_config_loads_and_survives_a_round_trip(file, tmp_path):
+    config = load(file)
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(to_yaml(config))
+    assert load(copy) == config
+
+
+def test_the_shipped_configs_are_the_ones_the_readme_names():
+    assert {file.stem for file in SHIPPED} == {"demo", "gemma2-2b", "gemma2-9b", "gemma2-27b", "search"}
+
+
+def test_gemma2_9b_carries_every_training_value_of_the_users_job():
+    values = flat(load("gemma2-9b"))
+    expected = {
+        "model.name": "google/gemma-2-9b-it", "lora.rank": 64, "lora.alpha": 128.0, "lora.dropout": 0.1,
+        "lora.target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        "lora.train_embeddings": False, "optim.learning_rate": 1e-4, "optim.schedule": "cosine_with_restarts",
+        "optim.warmup_ratio": 0.05, "optim.weight_decay": 0.01, "optim.beta1": 0.9, "optim.beta2": 0.95,
+        "optim.epsilon": 1e-8, "optim.max_grad_norm": 0.5, "train.epochs": 2, "train.micro_batch_rows": 1,
+        "train.accumulation": 16, "train.evaluate_every_steps": 10, "train.save_every_steps": 10,
+        "train.early_stopping_patience": 10, "train.early_stopping_threshold": 0.0005, "train.precision": "bf16",
+        "train.tf32": True, "train.compile": True, "quantization.kind": "nf4", "quantization.double": True,
+        "memory.gradient_checkpointing": True, "memory.max_gib_per_gpu": 28.0,
+        "memory.empty_cache_every_steps": 10, "memory.pin_memory": True, "evaluate.batch_rows": 2,
+        "scaling.num_workers": 2, "scaling.use_gpu": True,
+    }  # fmt: skip
+    assert {path: values[path] for path in expected} == expected
+
+
+def test_extending_a_config_changes_only_what_is_said():
+    nine, two = flat(load("gemma2-9b")), flat(load("gemma2-2b"))
+    assert {path for path in nine if nine[path] != two[path]} == {
+        "model.name", "lora.rank", "lora.alpha", "optim.learning_rate", "train.run_name",
+        "memory.max_gib_per_gpu", "scaling.num_workers",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("override_text", "message"),
+    [
+        ("optim.lerning_rate=1", "optim.lerning_rate is not a setting; did you mean optim.learning_rate?"),
+        ("learning_rate=1", "learning_rate is not a setting; did you mean optim.learning_rate?"),
+        ("optm.schedule=cosine", "did you mean optim?"),
+        ("optim.learning_rate=7", "optim.learning_rate=7: input should be less than or equal to 1; allowed: number > 0, ≤ 1"),
+        ("optim.learning_rate=fast", "optim.learning_rate='fast'"),
+        ("optim.schedule=cosin", "allowed: cosine_with_restarts, cosine, linear, constant"),
+        ("train.max_steps=1.5", "allowed: whole number ≥ 1 or null"),
+        ("train.save_every_steps=7", "save_every_steps=7 must be a multiple of evaluate_every_steps=20"),
+        ("optim", "write section.field=value"),
+        ("optim=3", "optim=3"),
+        ("lora.target_modules=[q_proj, zz]", "lora.target_modules.1='zz'"),
+        ("search.space.optim.learning_rat={uniform: [1, 2]}", "did you mean optim.learning_rate?"),
+        ("search.space.optim.learning_rate={loguniform: [1e-4, 3]}", "search.space: optim.learning_rate=3.0"),
+        ("search.space.optim.learning_rate={loguniform: [1e-2, 1e-4]}", "must lie below the high end"),
+        ("search.space.lora.rank={pick: [1]}", "search.space.lora.rank is not a range of values; allowed: {loguniform"),
+    ],
+)  # fmt: skip
+def test_a_wrong_override_is_named_with_what_is_allowed(override_text, message):
+    with pytest.raises(UserError) as error:
+        load("demo", [override_text])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_search_needs_to_know_how_long_a_trial_is():
+    with pytest.raises(UserError, match=r"search.trial_steps and train.max_steps are both null"):
+        load("demo", ["search.trial_steps=null", "train.max_steps=null"])
+
+
+def test_files_that_are_not_configs(tmp_path):
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    (tmp_path / "broken.yaml").write_text("optim: [1\n")
+    for name, message in [("absent", "config .*absent' not found.*gemma2-9b"), ("list.yaml", "holds a list"),
+                          ("broken.yaml", "is not YAML")]:  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            load(tmp_path / name)
+
+
+def test_shell_and_search_overrides_are_one_function():
+    shell = load("demo", ["optim.learning_rate=3e-4", "lora.rank=4", "train.max_steps=null", "search.trial_steps=5"])
+    mapping = load("demo", {"optim.learning_rate": 3e-4, "lora.rank": 4, "train.max_steps": None, "search.trial_steps": 5})
+    assert shell == mapping == override(load("demo"), flat(shell))
+    assert (shell.optim.learning_rate, shell.lora.rank, shell.train.max_steps) == (3e-4, 4, None)
+
+
+def test_paths_are_made_absolute_for_ray_workers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = absolute(load("demo", ["train.output_dir=s3://bucket/jobs"]))
+    assert config.data.shards == str(tmp_path / "outputs/demo/shards")
+    assert config.tracking.uri == f"sqlite:///{tmp_path}/outputs/demo/mlflow.db"
+    assert (config.train.output_dir, config.model.name) == ("s3://bucket/jobs", "tiny")
+
+
+def test_the_reference_names_every_field_once_with_a_meaning():
+    text = reference()
+    for path in flat(Config()):
+        section, field = path.split(".")[:2]
+        (row,) = [line for line in text.splitlines() if line.startswith(f"| `{section}.{field}` |")]
+        _, _, default, allowed, meaning, _ = row.split(" | ") if row.count(" | ") == 5 else ("", "", *row.split(" | ")[1:], "")
+        assert default.strip("` ")
+        assert allowed.strip()
+        assert len(meaning) > 10, row
+
+
+def test_a_wrong_value_is_named_before_anything_heavy_is_imported():
+    code = (
+        "import sys; from app.__main__ import main; code = main(['train', 'gemma2-9b', 'optim.learning_rate=7']);"
+        "heavy = {'torch', 'ray', 'mlflow', 'transformers', 'pyarrow'} & set(sys.modules);"
+        "sys.exit(99 if heavy else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done
+    assert done.stderr.startswith("svgscribe: optim.learning_rate=7: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_config_show_prints_what_load_reads():
+    done = subprocess.run(
+        [sys.executable, "-m", "app", "config", "show", "search", "lora.rank=32"], capture_output=True, text=True, check=True
+    )
+    assert Config.model_validate(yaml.safe_load(done.stdout)) == load("search", ["lora.rank=32"])

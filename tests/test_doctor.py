@@ -1,0 +1,113 @@
+"""What `doctor` says of a machine that is ready, of one where everything is wrong, and of a cluster."""
+
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import ray
+
+from app.cluster import ConnectedRay
+from app.config import Config, load, override, to_yaml
+from app.doctor import bounded, doctor
+from data_pipeline.config import PrepareConfig
+from data_pipeline.prepare import prepare
+
+CHECKS = {"packages", "gpu", "bitsandbytes", "storage", "shards", "model", "tracking", "ray"}
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A config that can run here."""
+    folder = tmp_path_factory.mktemp("doctor")
+    prepare(["scenes:40"], PrepareConfig(out=str(folder / "shards"), validation_share=0.2))
+    return load(
+        None,
+        {
+            "data.shards": str(folder / "shards"),
+            "train.output_dir": str(folder / "not" / "yet" / "there"),
+            "tracking.uri": None,
+            "scaling.num_workers": 1,
+        },
+    )
+
+
+def spoken(output: str) -> list[tuple[str, str, str]]:
+    """(status, check, text) of every line."""
+    lines = []
+    for line in output.splitlines():
+        status, check, text = line.split(maxsplit=2)
+        lines.append((status, check, text))
+    return lines
+
+
+def test_a_ready_machine(
+    ready: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert doctor(ready) == 0
+    lines = spoken(capsys.readouterr().out)
+    assert {status for status, _, _ in lines} == {"ok"}
+    assert {check for _, check, _ in lines} == CHECKS
+    rows = next(text for _, check, text in lines if check == "shards")
+    assert sum(map(int, re.findall(r"(\d+) (?:training|validation)", rows))) == 40
+    assert not Path(ready.train.output_dir).parents[1].exists()  # looked, and left nothing
+
+
+def test_everything_that_is_wrong_is_named_with_its_fix(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    (tmp_path / "file").touch()
+    (tmp_path / "model").mkdir()
+    config = load(
+        None,
+        {
+            "data.shards": str(tmp_path / "nothing"),
+            "train.output_dir": str(tmp_path / "file" / "out"),
+            "tracking.uri": "http://127.0.0.1:1",
+            "tracking.timeout_seconds": 2,
+            "model.name": str(tmp_path / "model"),
+        },
+    )
+    assert doctor(config) == 1
+    failed = {check: text for status, check, text in spoken(capsys.readouterr().out) if status == "FAIL"}
+    assert failed.keys() == {"storage", "shards", "model", "tracking", "ray"}
+    assert f"train.output_dir={tmp_path / 'file' / 'out'} is not writable" in failed["storage"]
+    assert "python -m app prepare" in failed["shards"]
+    assert "no config.json" in failed["model"]
+    assert "tracking.uri='http://127.0.0.1:1' cannot be used" in failed["tracking"]
+    assert "cannot join the Ray cluster at RAY_ADDRESS=127.0.0.1:1" in failed["ray"]
+
+
+def test_a_cluster_is_joined_and_asked_as_a_stranger(
+    ready: Config, ray_local: ConnectedRay, tmp_path: Path
+) -> None:
+    file = tmp_path / "large.yaml"
+    file.write_text(to_yaml(override(ready, {"scaling.num_workers": 8})))
+    code = "import sys; from app import config, doctor; sys.exit(doctor.doctor(config.load(sys.argv[1])))"
+    done = subprocess.run([sys.executable, "-c", code, file], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    texts = {(status, text) for status, check, text in spoken(done.stdout) if check == "ray"}
+    assert texts == {
+        ("ok", f"joined {ray_local.address}, Ray {ray.__version__} there as here"),
+        ("ok", f"strangers are refused at the dashboard {ray_local.dashboard}"),
+        ("FAIL", "4 CPU and 0 GPU cannot hold 8 training workers of 0.5 CPU each and a data task of 0.5 CPU; "
+         "set scaling.num_workers=7 or scaling.cpus_per_worker=0.43"),
+    }  # fmt: skip
+
+
+def test_a_check_that_hangs_or_breaks_is_a_failure() -> None:
+    def hangs(config: Config) -> list[tuple[str, str]]:
+        threading.Event().wait()
+        return []
+
+    def breaks(config: Config) -> list[tuple[str, str]]:
+        raise RuntimeError("s3://key:secret@bucket\nis away")
+
+    assert bounded(hangs, Config(), 0.05) == [
+        ("FAIL", "no answer in 0.05 s: is the network, disk or server there?")
+    ]
+    assert bounded(breaks, Config(), 5) == [("FAIL", "RuntimeError: s3://***@bucket is away")]

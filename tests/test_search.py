@@ -1,0 +1,191 @@
+"""Searches on a real Ray: early stopping, failures, and that stopped trials give their workers back."""
+
+import math
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import ray.train
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from app.cluster import ConnectedRay
+from tune.config import Choice, LogUniform, SearchConfig
+from tune.errors import SearchError
+from tune.search import TrialOutcome, search
+
+TRIAL_STEPS = 8
+NUM_CPUS = 4
+
+
+def loss(x: float, step: int) -> float:
+    return abs(x - 0.5) + 1 / step if x < 10 else math.nan
+
+
+def nested(storage_path: Path) -> Callable[[dict[str, Any], str], dict[str, Any]]:
+    """Trials that each fit a TorchTrainer; its worker is so large that only two fit."""
+
+    import ray.train.torch  # every trial's process imports this module: torch only where it is used
+
+    def train_loop(config: dict[str, float]) -> dict[str, float]:
+        if config["x"] < 0:
+            raise ValueError(f"x is {config['x']}")
+        for step in range(1, TRIAL_STEPS + 1):
+            report = {"step": step, "eval_loss": loss(config["x"], step)}
+            ray.train.report(report)
+        return report
+
+    def run_trial(overrides: dict[str, Any], trial_id: str) -> dict[str, Any]:
+        return (
+            ray.train.torch.TorchTrainer(
+                train_loop,
+                train_loop_config={"x": overrides["model.x"]},
+                scaling_config=ray.train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1.9}),
+                run_config=ray.train.RunConfig(
+                    name=trial_id, storage_path=str(storage_path / "runs"), callbacks=[TuneReportCallback()]
+                ),
+            )
+            .fit()
+            .return_value
+        )
+
+    return run_trial
+
+
+def bare(overrides: dict[str, Any], trial_id: str) -> dict[str, Any]:
+    """A trial without a trainer, for what does not depend on one."""
+    if overrides["model.x"] < 0:
+        raise ValueError(f"x is {overrides['model.x']}")
+    report = TuneReportCallback()
+    for step in range(1, TRIAL_STEPS + 1):
+        metrics = {"step": step, "eval_loss": loss(overrides["model.x"], step)}
+        report.after_report(None, [metrics], None)
+    return metrics
+
+
+def test_asha_prunes_the_worst_and_a_failing_trial_ends_alone(
+    ray_local: ConnectedRay, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # In this order: whatever the first two do, the third is the worst at its first rung.
+    draws = [0.6, 0.5, 0.9, -1.0, 0.9]
+    config = SearchConfig(
+        space={"model.x": Choice(choice=(0.6, 0.5, 0.9, -1.0))},
+        num_trials=len(draws),
+        max_concurrent=2,
+        grace_steps=2,
+        seed=194,
+    )
+    ended: list[TrialOutcome] = []
+    result = search(
+        config,
+        nested(tmp_path),
+        name="nested",
+        storage_path=str(tmp_path),
+        trial_steps=TRIAL_STEPS,
+        on_trial_end=ended.append,
+    )
+
+    assert result.trials == tuple(ended)
+    assert sorted(trial.overrides["model.x"] for trial in ended) == sorted(draws)
+    by_status = {
+        status: [t for t in ended if t.status == status] for status in ("completed", "pruned", "failed")
+    }
+    assert [(t.overrides["model.x"], t.eval_loss, t.step) for t in by_status["failed"]] == [(-1.0, None, 0)]
+    assert by_status["failed"][0].error == "ValueError: x is -1.0"
+    assert {t.overrides["model.x"] for t in by_status["pruned"]} >= {0.9}
+    assert all(t.step < TRIAL_STEPS for t in by_status["pruned"])
+    assert all(t.step == TRIAL_STEPS for t in by_status["completed"])
+    for trial in by_status["completed"] + by_status["pruned"]:
+        assert trial.eval_loss == loss(trial.overrides["model.x"], trial.step)
+    assert (result.best.overrides, result.best.status) == ({"model.x": 0.5}, "completed")
+
+    printed = capfd.readouterr().out
+    assert printed.count("trial pruned at step") == len(by_status["pruned"])
+    assert printed.count("; 0 left") == 1
+    # Every worker has been given back: the whole machine can be reserved.
+    everything = ray.util.placement_group([{"CPU": NUM_CPUS}])
+    assert everything.wait(timeout_seconds=60)
+    ray.util.remove_placement_group(everything)
+
+
+def test_diverged_trials_have_no_loss_and_a_long_grace_prunes_nothing(
+    ray_local: ConnectedRay, tmp_path: Path
+) -> None:
+    config = SearchConfig(
+        space={"model.x": Choice(choice=(0.25, 11.0, -1.0))},
+        num_trials=3,
+        max_concurrent=3,
+        grace_steps=TRIAL_STEPS,
+        seed=6,  # draws each of them once
+    )
+    result = search(config, bare, name="bare", storage_path=str(tmp_path), trial_steps=TRIAL_STEPS)
+    seen = {(t.overrides["model.x"], t.status, t.step, t.eval_loss) for t in result.trials}
+    best = 0.25 + 1 / TRIAL_STEPS
+    assert seen == {
+        (0.25, "completed", TRIAL_STEPS, best),
+        (11.0, "completed", TRIAL_STEPS, None),
+        (-1.0, "failed", 0, None),
+    }
+    assert result.best.eval_loss == best
+
+
+def test_a_search_in_which_all_trials_fail_names_the_first_error(
+    ray_local: ConnectedRay, tmp_path: Path
+) -> None:
+    config = SearchConfig(space={"model.x": Choice(choice=(-1.0,))}, num_trials=2, max_concurrent=2)
+    with pytest.raises(SearchError, match=r"none of the 2 trials .* ValueError: x is -1\.0"):
+        search(config, bare, name="failing", storage_path=str(tmp_path), trial_steps=TRIAL_STEPS)
+
+
+def test_interrupting_a_search_stops_it(ray_local: ConnectedRay, tmp_path: Path) -> None:
+    config = SearchConfig(space={"model.x": Choice(choice=(0.5,))}, num_trials=3, max_concurrent=1)
+    ended: list[TrialOutcome] = []
+    lock = threading.Lock()  # like a tracking client, it cannot be pickled
+
+    def interrupt(outcome: TrialOutcome) -> None:
+        with lock:
+            ended.append(outcome)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        search(
+            config,
+            bare,
+            name="interrupted",
+            storage_path=str(tmp_path),
+            trial_steps=TRIAL_STEPS,
+            on_trial_end=interrupt,
+        )
+    assert len(ended) == 1
+    with pytest.raises(KeyboardInterrupt):  # Tune has put the user's Ctrl-C back
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_optuna_repeats_its_choices_for_a_seed(ray_local: ConnectedRay, tmp_path: Path) -> None:
+    config = SearchConfig(
+        space={"model.x": LogUniform(loguniform=(0.01, 1.0)), "lora.rank": Choice(choice=(8, 16))},
+        algorithm="optuna",
+        num_trials=2,
+        grace_steps=TRIAL_STEPS,
+        seed=3,
+    )
+    first, second = (
+        search(config, bare, name=name, storage_path=str(tmp_path), trial_steps=TRIAL_STEPS).trials
+        for name in ("first", "second")
+    )
+    assert [trial.overrides for trial in first] == [trial.overrides for trial in second]
+    assert len({trial.overrides["model.x"] for trial in first}) == 2
+    for trial in first:
+        assert {path: type(value) for path, value in trial.overrides.items()} == {
+            "model.x": float,
+            "lora.rank": int,
+        }
+        assert 0.01 <= trial.overrides["model.x"] <= 1.0
+
+
+def test_an_empty_space_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SearchError, match=r"search\.space is empty"):
+        search(SearchConfig(), bare, name="empty", storage_path=str(tmp_path), trial_steps=TRIAL_STEPS)

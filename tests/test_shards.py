@@ -1,0 +1,162 @@
+"""Shards on disk: any window is what was written, and nothing is ever half replaced."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.errors import DataError
+from data_pipeline.shards import (
+    ROW_GROUP_ROWS,
+    QuarantineRow,
+    ShardRow,
+    Shards,
+    ShardWriter,
+    open_shards,
+)
+
+NUM_ROWS = 1500
+ROWS = [ShardRow(f"id{n}", f"<svg>{n}</svg>", f"caption {n}", "made") for n in range(NUM_ROWS)]
+
+
+def write(folder: Path | str, rows: list[ShardRow], *, shard_rows: int = 700) -> Shards:
+    writer = ShardWriter(str(folder), shard_rows=shard_rows)
+    for n, row in enumerate(rows):
+        writer.add("validation" if n % 10 == 9 else "train", row)
+    writer.refuse(QuarantineRow("bad", "made", "empty", "nothing is drawn", b"<svg"))
+    writer.commit({"digest": writer.close()})
+    return open_shards(str(folder))
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Shards:
+    return write(tmp_path_factory.mktemp("shards") / "a", ROWS)
+
+
+TRAIN = [row for n, row in enumerate(ROWS) if n % 10 != 9]
+
+
+def test_layout(shards: Shards) -> None:
+    folder = Path(shards.folder)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "dataset.json",
+        "quarantine.parquet",
+        "train-00000.parquet",
+        "train-00001.parquet",
+        "validation-00000.parquet",
+    ]
+    first = pq.ParquetFile(folder / "train-00000.parquet")
+    assert first.schema_arrow == pa.schema(
+        [(n, pa.string()) for n in ("id", "svg", "caption", "source", "split")]
+    )
+    assert first.metadata.num_rows == 700
+    assert first.metadata.row_group(0).num_rows == ROW_GROUP_ROWS
+    assert set(first.read(columns=["split"])["split"].to_pylist()) == {"train"}
+    assert pq.read_table(folder / "quarantine.parquet").to_pylist() == [
+        {
+            "id": "bad",
+            "source": "made",
+            "reason": "empty",
+            "detail": "nothing is drawn",
+            "first_bytes": b"<svg",
+        }
+    ]
+    assert (shards.num_rows("train"), shards.num_rows("validation")) == (1350, 150)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.integers(0, len(TRAIN)), st.integers(0, len(TRAIN)))
+def test_any_window_is_the_slice_of_all_rows(shards: Shards, a: int, b: int) -> None:
+    assert shards.read("train", min(a, b), max(a, b)) == TRAIN[min(a, b) : max(a, b)]
+
+
+def test_windows_at_the_seams(shards: Shards) -> None:
+    for start, stop in [(0, 0), (0, 1), (255, 257), (699, 701), (1349, 1350), (1350, 1350), (0, 1350)]:
+        assert shards.read("train", start, stop) == TRAIN[start:stop]
+    assert shards.read("validation", 0, 150) == ROWS[9::10]
+
+
+def test_opened_shards_travel(shards: Shards) -> None:
+    sent = pickle.dumps(shards)
+    assert len(sent) < 1000
+    assert pickle.loads(sent).read("train", 3, 5) == TRAIN[3:5]
+
+
+def test_the_digest_is_of_the_rows_not_of_the_files(tmp_path: Path, shards: Shards) -> None:
+    assert write(tmp_path / "a", ROWS, shard_rows=100).digest == shards.digest
+    assert write(tmp_path / "b", [*ROWS[:-1], ROWS[-1]._replace(caption="x")]).digest != shards.digest
+    assert write(tmp_path / "c", [ROWS[1], ROWS[0], *ROWS[2:]]).digest != shards.digest
+
+
+def test_a_uri_is_a_folder_too(tmp_path: Path) -> None:
+    shards = write(f"file://{tmp_path}/uri", ROWS[:20])
+    assert shards.read("train", 2, 4) == TRAIN[2:4]
+    assert (tmp_path / "uri" / "dataset.json").exists()
+
+
+def test_a_new_dataset_replaces_the_old_and_nothing_else(tmp_path: Path) -> None:
+    write(tmp_path, ROWS, shard_rows=100)
+    (tmp_path / "notes.txt").write_text("mine")
+    shards = write(tmp_path, ROWS[:20])
+    assert shards.num_rows("train") == 18
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "dataset.json",
+        "notes.txt",
+        "quarantine.parquet",
+        "train-00000.parquet",
+        "validation-00000.parquet",
+    ]
+    assert not Path(f"{tmp_path}.partial").exists()
+
+
+def test_until_the_commit_the_old_dataset_is_whole(tmp_path: Path) -> None:
+    old = write(tmp_path / "a", ROWS[:20])
+    writer = ShardWriter(str(tmp_path / "a"), shard_rows=2)
+    for row in ROWS[100:200]:
+        writer.add("train", row)
+    writer.close()  # and no commit: a crash here
+    assert open_shards(old.folder) == old
+    assert old.read("train", 0, 18) == TRAIN[:18]
+    again = write(tmp_path / "a", ROWS[:30])  # what the crash left is not in the way
+    assert again.read("train", 0, 27) == TRAIN[:27]
+
+
+def test_a_commit_that_breaks_off_leaves_no_mixture(tmp_path: Path) -> None:
+    write(tmp_path, ROWS[:20])
+    (tmp_path / "validation-00000.parquet").unlink()
+    (tmp_path / "validation-00000.parquet" / "in the way").mkdir(parents=True)
+    with pytest.raises(OSError):  # noqa: PT011  (the file system's own words)
+        write(tmp_path, ROWS[:30])
+    with pytest.raises(DataError, match="no prepared dataset"):
+        open_shards(str(tmp_path))
+
+
+def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    def refused(*words: str) -> None:
+        with pytest.raises(DataError) as error:
+            open_shards(str(tmp_path / "a"))
+        assert all(word in str(error.value) for word in words), str(error.value)
+        assert "\n" not in str(error.value)
+
+    refused(str(tmp_path / "a"), "no prepared dataset", "prepare")
+    (tmp_path / "a").mkdir()
+    refused(str(tmp_path / "a"), "no prepared dataset", "prepare")
+    (tmp_path / "a" / "dataset.json").write_text(json.dumps({"digest": "x"}))
+    refused("no shard", "prepare")
+    pq.write_table(pa.table({"id": ["a"], "Svg": ["b"]}), tmp_path / "a" / "train-00000.parquet")
+    refused("train-00000.parquet", "'svg'", "id, Svg")
+    (tmp_path / "a" / "train-00000.parquet").write_text("half a file")
+    refused("train-00000.parquet", "not a readable shard")
+    with pytest.raises(DataError, match="nosuch"):
+        open_shards("nosuch://x/y")
+
+
+def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot write"):
+        ShardWriter(str(tmp_path / "file" / "a"), shard_rows=2)

@@ -1,0 +1,315 @@
+import dataclasses
+import itertools
+import json
+import re
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from app.cluster import ConnectedRay
+from data_pipeline.config import DataConfig
+from data_pipeline.encode import IGNORED, PromptEncoder
+from data_pipeline.errors import DataError
+from data_pipeline.shards import ShardRow, ShardWriter
+from data_pipeline.stream import (
+    Batch,
+    Position,
+    Stream,
+    batches,
+    dataset,
+    deal,
+    progress,
+    validation_batches,
+)
+
+# Ray Data warns of the defaults that it sets itself.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
+
+T = TypeVar("T")
+
+NUM_TRAIN, NUM_VALIDATION = 150, 37
+LENGTHS = np.random.default_rng(0).integers(20, 160, NUM_TRAIN + NUM_VALIDATION).tolist()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One token per byte, and Gemma's control tokens."""
+    control = ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"]
+    vocabulary = {
+        token: i for i, token in enumerate([*control, *sorted(pre_tokenizers.ByteLevel.alphabet())])
+    }
+    bytes_only = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bytes_only.decoder = decoders.ByteLevel()
+    bytes_only.add_special_tokens(control)
+    folder = tmp_path_factory.mktemp("tokenizer")
+    bytes_only.save(str(folder / "tokenizer.json"))
+    return str(folder)
+
+
+def write_shards(folder: Path, *, train: Sequence[int], validation: Sequence[int]) -> None:
+    """Row i of a split is captioned `icon i`, and its SVG has the i-th length in bytes."""
+    writer = ShardWriter(str(folder), shard_rows=64)
+    for split, lengths in (("train", train), ("validation", validation)):
+        for i, length in enumerate(lengths):
+            writer.add(split, ShardRow(str(i), svg_of(length), f"icon {i}", "test"))
+    writer.commit({"digest": writer.close()})
+
+
+def svg_of(length: int) -> str:
+    return f"<svg>{'x' * (length - 11)}</svg>"
+
+
+@pytest.fixture(scope="module")
+def stream(tokenizer: str, tmp_path_factory: pytest.TempPathFactory) -> Stream:
+    """Two epochs of two windows; the first holds more packed rows than travel together."""
+    folder = tmp_path_factory.mktemp("shards")
+    write_shards(folder, train=LENGTHS[:NUM_TRAIN], validation=LENGTHS[NUM_TRAIN:])
+    config = DataConfig(shards=str(folder), system="Look:", max_row_tokens=232, window_rows=120, seed=1)
+    return Stream(config, tokenizer, epochs=2)
+
+
+def changed(stream: Stream, **config: object) -> Stream:
+    return dataclasses.replace(stream, config=stream.config.model_copy(update=config))
+
+
+def icons(stream: Stream, rows: Batch) -> list[list[int]]:
+    """The icons in each packed row, read back from its tokens."""
+    encoder = PromptEncoder(stream.tokenizer, stream.config.system)
+    found = []
+    for ids, positions, num_tokens in zip(
+        rows["input_ids"], rows["position_ids"], rows["num_tokens"], strict=True
+    ):
+        starts = np.flatnonzero(positions[:num_tokens] == 0)
+        texts = [encoder.decode(part.tolist()) for part in np.split(ids[:num_tokens], starts)[1:]]
+        found.append([int(re.findall(r"icon (\d+)", text)[0]) for text in texts])
+    return found
+
+
+def flat(nested: Iterable[list[T]]) -> list[T]:
+    return list(itertools.chain.from_iterable(nested))
+
+
+def epochs_of(stream: Stream) -> list[list[int]]:
+    per_window = [flat(icons(stream, stream.window(number))) for number in range(stream.num_windows)]
+    per_epoch = stream.num_windows_per_epoch
+    return [flat(per_window[start : start + per_epoch]) for start in range(0, stream.num_windows, per_epoch)]
+
+
+def concatenated(windows: Iterable[Batch]) -> Batch:
+    windows = list(windows)
+    return {name: np.concatenate([window[name] for window in windows]) for name in windows[0]}
+
+
+def assert_same(left: Batch, right: Batch) -> None:
+    assert left.keys() == right.keys()
+    for name in left:
+        assert left[name].dtype == right[name].dtype == np.int32
+        np.testing.assert_array_equal(left[name], right[name], err_msg=name)
+
+
+def test_every_epoch_has_every_row_once_and_its_own_order(stream: Stream) -> None:
+    first, second = epochs_of(stream)
+    assert sorted(first) == sorted(second) == list(range(NUM_TRAIN))
+    assert first != second
+    # neighbours in the shards are not neighbours in training, nor do rows with long examples come first
+    assert sum(abs(a - b) == 1 for a, b in itertools.pairwise(first)) < NUM_TRAIN // 10
+    longest = [max(LENGTHS[icon] for icon in row) for row in icons(stream, stream.window(0))]
+    assert abs(np.corrcoef(longest, range(len(longest)))[0, 1]) < 0.3
+    company = [icons(stream, stream.window(number)) for number in range(stream.num_windows)]
+    assert {frozenset(row) for row in flat(company[:2])} != {frozenset(row) for row in flat(company[2:])}
+
+
+def test_windows_take_turns_at_random(stream: Stream) -> None:
+    many = dataclasses.replace(changed(stream, window_rows=10), epochs=3)
+    turns = [[icon // 10 for icon in epoch] for epoch in epochs_of(many)]
+    orders = [[window for window, _ in itertools.groupby(turn)] for turn in turns]
+    assert [sorted(order) for order in orders] == [list(range(15))] * 3
+    assert len({tuple(order) for order in [*orders, range(15)]}) == 4
+
+
+def test_a_window_depends_on_nothing_but_its_number_and_the_seed(stream: Stream) -> None:
+    before = stream.window(2)
+    stream.window(0)
+    assert_same(stream.window(2), before)
+    assert_same(dataclasses.replace(stream, epochs=9).window(2), before)
+    assert epochs_of(changed(stream, seed=2)) != epochs_of(stream)
+
+
+def test_a_packed_row_is_its_examples_one_behind_the_other(stream: Stream) -> None:
+    encoder = PromptEncoder(stream.tokenizer, stream.config.system)
+    rows = stream.window(1)
+    assert rows["num_examples"].max() > 1
+    for row, members in enumerate(icons(stream, rows)):
+        examples = [encoder.encode(svg_of(LENGTHS[i]), f"icon {i}") for i in members]
+        num_tokens = sum(len(example.input_ids) for example in examples)
+        padding = stream.config.max_row_tokens - num_tokens
+        expected = {
+            "input_ids": [*(example.input_ids for example in examples), np.full(padding, encoder.pad_id)],
+            "targets": [*(example.targets for example in examples), np.full(padding, IGNORED)],
+            "position_ids": [*(np.arange(len(example.input_ids)) for example in examples), np.zeros(padding)],
+        }
+        for name, parts in expected.items():
+            np.testing.assert_array_equal(rows[name][row], np.concatenate(parts))
+        assert (rows["num_tokens"][row], rows["num_examples"][row]) == (num_tokens, len(members))
+
+
+def test_max_train_rows_keeps_the_first_rows(stream: Stream) -> None:
+    few = changed(stream, max_train_rows=130)
+    assert (few.num_train_rows, few.num_windows_per_epoch, few.num_windows) == (130, 2, 4)
+    assert [sorted(epoch) for epoch in epochs_of(few)] == [list(range(130))] * 2
+    assert changed(stream, max_train_rows=10**6).num_train_rows == NUM_TRAIN
+
+
+def test_examples_longer_than_a_row_are_left_out_and_counted(tokenizer: str, tmp_path: Path) -> None:
+    write_shards(tmp_path, train=[30, 500, 30, 600, 700, 30, 30, 800], validation=[500, 30])
+    config = DataConfig(shards=str(tmp_path), system="Look:", max_row_tokens=200, window_rows=2)
+    stream = Stream(config, tokenizer, epochs=3)
+    assert [sorted(epoch) for epoch in epochs_of(stream)] == [[0, 2, 5, 6]] * 3
+    windows = [stream.window(number) for number in range(stream.num_windows)]
+    assert [int(window["left_out"].sum()) for window in windows] == [1] * 12
+
+    alone = changed(stream, window_rows=1)  # a window of which nothing is left must still be counted
+    windows = [alone.window(number) for number in range(alone.num_windows_per_epoch)]
+    assert sum(int(window["left_out"].sum()) for window in windows) == 4
+    assert sorted(int(window["num_tokens"].sum() > 0) for window in windows) == [0, 0, 0, 0, 1, 1, 1, 1]
+
+    (batch,) = validation_batches(stream, micro_batch_rows=4, rank=0, num_workers=1)
+    assert (int(batch["left_out"].sum()), int(batch["num_examples"].sum())) == (1, 1)
+
+
+def naive_deal(rows: Batch, micro_batch_rows: int, num_workers: int) -> list[list[list[int]]]:
+    """[worker][micro-batch] → which packed rows, -1 for one that fills up."""
+    num_rows = len(rows["index"])
+    num_steps = -(-num_rows // (micro_batch_rows * num_workers))
+    everything = iter([*range(num_rows), *itertools.repeat(-1, micro_batch_rows * num_workers)])
+    hands: list[list[list[int]]] = [[] for _ in range(num_workers)]
+    for _ in range(num_steps):
+        for hand in hands:
+            hand.append([next(everything) for _ in range(micro_batch_rows)])
+    return hands
+
+
+@pytest.mark.parametrize(
+    ("micro_batch_rows", "num_workers"), [(1, 1), (1, 2), (3, 1), (2, 3), (5, 4), (1, 200), (300, 2)]
+)
+def test_every_row_is_dealt_once_and_the_ragged_end_is_filled_up(
+    stream: Stream, micro_batch_rows: int, num_workers: int
+) -> None:
+    windows = [stream.window(number) for number in range(stream.num_windows)]
+    rows = concatenated(windows)
+    for rank, hand in enumerate(naive_deal(rows, micro_batch_rows, num_workers)):
+        dealt = list(deal(windows, micro_batch_rows=micro_batch_rows, rank=rank, num_workers=num_workers))
+        assert len(dealt) == len(hand)
+        for k, ((batch, position), wanted) in enumerate(zip(dealt, hand, strict=True)):
+            real = [row for row in wanted if row >= 0]
+            assert_same({name: column[: len(real)] for name, column in batch.items()},
+                        {name: column[real] for name, column in rows.items()})  # fmt: skip
+            for name, value in {
+                "targets": IGNORED,
+                "num_tokens": 0,
+                "num_examples": 0,
+                "left_out": 0,
+            }.items():
+                assert (batch[name][len(real) :] == value).all()
+                assert len(batch[name]) == micro_batch_rows
+            consumed = min((k + 1) * micro_batch_rows * num_workers, len(rows["index"]))
+            assert rows_before(position, windows) == consumed
+
+
+def rows_before(position: Position, windows: Sequence[Batch]) -> int:
+    if position.index:
+        assert len(windows[position.window]["index"]) == position.window_rows > position.index
+    return sum(len(window["index"]) for window in windows[: position.window]) + position.index
+
+
+def test_a_window_that_got_lost_is_noticed(stream: Stream) -> None:
+    windows = [stream.window(0), stream.window(2)]
+    with pytest.raises(AssertionError):
+        list(deal(windows, micro_batch_rows=1, rank=0, num_workers=1))
+
+
+def test_progress_grows_from_0_to_1_with_the_position(stream: Stream) -> None:
+    windows = (stream.window(number) for number in range(stream.num_windows))
+    positions = [Position(), *(p for _, p in deal(windows, micro_batch_rows=1, rank=0, num_workers=1))]
+    shares = [progress(position, stream.num_windows) for position in positions]
+    assert (shares[0], shares[-1]) == (0.0, 1.0)
+    assert all(a < b for a, b in itertools.pairwise(shares))
+    assert positions == sorted(positions)
+    assert positions[-1] == Position(window=4)
+    assert progress(Position(window=3, index=1, window_rows=4), 13) == 0.25
+    for position in positions[:: len(positions) // 7]:
+        assert Position(**json.loads(json.dumps(dataclasses.asdict(position)))) == position
+
+
+@pytest.mark.parametrize(("micro_batch_rows", "num_workers"), [(1, 1), (2, 2), (3, 3), (1, 50)])
+def test_workers_share_the_validation_split_in_equal_parts(
+    stream: Stream, micro_batch_rows: int, num_workers: int
+) -> None:
+    stream = changed(stream, max_validation_rows=33, window_rows=10)
+    hands = [
+        validation_batches(stream, micro_batch_rows=micro_batch_rows, rank=rank, num_workers=num_workers)
+        for rank in range(num_workers)
+    ]
+    assert len({len(hand) for hand in hands}) == 1
+    assert {len(batch["index"]) for hand in hands for batch in hand} == {micro_batch_rows}
+    seen = flat(flat(icons(stream, batch)) for hand in hands for batch in hand)
+    assert sorted(seen) == list(range(33))
+
+
+def test_an_empty_split_is_refused(stream: Stream, tmp_path: Path) -> None:
+    write_shards(tmp_path, train=[30], validation=[])
+    stream = changed(stream, shards=str(tmp_path))
+    assert stream.num_windows == 2
+    with pytest.raises(DataError, match=r"the validation split of .* is empty: .*--validation-share"):
+        validation_batches(stream, micro_batch_rows=1, rank=0, num_workers=1)
+
+
+# From here on with Ray Data.
+
+
+def consume(
+    stream: Stream, start: Position, *, micro_batch_rows: int, num_workers: int, steps: int | None = None
+) -> list[list[tuple[Batch, Position]]]:
+    """What each worker gets, at most `steps` micro-batches of it."""
+    shards = dataset(stream, start=start, num_workers=num_workers).streaming_split(num_workers, equal=True)
+
+    def read(rank: int) -> list[tuple[Batch, Position]]:
+        own = batches(
+            shards[rank], micro_batch_rows=micro_batch_rows, rank=rank, num_workers=num_workers, prefetch=2
+        )
+        return list(itertools.islice(own, steps))
+
+    with ThreadPoolExecutor(num_workers) as threads:
+        return list(threads.map(read, range(num_workers)))
+
+
+@pytest.mark.parametrize(("micro_batch_rows", "num_workers"), [(4, 1), (1, 2), (2, 3)])
+def test_ray_data_deals_the_same_rows_as_plain_python(
+    ray_local: ConnectedRay, stream: Stream, micro_batch_rows: int, num_workers: int
+) -> None:
+    windows = [stream.window(number) for number in range(stream.num_windows)]
+    assert len(windows[0]["index"]) > 64  # more than travel together
+    hands = consume(stream, Position(), micro_batch_rows=micro_batch_rows, num_workers=num_workers)
+    for rank, hand in enumerate(hands):
+        expected = deal(windows, micro_batch_rows=micro_batch_rows, rank=rank, num_workers=num_workers)
+        for (batch, position), (wanted, wanted_position) in zip(hand, expected, strict=True):
+            assert_same(batch, wanted)
+            assert position == wanted_position
+            assert all(column.flags.writeable for column in batch.values())
+
+
+def test_two_workers_stop_and_three_go_on(ray_local: ConnectedRay, stream: Stream) -> None:
+    before = consume(stream, Position(), micro_batch_rows=1, num_workers=2, steps=34)
+    (position,) = {hand[-1][1] for hand in before}
+    assert position.index > 64
+    after = consume(stream, position, micro_batch_rows=2, num_workers=3)
+    assert {hand[-1][1] for hand in after} == {Position(window=stream.num_windows)}
+    seen = flat(flat(icons(stream, batch)) for hand in [*before, *after] for batch, _ in hand)
+    assert sorted(seen) == sorted([*range(NUM_TRAIN)] * 2)
+    assert consume(stream, Position(window=stream.num_windows), micro_batch_rows=2, num_workers=2) == [[], []]

@@ -1,0 +1,301 @@
+"""Canonical SVG: what is removed, refused and rewritten, and that a second pass changes nothing."""
+
+import contextlib
+import re
+
+import pytest
+from lxml import etree
+
+from data_pipeline.icons import phosphor_icons
+from data_pipeline.svg import SVGRefused, canonicalise
+
+HEAD = (
+    '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+    'viewBox="0 0 256 256">'
+)
+LINE = '<path d="M0 0h9"/>'
+
+
+def inner(body: str, head: str = HEAD) -> str:
+    """The canonical drawing between the root's tags; checks that it is a fixed point and stands alone."""
+    result = canonicalise(f"{head}{body}</svg>")
+    assert canonicalise(result) == result
+    assert etree.fromstring(result).tag == "{http://www.w3.org/2000/svg}svg"
+    return re.fullmatch(r"<svg[^>]*>(.*)</svg>", result, re.DOTALL)[1]  # type: ignore[index]
+
+
+HOSTILE = {
+    "script": "<script>alert(1)</script>",
+    "script in a namespace": '<s:script xmlns:s="http://www.w3.org/2000/svg">alert(1)</s:script>',
+    "foreign object": "<foreignObject><body onload='x()'>hi</body></foreignObject>",
+    "metadata": "<metadata><title>a red rabbit</title></metadata><title>rabbit</title><desc>rabbit</desc>",
+    "comment": "<!-- a red rabbit --><?php rabbit ?>",
+    "editor": '<i:pgf xmlns:i="http://ns.adobe.com/AdobeIllustrator/10.0/">rabbit</i:pgf>',
+    "animation": '<g><set attributeName="href" to="javascript:x()"/><animate attributeName="d"/></g>',
+    "bitmap": '<image href="http://x/y.png"/><image xlink:href="data:image/png;base64,AA"/>',
+    "external use": '<use href="http://x/y.svg#a"/><use xlink:href="file:///etc/passwd#a"/>',
+    "use of nothing": '<use href="#nowhere"/><use/>',
+    "feImage": '<filter id="f"><feImage href="http://x"/></filter>',
+    "unused definitions": '<defs><path id="rabbit" d="M0 0h1"/></defs><clipPath id="c">'
+    + LINE
+    + "</clipPath>",
+    "empty groups": '<g id="rabbit"><g transform="rotate(3)"/></g><defs/>',
+    "text outside of text": "rabbit",
+    "nothing drawn": '<path/><path d=""/><path d="none"/>',
+}
+
+
+@pytest.mark.parametrize("body", HOSTILE.values(), ids=HOSTILE.keys())
+def test_what_does_not_draw_leaves_no_trace(body: str) -> None:
+    assert inner(body + LINE) == '<path d="m0 0h9"/>'
+
+
+@pytest.mark.parametrize(
+    "attribute",
+    [
+        'onclick="x()"',
+        'ONLOAD="x()"',
+        'id="rabbit"',
+        'class="rabbit"',
+        'data-name="rabbit"',
+        'fill="url(http://x/#a)"',
+        'fill="url(data:image/svg+xml;base64,AA)"',
+        "style=\"fill:url('//x')\"",
+        'fill="u\\72l(//x)"',
+        'filter="url(#nowhere)"',
+        'style="background:red;-inkscape-font:rabbit"',
+        'xml:space="preserve"',
+        'inkscape:label="rabbit" xmlns:inkscape="http://www.inkscape.org/namespaces/inkscape"',
+        'xmlns:x="http://rabbit"',
+    ],
+)
+def test_attributes_that_are_dropped(attribute: str) -> None:
+    assert inner(f'<path {attribute} d="M0 0h9"/>') == '<path d="m0 0h9"/>'
+
+
+def doctype(entities: str, body: str) -> str:
+    return f"<!DOCTYPE svg [{entities}]>{HEAD}{body}{LINE}</svg>"
+
+
+LAUGHS = '<!ENTITY a "ha">' + "".join(
+    f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+REFUSED = {
+    "hello": "not_xml",
+    "": "not_xml",
+    b"\x1f\x8b\x08\x00": "not_xml",
+    f"{HEAD}<path>": "not_xml",
+    f"{HEAD}<path d='\x00'/></svg>": "not_xml",
+    f"{HEAD}&nbsp;{LINE}</svg>": "not_xml",
+    f"{HEAD}{'<g>' * 5000}{LINE}{'</g>' * 5000}</svg>": "not_xml",
+    f"<html>{LINE}</html>": "not_svg",
+    f"<svg xmlns='http://example.com' viewBox='0 0 1 1'>{LINE}</svg>": "not_svg",
+    doctype('<!ENTITY a "b">', ""): "entities",
+    doctype('<!ENTITY a SYSTEM "file:///etc/passwd">', "<text>&a;</text>"): "entities",
+    doctype('<!ENTITY % a SYSTEM "http://x"> %a;', ""): "entities",
+    doctype('<!ENTITY a "b">', "").encode("utf-16"): "entities",
+    f"<svg>{LINE}</svg>": "no_viewbox",
+    f"<svg width='100%' height='100%'>{LINE}</svg>": "no_viewbox",
+    f"<svg viewBox='0 0 0 10'>{LINE}</svg>": "no_viewbox",
+    f"<svg viewBox='0 0 1e999 10'>{LINE}</svg>": "bad_number",
+    f"{HEAD}<path d='M1 1L2'/></svg>": "bad_path",
+    f"{HEAD}<path d='M1 1h1e300'/></svg>": "bad_path",
+    f"{HEAD}<g transform='turn(3)'>{LINE}</g></svg>": "bad_transform",
+    f"{HEAD}<style>g > path {{fill:red}}</style>{LINE}</svg>": "unsupported_style",
+    f"{HEAD}<style>@media print {{path {{fill:red}}}}</style>{LINE}</svg>": "unsupported_style",
+    f"{HEAD}</svg>": "empty",
+    f"{HEAD}<defs>{LINE}</defs><image href='data:,'/></svg>": "empty",
+    f"{HEAD}{' ' * 1_000_000}{LINE}</svg>": "too_large",
+}
+
+
+@pytest.mark.parametrize(
+    ("svg", "reason"), REFUSED.items(), ids=[f"{r}-{n}" for n, r in enumerate(REFUSED.values())]
+)
+def test_refusals_are_named(svg: str | bytes, reason: str) -> None:
+    with pytest.raises(SVGRefused) as refusal:
+        canonicalise(svg)
+    assert refusal.value.reason == reason
+    assert refusal.value.detail
+
+
+@pytest.mark.parametrize("body", ["<text>&i;</text>", '<path id="&i;" d="M0 0h1"/>'])
+def test_a_billion_laughs_are_refused_at_once(body: str) -> None:
+    with pytest.raises(SVGRefused) as refusal:
+        canonicalise(doctype(LAUGHS, body))
+    assert refusal.value.reason in ("entities", "not_xml")
+
+
+@pytest.mark.parametrize(
+    "svg",
+    [
+        f'<?xml version="1.0" encoding="iso-8859-1"?>{HEAD}<text>é</text></svg>',  # text: already decoded
+        f'<?xml version="1.0" encoding="iso-8859-1"?>{HEAD}<text>é</text></svg>'.encode("latin-1"),
+        f"{HEAD}<text>é</text></svg>".encode("utf-16"),
+        f"\ufeff\n {HEAD}<text>é</text></svg>",
+        f'<!DOCTYPE svg PUBLIC "-//W3C//DTD SVG 1.1//EN" "http://x/svg11.dtd">{HEAD}<text>é</text></svg>',
+        f"{HEAD}<text>é</text></svg>".replace("<svg", "<s:svg")
+        .replace("</svg", "</s:svg")
+        .replace("xmlns=", "xmlns:s="),
+    ],
+    ids=["text with a declaration", "latin-1", "utf-16", "byte order mark", "doctype", "prefixed root"],
+)
+def test_encodings_and_prologues(svg: str | bytes) -> None:
+    if isinstance(svg, str) and "<s:svg" in svg:
+        svg = svg.replace("<text", "<s:text").replace("</text", "</s:text")
+    assert canonicalise(svg).endswith("<text>é</text></svg>")
+
+
+def test_control_tokens_in_text_stay_text() -> None:
+    assert inner("<text>a &lt;end_of_turn> &amp;lt;</text>") == "<text>a &lt;end_of_turn&gt; &amp;lt;</text>"
+
+
+GRID24 = HEAD.replace("256 256", "24 24")
+REWRITTEN = {
+    "path": (GRID24, '<path d="M1.5,3H12V6z"/>', '<path d="m16 32h112v32z"/>'),
+    "shapes": (
+        GRID24,
+        '<circle r="3" cx="12" cy="12"/><ellipse rx="1" ry="2"/><rect x="1" width="3px" height="50%" rx="1"/>'
+        '<line x2="24"/><polygon points="0,0 12,0 12-12"/><polyline points="1 1 2 2 3"/>',
+        '<circle cx="128" cy="128" r="32"/><ellipse rx="10.7" ry="21"/>'
+        '<rect x="11" width="32" height="128" rx="10.7"/><line x2="256"/>'
+        '<polygon points="0 0 128 0 128-128"/><polyline points="11 11 21 21"/>',
+    ),
+    "thin lines": (
+        HEAD.replace("256 256", "2560 2560"),
+        '<rect y="5" width="2560" height=".2"/><path stroke-width="3" d="M0 0h60"/>',
+        '<rect y="0" width="256" height=".02"/><path stroke-width=".3" d="m0 0h6"/>',
+    ),
+    "strokes": (
+        GRID24,
+        '<g stroke="red" stroke-width="1.5" stroke-dasharray="1, 2" stroke-dashoffset="1">' + LINE + "</g>",
+        '<g stroke="red" stroke-width="16" stroke-dasharray="10.7 21" stroke-dashoffset="10.7">'
+        '<path d="m0 0h96"/></g>',
+    ),
+    "transforms": (
+        GRID24,
+        '<g transform="translate(1,2),rotate(45 12 12)"><path transform="scale(10)" d="M.5.5h1.2"/>'
+        '<path transform="matrix(1 0 0 1 3 0)" d="M0 0h3"/></g>',
+        '<g transform="translate(10.7 21.3) rotate(45 128 128)">'
+        '<path transform="scale(10)" d="m5.3 5.3h12.8"/>'
+        '<path transform="translate(32 0)" d="m0 0h32"/></g>',
+    ),
+    "shifted page": (
+        HEAD.replace("0 0 256 256", "0 -960 960 960"),
+        '<path d="m480-480 120 0"/><circle cx="480" cy="-480" r="30"/>',
+        '<path d="m128 128h32"/><circle cx="128" cy="128" r="8"/>',
+    ),
+    "shifted page with a transform": (
+        HEAD.replace("0 0 256 256", "0 -960 960 960"),
+        '<path transform="rotate(90)" d="M0 0h480"/>',
+        '<g transform="scale(.26667) translate(0 960)"><path transform="rotate(90)" d="m0 0h480"/></g>',
+    ),
+    "text keeps its numbers": (
+        GRID24,
+        '<text x="50%" y="3" font-size="5">a  <tspan dx="1em">b</tspan> c</text><path d="M0 0h1.23"/>',
+        '<g transform="scale(10.667)"><text x="12" y="3" font-size="5">a  <tspan dx="1em">b</tspan> c</text>'
+        '<path d="m0 0h1.2"/></g>',
+    ),
+    "gradients": (
+        GRID24,
+        '<linearGradient id="stops"><stop offset="50%" style="stop-color:red"/></linearGradient>'
+        '<linearGradient id="g" xlink:href="#stops" gradientUnits="userSpaceOnUse" x1="3" '
+        'gradientTransform="translate(1)"/>'
+        '<radialGradient id="box" href="#stops" cx=".5" r="1"/>'
+        '<path fill="url(#g)" stroke="url( \'#box\' ) #f00" d="M0 0h3"/>',
+        '<linearGradient id="a"><stop offset=".5" stop-color="red"/></linearGradient>'
+        '<linearGradient id="b" href="#a" x1="32" gradientUnits="userSpaceOnUse" '
+        'gradientTransform="translate(10.7)"/>'
+        '<radialGradient id="c" href="#a" cx=".5" r="1"/>'
+        '<path fill="url(#b)" stroke="url(#c) #f00" d="m0 0h32"/>',
+    ),
+    "use": (
+        GRID24,
+        '<defs><g id="ear"><path d="M0 0h3"/></g></defs><use xlink:href="#ear" x="3"/>',
+        '<defs><g id="a"><path d="m0 0h32"/></g></defs><use href="#a" x="32"/>',
+    ),
+    "clip path": (
+        GRID24,
+        '<clipPath id="c"><path d="M0 0h3v3z"/></clipPath><path clip-path="url(#c)" d="M0 0h3"/>',
+        '<clipPath id="a"><path d="m0 0h32v32z"/></clipPath><path clip-path="url(#a)" d="m0 0h32"/>',
+    ),
+    "nested svg": (
+        GRID24,
+        '<svg x="3" width="9" viewBox="0 0 1 1"><path d="M0 0h.505"/></svg>',
+        '<g transform="scale(10.667)"><svg x="3" width="9" viewBox="0 0 1 1"><path d="m0 0h.505"/></svg></g>',
+    ),
+    "style sheet": (
+        HEAD,
+        "<style>/* x */ @import 'http://x'; .a{fill:#f00;stroke:url(http://x)} path#q{fill:blue} "
+        "path{opacity:.20001} .a:hover{fill:green}</style><path class='a b' d='M0 0h9'/>"
+        "<path class='a' id='q' d='M0 0h9' style='fill:gold'/>",
+        '<path opacity=".2" fill="#f00" d="m0 0h9"/><path opacity=".2" fill="gold" d="m0 0h9"/>',
+    ),
+    "a link in text": (
+        HEAD,
+        '<text>a <a href="http://x">b</a></text>',
+        "<text>a <tspan>b</tspan></text>",
+    ),
+    "links and groups": (HEAD, f'<a href="http://x"><g id="n"><g>{LINE}</g></g></a>', '<path d="m0 0h9"/>'),
+}
+
+
+@pytest.mark.parametrize(("head", "body", "expected"), REWRITTEN.values(), ids=REWRITTEN.keys())
+def test_rewriting(head: str, body: str, expected: str) -> None:
+    assert inner(body, head) == expected
+
+
+def test_the_root() -> None:
+    svg = (
+        '<svg width="48pt" height="24pt" fill="currentColor" stroke="red" version="1.1" x="3" onload="x()" '
+        'preserveAspectRatio="none" xml:space="preserve" id="Layer_1"><path d="M0 0h64"/></svg>'
+    )
+    assert canonicalise(svg) == (
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 256 128" fill="currentColor" stroke="red" '
+        'stroke-width="4"><path d="m0 0h256"/></svg>'
+    )
+
+
+def test_real_icons_are_fixed_points_that_keep_their_colour() -> None:
+    for icon in list(phosphor_icons())[::43]:
+        result = canonicalise(icon.svg)
+        assert canonicalise(result) == result
+        assert result.startswith(
+            '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 256 256" fill="currentColor">'
+        )
+        assert result.count("<path") == icon.svg.count(b"<path")
+
+
+MANY = 100_000
+LARGE = {
+    "digits": f"<path d='M0 0h{'1' * 9 * MANY}'/>",
+    "digits of an arc": f"<path d='M0 0a{'1' * 9 * MANY}'/>",
+    "zeros": f"<path d='M0 0h{'0' * 9 * MANY}9'/>",
+    "spaces": f"<path d='M0 0{' ' * 9 * MANY}h9'/>",
+    "arcs": f"<path d='M0 0{'a1 1 0 019 0' * (MANY // 2)}'/>",
+    "a length": f"<rect width='{'1' * 9 * MANY}x' height='1'/>",
+    "dashes": f"{LINE}<g stroke-dasharray='{'1 ' * 4 * MANY}x'>{LINE}</g>",
+    "a transform": f"<g transform='{'scale(' * MANY}'>{LINE}</g>",
+    "a url": f"<path fill='{'url(' * MANY}#' d='M0 0h9'/>",
+    "a sheet": f"<style>{'a' * 9 * MANY}</style>{LINE}",
+    "fonts": f"<style>{'@font-face ' * (MANY // 2)}</style>{LINE}",
+    "open fonts": f"<style>{'@font-face{' * (MANY // 2)}</style>{LINE}",
+    "rules": f"<style>{'a{}' * MANY}</style>{LINE}",
+    "comments": f"<style>{'/*' * 4 * MANY}</style>{LINE}",
+    "attributes": "<path d='M0 0h9' " + " ".join(f"a{n}='1'" for n in range(MANY // 2)) + "/>",
+    "groups": f"{'<g>' * 200}{LINE * (MANY // 4)}{'</g>' * 200}",
+}
+
+
+@pytest.mark.parametrize("body", LARGE.values(), ids=LARGE.keys())
+def test_large_inputs_take_linear_time(body: str) -> None:
+    """Nothing is asserted but the end: quadratic time would be hours."""
+    with contextlib.suppress(SVGRefused):
+        canonicalise(f"{HEAD}{body}</svg>")
+
+
+def test_chains_of_references_take_linear_time() -> None:
+    chain = "".join(f'<linearGradient id="g{n}" href="#g{n + 1}"/>' for n in range(5000))
+    assert inner(chain + LINE) == '<path d="m0 0h9"/>'
+    kept = inner(f'{chain}<path fill="url(#g0)" d="M0 0h9"/>')
+    assert kept.count("<linearGradient") == 5000

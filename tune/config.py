@@ -1,0 +1,68 @@
+"""Section `search`. Imports no Ray, so that a bad value fails at once."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class LogUniform(BaseModel):
+    """A positive number, drawn with its logarithm uniform on [low, high]."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    loguniform: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        _check_order(self.loguniform)
+        return self
+
+
+class Uniform(BaseModel):
+    """A number, uniform on [low, high]."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    uniform: tuple[float, float]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        _check_order(self.uniform)
+        return self
+
+
+class Choice(BaseModel):
+    """One of the listed values."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    choice: tuple[bool | int | float | str, ...] = Field(min_length=1)
+
+
+Domain = LogUniform | Uniform | Choice
+
+
+def _check_order(bounds: tuple[float, float]) -> None:
+    if not bounds[0] < bounds[1]:
+        raise ValueError(f"the low end {bounds[0]} must lie below the high end {bounds[1]}")
+
+
+class SearchConfig(BaseModel):
+    """Ray Tune over any config path, bad trials stopped early by ASHA (Li et al. 2020, arXiv:1810.05934)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    space: dict[str, Domain] = Field(
+        default_factory=dict,
+        description="config path → {loguniform: [low, high]}, {uniform: [low, high]} or {choice: [...]}",
+    )
+    algorithm: Literal["random", "optuna"] = Field("random", description="how the next trial is chosen")
+    num_trials: Annotated[int, Field(ge=1, le=100_000)] = Field(6, description="trials")
+    max_concurrent: Annotated[int, Field(ge=1, le=10_000)] = Field(1, description="trials run side by side")
+    grace_steps: Annotated[int, Field(ge=1)] = Field(
+        10, description="optimizer steps that every trial is given before ASHA may stop it (steps)"
+    )
+    reduction_factor: Annotated[float, Field(gt=1)] = Field(
+        2.0, description="at each rung the best 1/reduction_factor of the trials go on"
+    )
+    trial_steps: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="optimizer steps of a full trial (steps); null: train.max_steps"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the search")
