@@ -4,6 +4,7 @@ Nothing heavy is imported before the arguments and the config are known to be ri
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import signal
@@ -80,7 +81,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
     report = prepare(arguments.source, PrepareConfig(**{name: getattr(arguments, name) for name in names}))
     if arguments.json:
         with open(arguments.json, "w") as file:
-            json.dump(report.as_json(), file, indent=2)
+            json.dump(dataclasses.asdict(report), file, indent=2)
     print(report)
     return 0
 
@@ -146,7 +147,10 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("source", nargs="+", help="Parquet file or folder, folder of .svg, .jsonl, phosphor, scenes:N")
     for name, field in PrepareConfig.model_fields.items():
         prepare.add_argument(
-            f"--{name.replace('_', '-')}", default=field.get_default(), required=field.is_required(), help=field.description
+            f"--{name.replace('_', '-')}",
+            default=field.get_default(),
+            required=field.is_required(),
+            help=field.description,
         )
     prepare.add_argument("--json", help="write the counts to this file")
     configured("train", _train, "train, or continue, the job that the config names")

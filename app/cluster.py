@@ -65,12 +65,11 @@ def connect(*, num_cpus: int | None = None) -> Iterator[ConnectedRay]:
         if private:
             # short: Ray's socket paths must stay under 108 bytes
             folder = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
-            stack.enter_context(folder)
-            stack.callback(ray.shutdown)
-            info = _start(num_cpus, folder.name).address_info
+            context = _start(num_cpus, stack.enter_context(folder))
         else:
-            stack.callback(ray.shutdown)
-            info = _join(address).address_info
+            context = _join(address)
+        stack.callback(ray.shutdown)  # before the folder and the variables go
+        info = context.address_info
         yield ConnectedRay(info["gcs_address"], info["webui_url"] or "", private)
 
 
@@ -135,7 +134,7 @@ Resources = Mapping[str, float]
 
 def nodes() -> list[Resources]:
     """What each living node of the connected cluster has, free or not."""
-    found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    found: list[dict[str, Any]] = ray.nodes()
     return [node["Resources"] for node in found if node["Alive"]]
 
 
@@ -153,9 +152,7 @@ def room(on: Sequence[Resources], cpus_per_worker: float, use_gpu: bool, cpus_pe
         return min(by_cpus, int(gpus)) if use_gpu else by_cpus
 
     sizes = [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in on]
-    costs = [
-        fit(cpus, gpus) - fit(cpus - cpus_per_task, gpus) for cpus, gpus in sizes if cpus >= cpus_per_task
-    ]
+    costs = [fit(cpus, gpus) - fit(cpus - cpus_per_task, gpus) for cpus, gpus in sizes if cpus >= cpus_per_task]
     return sum(fit(*size) for size in sizes) - min(costs) if costs else 0
 
 
@@ -173,9 +170,7 @@ def shortage(
     cpus = next((c for c in smaller if room(on, c, use_gpu, cpus_per_task) >= num_workers), None)
     fixes = ["scaling.use_gpu=false", "a smaller data.cpus_per_task"]
     if most or cpus:
-        fixes = [f"scaling.num_workers={most}"] * bool(most) + [f"scaling.cpus_per_worker={cpus}"] * bool(
-            cpus
-        )
+        fixes = [f"scaling.num_workers={most}"] * bool(most) + [f"scaling.cpus_per_worker={cpus}"] * bool(cpus)
     has = {kind: sum(node.get(kind, 0.0) for node in on) for kind in ("CPU", "GPU")}
     worker = f"{cpus_per_worker:g} CPU{' and 1 GPU' if use_gpu else ''}"
     return (
@@ -216,7 +211,7 @@ def require_resources(
 
 def _busy(num_workers: int, *size: Any) -> str | None:
     """Ray does not tell what is free by node: the sum is exact for one node, and too kind to more."""
-    free: Resources = ray.available_resources()  # type: ignore[no-untyped-call]
+    free: Resources = ray.available_resources()
     if room([free], *size) >= num_workers:
         return None
     return (

@@ -103,14 +103,13 @@ def reference() -> str:
     lines = []
     for section, info in Config.model_fields.items():
         owner = info.annotation
-        assert isinstance(owner, type) and issubclass(owner, BaseModel)
+        assert isinstance(owner, type)
+        assert issubclass(owner, BaseModel)
         lines += [f"## {section}", "", (owner.__doc__ or "").strip(), ""]
         lines += ["| field | default | allowed | meaning |", "| --- | --- | --- | --- |"]
         for name, field in owner.model_fields.items():
-            default = field.get_default(call_default_factory=True)  # type: ignore[call-arg]
-            shown = yaml.safe_dump(
-                list(default) if isinstance(default, tuple) else default, default_flow_style=True
-            )
+            default = field.get_default(call_default_factory=True)
+            shown = yaml.safe_dump(list(default) if isinstance(default, tuple) else default, default_flow_style=True)
             shown = shown.removesuffix("\n").removesuffix("\n...").replace("\n", " ")
             meaning = field.description or ""
             lines.append(f"| `{section}.{name}` | `{shown}` | {_allowed(owner, name)} | {meaning} |")
@@ -207,11 +206,10 @@ def _explain(error: ValidationError) -> str:
 def _nearest(path: str) -> str:
     names = [*Config.model_fields]
     for section, info in Config.model_fields.items():
-        assert isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel)
-        names += [f"{section}.{name}" for name in info.annotation.model_fields]
-    close = difflib.get_close_matches(path, names, n=1, cutoff=0.0)
+        owner: Any = info.annotation
+        names += [f"{section}.{name}" for name in owner.model_fields]
     same_name = [name for name in names if name.split(".")[-1] == path.split(".")[-1]]
-    return f"; did you mean {(same_name or close)[0]}?"
+    return f"; did you mean {(same_name or difflib.get_close_matches(path, names, n=1, cutoff=0.0))[0]}?"
 
 
 def _locate(parts: list[str]) -> tuple[type[BaseModel] | None, str | None]:
@@ -246,9 +244,7 @@ def _domain(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
     if kind == "array":
         return f"list of {_domain(schema.get('items') or schema['prefixItems'][0], definitions)}"
     if kind == "object" and "properties" in schema:
-        return " ".join(
-            f"{{{key}: {_domain(value, definitions)}}}" for key, value in schema["properties"].items()
-        )
+        return " ".join(f"{{{key}: {_domain(value, definitions)}}}" for key, value in schema["properties"].items())
     if kind == "object":
         return f"mapping of {_domain(schema['additionalProperties'], definitions)}"
     names = {

@@ -127,7 +127,7 @@ def _matmul_error(config: QuantizationConfig) -> float:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
-    layer: Any = Linear4bit(  # type: ignore[no-untyped-call]
+    layer: Any = Linear4bit(
         256, 64, bias=False, compute_dtype=torch.bfloat16, quant_type=config.kind,
         compress_statistics=config.double,
     )  # fmt: skip

@@ -12,8 +12,7 @@ class DataConfig(BaseModel):
 
     shards: str = Field("outputs/shards", description="folder of Parquet shards written by `prepare`")
     system: str = Field(
-        "You are an expert at describing SVG images. "
-        "Provide a detailed, accurate description of this SVG image:",
+        "You are an expert at describing SVG images. Provide a detailed, accurate description of this SVG image:",
         description="sentence that stands before the SVG in the user's turn",
     )
     max_row_tokens: Annotated[int, Field(ge=16, le=131_072)] = Field(

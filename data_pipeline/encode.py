@@ -105,9 +105,7 @@ def _load(tokenizer: str) -> Tokenizer:
 def _without_control_tokens(template: Tokenizer) -> Tokenizer:
     spec = json.loads(template.to_str())
     spec["added_tokens"] = [
-        token
-        for token in spec["added_tokens"]
-        if not token["special"] and _PLAIN_ADDED.fullmatch(token["content"])
+        token for token in spec["added_tokens"] if not token["special"] and _PLAIN_ADDED.fullmatch(token["content"])
     ]
     content = Tokenizer.from_str(json.dumps(spec))
     content.no_truncation()

@@ -30,9 +30,7 @@ def _metadata() -> tuple[dict[str, Any], ...]:
     try:
         text = (files("py_phosphor_icons") / "search" / "metadata.json").read_text(encoding="utf-8")
     except ModuleNotFoundError:
-        raise DataError(
-            "the source 'phosphor' needs a package: pip install py-phosphor-icons==0.1.1"
-        ) from None
+        raise DataError("the source 'phosphor' needs a package: pip install py-phosphor-icons==0.1.1") from None
     return tuple(json.loads(text))
 
 

@@ -102,9 +102,7 @@ class _Counts:
         )
 
 
-def _spool(
-    rows: "tqdm[Row]", folder: Path, config: PrepareConfig, writer: ShardWriter, counts: _Counts
-) -> None:
+def _spool(rows: "tqdm[Row]", folder: Path, config: PrepareConfig, writer: ShardWriter, counts: _Counts) -> None:
     """Clean every row and put it into the bucket of its place in the shuffled order."""
     seen: set[bytes] = set()
     ids: Counter[str] = Counter()

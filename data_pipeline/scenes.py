@@ -54,12 +54,12 @@ def scenes(num: int, *, seed: int = 0, style: Style = "plain") -> Iterator[Row]:
 def _scene(i: int, random: np.random.Generator, seed: int, style: Style) -> Row:
     if random.random() < 0.2:
         thing = _thing(random, count=int(random.integers(1, 5)))
-        shapes, caption, things = _group(thing, random), _describe(style, thing), (thing,)
+        shapes, caption, things = _group(thing, random), _describe(style, thing), [thing]
     else:
         first, second = _thing(random, count=1), _thing(random, count=1)
         relation = str(random.choice(list(RELATIONS)))
         shapes = _related(first, second, relation, random)
-        caption, things = _describe(style, first, relation, second), (first, second)
+        caption, things = _describe(style, first, relation, second), [first, second]
     drawing = "".join(shapes)
     composition = "+".join(f"{thing.colour}-{thing.shape}" for thing in things)
     return Row(

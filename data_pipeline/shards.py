@@ -9,7 +9,7 @@ dataset.json                counts, digest, configuration; written last: without
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -57,7 +57,7 @@ def filesystem(folder: str) -> tuple[pyarrow.fs.FileSystem, str]:
         fs, path = pyarrow.fs.FileSystem.from_uri(folder)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"cannot open {folder!r}: {error}") from None
-    return fs, str(path)
+    return fs, str(path).rstrip("/")
 
 
 def _is_ours(name: str) -> bool:
@@ -86,9 +86,7 @@ class ShardWriter:
             if self._fs.get_file_info(self._partial).type != pyarrow.fs.FileType.NotFound:
                 self._fs.delete_dir(self._partial)
             self._fs.create_dir(self._partial, recursive=True)
-            self._quarantine = pq.ParquetWriter(
-                f"{self._partial}/{QUARANTINE}", _QUARANTINE, filesystem=self._fs
-            )
+            self._quarantine = pq.ParquetWriter(f"{self._partial}/{QUARANTINE}", _QUARANTINE, filesystem=self._fs)
         except OSError as error:
             raise DataError(f"cannot write {folder!r}: {error}") from None
 
@@ -184,6 +182,13 @@ class Shards:
                 rows += _read_file(fs, f"{path}/{file.name}", first, last)
         return rows
 
+    def captions(self, split: str) -> Iterator[str]:
+        """All captions of the split, in order; reads nothing else."""
+        fs, path = filesystem(self.folder)
+        for file in self.files[split]:
+            with pq.ParquetFile(f"{path}/{file.name}", filesystem=fs) as parquet:
+                yield from parquet.read(columns=["caption"])["caption"].to_pylist()
+
 
 def _read_file(fs: pyarrow.fs.FileSystem, path: str, start: int, stop: int) -> list[ShardRow]:
     with pq.ParquetFile(path, filesystem=fs) as file:
@@ -203,11 +208,13 @@ def _read_file(fs: pyarrow.fs.FileSystem, path: str, start: int, stop: int) -> l
 def open_shards(folder: str) -> Shards:
     """Raises DataError when the folder is missing, holds no finished dataset, or a shard lacks a column."""
     fs, path = filesystem(folder)
-    names = sorted(_names(fs, path))
+    try:
+        names = sorted(_names(fs, path))
+    except OSError as error:
+        raise DataError(f"cannot read {folder!r}: {error}") from None
     if MANIFEST not in names:
         raise DataError(
-            f"{folder!r} holds no prepared dataset (no {MANIFEST}): "
-            f"run `python -m app prepare SOURCE --out {folder}`"
+            f"{folder!r} holds no prepared dataset (no {MANIFEST}): run `python -m app prepare SOURCE --out {folder}`"
         )
     with fs.open_input_stream(f"{path}/{MANIFEST}") as stream:
         manifest = json.loads(stream.read())

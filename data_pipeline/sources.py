@@ -81,8 +81,7 @@ def _check_columns(path: Path, found: Sequence[str], required: Mapping[str, str]
     for column, flag in required.items():
         if column not in found:
             raise DataError(
-                f"{path} has no column {column!r}, only {', '.join(sorted(found))}: "
-                f"name the right one with {flag}"
+                f"{path} has no column {column!r}, only {', '.join(sorted(found))}: name the right one with {flag}"
             )
 
 
@@ -146,9 +145,7 @@ def _folder(path: Path, config: PrepareConfig) -> Iterator[Row]:
         raise DataError(f"{path} holds no .parquet and no .svg file")
     captions = _captions(path, config)
     if not captions and not any(drawing.with_suffix(".txt").exists() for drawing in drawings):
-        raise DataError(
-            f"{path} has no captions: put {', '.join(_CAPTION_FILES)} or a .txt beside each .svg into it"
-        )
+        raise DataError(f"{path} has no captions: put {', '.join(_CAPTION_FILES)} or a .txt beside each .svg into it")
     return _drawings(path, drawings, captions)
 
 

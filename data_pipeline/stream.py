@@ -244,8 +244,7 @@ class _Windows(Datasource):
         unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
         blocks = partial(_blocks, self._stream, self._start, self._num_workers)
         return [
-            ReadTask(partial(blocks, number), unknown)
-            for number in range(self._start.window, self._stream.num_windows)
+            ReadTask(partial(blocks, number), unknown) for number in range(self._start.window, self._stream.num_windows)
         ]
 
     def estimate_inmemory_data_size(self) -> None:

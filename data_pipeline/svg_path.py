@@ -158,9 +158,7 @@ class _Pen:
             seen_x, seen_y = 2 * seen_x - self.written_x, 2 * seen_y - self.written_y
         return abs(seen_x - x) <= SLACK and abs(seen_y - y) <= SLACK
 
-    def cubic(
-        self, x1: float, y1: float, x2: float, y2: float, x: float, y: float, *, smooth: bool = False
-    ) -> None:
+    def cubic(self, x1: float, y1: float, x2: float, y2: float, x: float, y: float, *, smooth: bool = False) -> None:
         px, py, nx2, ny2, nx, ny = self.px, self.py, round(x2), round(y2), round(x), round(y)
         if smooth and self._mirrored("cs", x1, y1):
             self._write("s", nx, ny, nx2 - px, ny2 - py, nx - px, ny - py)

@@ -17,6 +17,13 @@ GRID = 256  # units along the longer side of every canonical drawing
 _GRADIENTS = ("linearGradient", "radialGradient")
 _SCALABLE = frozenset(("g", "defs", "path", "circle", "ellipse", "rect", "line", "polyline", "polygon"))
 _SCALABLE |= {"use", "stop", "clipPath", "mask", *_GRADIENTS}
+# What can be moved as well as scaled: elements whose places are all written, not left at 0.
+_ANCHORS = {
+    **dict.fromkeys(("g", "path", "polyline", "polygon"), ()),
+    **dict.fromkeys(("circle", "ellipse"), ("cx", "cy")),
+    "rect": ("x", "y"),
+    "line": ("x1", "y1", "x2", "y2"),
+}
 _TRANSFORMS = ("transform", "gradientTransform", "patternTransform")
 _X = frozenset(("x", "cx", "x1", "x2", "fx"))
 _Y = frozenset(("y", "cy", "y1", "y2", "fy"))
@@ -68,7 +75,7 @@ def is_scalable(root: Node, origin: tuple[float, float]) -> bool:
     """Is every length of the tree one that `scale_tree` rewrites? Otherwise a group must scale it."""
     shifted = origin != (0.0, 0.0)
     for node in root.walk():
-        if (node.tag not in _SCALABLE and node is not root) or (shifted and node.tag == "use"):
+        if node is not root and not _is_scalable_element(node, shifted):
             return False
         for name, value in node.attributes.items():
             if name in _BOX_UNITS and value == _BOX:
@@ -81,6 +88,12 @@ def is_scalable(root: Node, origin: tuple[float, float]) -> bool:
             elif name == "stroke-dasharray" and not _DASHES.fullmatch(value):
                 return False
     return True
+
+
+def _is_scalable_element(node: Node, shifted: bool) -> bool:
+    if not shifted:
+        return node.tag in _SCALABLE
+    return node.tag in _ANCHORS and all(name in node.attributes for name in _ANCHORS[node.tag])
 
 
 def scale_tree(root: Node, space: Space) -> None:

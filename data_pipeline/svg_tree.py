@@ -17,11 +17,10 @@ SVG = "http://www.w3.org/2000/svg"
 XLINK_HREF = "{http://www.w3.org/1999/xlink}href"
 XML_SPACE = "{http://www.w3.org/XML/1998/namespace}space"
 
+_READ = {*ATTRIBUTE_ORDER, "class", XLINK_HREF, XML_SPACE}
 _NO_REFERENCE_IN = frozenset(("d", "points"))  # long, and rewritten by their own grammar
 
-_LOCAL_URL = re.compile(
-    r"""url\(\s*(['"]?)#([^'")\s]+)\1\s*\)\s*([\w#.,% ]*(?:\([\w.,% ]*\))?)""", re.IGNORECASE
-)
+_LOCAL_URL = re.compile(r"""url\(\s*(['"]?)#([^'")\s]+)\1\s*\)\s*([\w#.,% ]*(?:\([\w.,% ]*\))?)""", re.IGNORECASE)
 _LEAVES = re.compile(r"[\\:]|(?:url|src|image|image-set)\s*\(", re.IGNORECASE)
 
 
@@ -117,7 +116,8 @@ def _convert(element: etree._Element, rules: list[Rule], *, inside: str) -> Node
 
 
 def _attributes(element: etree._Element, tag: str, rules: list[Rule]) -> dict[str, str]:
-    raw = {str(name): str(value) for name, value in element.items()}
+    # By name, because element.items() looks each value up along all attributes: quadratic.
+    raw = {str(name): str(element.get(name)) for name in element.keys() if name in _READ}  # noqa: SIM118
     raw.setdefault("href", raw.pop(XLINK_HREF, ""))
     space = raw.pop(XML_SPACE, "")
     if space == "preserve" and tag in TEXTS:
@@ -131,7 +131,7 @@ def _attributes(element: etree._Element, tag: str, rules: list[Rule]) -> dict[st
     safe = {
         name: value if name in _NO_REFERENCE_IN else _safe(value)
         for name, value in raw.items()
-        if name in ATTRIBUTE_ORDER and name not in ("id", "href", "style")
+        if name not in ("id", "href", "style", "class")
     }
     attributes = {name: value for name, value in safe.items() if value}
     if raw.get("id"):
@@ -162,9 +162,7 @@ def serialise(node: Node, xmlns: str = f' xmlns="{SVG}"') -> str:
     )
     if not node.children:
         return f"<{node.tag}{xmlns}{attributes}/>"
-    inner = "".join(
-        serialise(child, "") if isinstance(child, Node) else _escape(child) for child in node.children
-    )
+    inner = "".join(serialise(child, "") if isinstance(child, Node) else _escape(child) for child in node.children)
     return f"<{node.tag}{xmlns}{attributes}>{inner}</{node.tag}>"
 
 

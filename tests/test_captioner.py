@@ -63,9 +63,7 @@ def test_any_batch_gives_the_captions_of_drawings_decoded_alone(
     model: Gemma2ForCausalLM, encoder: PromptEncoder, batch: int
 ) -> None:
     progress: list[int] = []
-    captions = caption(
-        model, encoder, SVGS, batch=batch, max_new_tokens=MAX_NEW_TOKENS, on_progress=progress.append
-    )
+    captions = caption(model, encoder, SVGS, batch=batch, max_new_tokens=MAX_NEW_TOKENS, on_progress=progress.append)
     assert captions == [alone(model, encoder, svg) for svg in SVGS]
     assert progress == [*range(batch, len(SVGS), batch), len(SVGS)]
     # Only worth something while captions differ, and some end by themselves and some at the limit.

@@ -27,8 +27,7 @@ def tokenizer():
 def test_an_example_is_the_users_format_read_back(encoder, tokenizer):
     ids = encoder.encode(SVG, CAPTION).input_ids
     assert tokenizer.decode(ids, skip_special_tokens=False) == (
-        f"<bos><start_of_turn>user\n{SYSTEM}\n\n{SVG}\n<end_of_turn>\n"
-        f"<start_of_turn>model\n{CAPTION}<end_of_turn><eos>"
+        f"<bos><start_of_turn>user\n{SYSTEM}\n\n{SVG}\n<end_of_turn>\n<start_of_turn>model\n{CAPTION}<end_of_turn><eos>"
     )
 
 

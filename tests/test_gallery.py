@@ -52,8 +52,7 @@ def test_nothing_hostile_becomes_markup(tmp_path: Path, evil: str, shown: str) -
         assert not [name for name in element.attrib if name.startswith("on") or name in ("href", "style")]
     assert len(page.xpath("//article")) == 2
     assert page.xpath("//@src") == [
-        "data:image/svg+xml;base64," + base64.b64encode(item.svg.encode(errors="replace")).decode()
-        for item in items
+        "data:image/svg+xml;base64," + base64.b64encode(item.svg.encode(errors="replace")).decode() for item in items
     ]
     assert texts(page, "//title | //h1 | //header//dt | //header//dd") == [shown] * 4
     assert texts(page, "//article[1]//dd") == [shown] * 3
@@ -62,7 +61,10 @@ def test_nothing_hostile_becomes_markup(tmp_path: Path, evil: str, shown: str) -
 
 def test_policy_comes_before_all_it_governs(tmp_path: Path) -> None:
     path = tmp_path / "gallery.html"
-    path.write_text(gallery_html([GalleryItem("x", "<svg/>", "a", "b", "c")], title="Captions", summary={}), encoding="utf-8")
+    path.write_text(
+        gallery_html([GalleryItem("x", "<svg/>", "a", "b", "c")], title="Captions", summary={}),
+        encoding="utf-8",
+    )
     page = parse(path)
     charset, policy = page.xpath("//head/*")[:2]
     assert charset.attrib == {"charset": "utf-8"}
@@ -81,7 +83,10 @@ def test_cards_in_order_with_drawing_captions_and_figures(tmp_path: Path) -> Non
         GalleryItem("one", svgs[0], "A red circle", "blue", "a red, round Circle"),
         GalleryItem("two", svgs[1], "A line", "", "a line <3"),
     ]
-    path.write_text(gallery_html(items, title="Captions", summary={"BLEU-4": "0.01 → 0.37", "loss": "2 → 1"}), encoding="utf-8")
+    path.write_text(
+        gallery_html(items, title="Captions", summary={"BLEU-4": "0.01 → 0.37", "loss": "2 → 1"}),
+        encoding="utf-8",
+    )
     page = parse(path)
     assert texts(page, "//header//dt") == ["BLEU-4", "loss"]
     assert texts(page, "//header//dd") == ["0.01 → 0.37", "2 → 1"]

@@ -141,7 +141,13 @@ def test_two_workers_train_as_one_at_equal_global_batch(folder, tmp_path, free_p
         work, (2, folder, free_port, str(tmp_path / "two")), nprocs=2, start_method="spawn"
     )
     two, two_evaluations = torch.load(tmp_path / "two")
-    _, one, _ = run(objective(folder, dropout=0.1), batches(90), [b for b, _ in batches(12, seed=9)][:4], accumulation=4, max_steps=6)
+    _, one, _ = run(
+        objective(folder, dropout=0.1),
+        batches(90),
+        [b for b, _ in batches(12, seed=9)][:4],
+        accumulation=4,
+        max_steps=6,
+    )
     assert two == pytest.approx(one.losses(), rel=1e-5)
     assert two_evaluations == pytest.approx([report[1] for report in one.reports], rel=1e-5)
 

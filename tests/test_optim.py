@@ -34,4 +34,9 @@ def test_adamw_trains_only_what_requires_a_gradient():
     optimizer = adamw(model, OptimConfig(weight_decay=0.25, beta1=0.8, beta2=0.9, epsilon=1e-6))
     (group,) = optimizer.param_groups
     assert [id(p) for p in group["params"]] == [id(p) for p in model[1].parameters()]
-    assert (group["betas"], group["eps"], group["weight_decay"], group["fused"]) == ((0.8, 0.9), 1e-6, 0.25, True)
+    assert (group["betas"], group["eps"], group["weight_decay"], group["fused"]) == (
+        (0.8, 0.9),
+        1e-6,
+        0.25,
+        True,
+    )

@@ -51,9 +51,7 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
     ]
     again = [("again", drawing(3).replace(",", "  "), "caption 3 ")]  # the same once canonical
     other = [("other", drawing(3), "another caption")]
-    report = run(
-        tmp_path / "out", source(tmp_path / "a.jsonl", good + bad + again + other), max_svg_bytes=2000
-    )
+    report = run(tmp_path / "out", source(tmp_path / "a.jsonl", good + bad + again + other), max_svg_bytes=2000)
     assert report.read == 28
     assert report.written == report.train + report.validation == 21
     assert report.duplicates == 1
@@ -104,9 +102,7 @@ def test_a_split_is_a_pure_function_of_the_concept() -> None:
 
 
 def test_no_caption_and_no_concept_straddles_the_splits(tmp_path: Path) -> None:
-    records = [
-        (f"r{n}", drawing(n), f"Caption  {n % 40}" if n % 2 else f"caption {n % 40}") for n in range(400)
-    ]
+    records = [(f"r{n}", drawing(n), f"Caption  {n % 40}" if n % 2 else f"caption {n % 40}") for n in range(400)]
     run(tmp_path / "out", source(tmp_path / "a.jsonl", records), validation_share=0.3)
     sides = {
         split: {row.caption.lower().split()[1] for row in rows_of(tmp_path / "out", split)}
@@ -129,10 +125,7 @@ def test_icons_of_the_demo(tmp_path: Path) -> None:
 
 
 def test_sources_with_the_same_ids_keep_all_rows(tmp_path: Path) -> None:
-    paths = [
-        source(tmp_path / f"{name}.jsonl", [(n, drawing(n), f"{name} {n}") for n in range(5)])
-        for name in "ab"
-    ]
+    paths = [source(tmp_path / f"{name}.jsonl", [(n, drawing(n), f"{name} {n}") for n in range(5)]) for name in "ab"]
     report = run(tmp_path / "out", *paths, validation_share=0)
     assert report.sources == {"a.jsonl": 5, "b.jsonl": 5}
     assert len({row.id for row in rows_of(tmp_path / "out", "train")}) == 10

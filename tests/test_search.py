@@ -90,9 +90,7 @@ def test_asha_prunes_the_worst_and_a_failing_trial_ends_alone(
 
     assert result.trials == tuple(ended)
     assert sorted(trial.overrides["model.x"] for trial in ended) == sorted(draws)
-    by_status = {
-        status: [t for t in ended if t.status == status] for status in ("completed", "pruned", "failed")
-    }
+    by_status = {status: [t for t in ended if t.status == status] for status in ("completed", "pruned", "failed")}
     assert [(t.overrides["model.x"], t.eval_loss, t.step) for t in by_status["failed"]] == [(-1.0, None, 0)]
     assert by_status["failed"][0].error == "ValueError: x is -1.0"
     assert {t.overrides["model.x"] for t in by_status["pruned"]} >= {0.9}
@@ -111,9 +109,7 @@ def test_asha_prunes_the_worst_and_a_failing_trial_ends_alone(
     ray.util.remove_placement_group(everything)
 
 
-def test_diverged_trials_have_no_loss_and_a_long_grace_prunes_nothing(
-    ray_local: ConnectedRay, tmp_path: Path
-) -> None:
+def test_diverged_trials_have_no_loss_and_a_long_grace_prunes_nothing(ray_local: ConnectedRay, tmp_path: Path) -> None:
     config = SearchConfig(
         space={"model.x": Choice(choice=(0.25, 11.0, -1.0))},
         num_trials=3,
@@ -132,9 +128,7 @@ def test_diverged_trials_have_no_loss_and_a_long_grace_prunes_nothing(
     assert result.best.eval_loss == best
 
 
-def test_a_search_in_which_all_trials_fail_names_the_first_error(
-    ray_local: ConnectedRay, tmp_path: Path
-) -> None:
+def test_a_search_in_which_all_trials_fail_names_the_first_error(ray_local: ConnectedRay, tmp_path: Path) -> None:
     config = SearchConfig(space={"model.x": Choice(choice=(-1.0,))}, num_trials=2, max_concurrent=2)
     with pytest.raises(SearchError, match=r"none of the 2 trials .* ValueError: x is -1\.0"):
         search(config, bare, name="failing", storage_path=str(tmp_path), trial_steps=TRIAL_STEPS)

@@ -51,9 +51,7 @@ def test_layout(shards: Shards) -> None:
         "validation-00000.parquet",
     ]
     first = pq.ParquetFile(folder / "train-00000.parquet")
-    assert first.schema_arrow == pa.schema(
-        [(n, pa.string()) for n in ("id", "svg", "caption", "source", "split")]
-    )
+    assert first.schema_arrow == pa.schema([(n, pa.string()) for n in ("id", "svg", "caption", "source", "split")])
     assert first.metadata.num_rows == 700
     assert first.metadata.row_group(0).num_rows == ROW_GROUP_ROWS
     assert set(first.read(columns=["split"])["split"].to_pylist()) == {"train"}
@@ -144,6 +142,9 @@ def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
     refused(str(tmp_path / "a"), "no prepared dataset", "prepare")
+    (tmp_path / "a").write_text("")
+    refused(str(tmp_path / "a"), "cannot read")
+    (tmp_path / "a").unlink()
     (tmp_path / "a").mkdir()
     refused(str(tmp_path / "a"), "no prepared dataset", "prepare")
     (tmp_path / "a" / "dataset.json").write_text(json.dumps({"digest": "x"}))

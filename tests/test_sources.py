@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -134,13 +136,11 @@ def test_wrong_inputs_are_named_before_the_first_row(tmp_path: Path) -> None:
         ),
         (
             ("acorn", "light", "finance", ["savings", "acorn", "nut"]),
-            "A light icon of acorn, drawn in light, fine outlines, from the finance category, "
-            "about savings and nut.",
+            "A light icon of acorn, drawn in light, fine outlines, from the finance category, about savings and nut.",
         ),
         (
             ("x", "regular", "system", ["×", "*updated*"]),
-            "A regular icon of x, drawn in regular outlines of medium width, from the system category, "
-            "about ×.",
+            "A regular icon of x, drawn in regular outlines of medium width, from the system category, about ×.",
         ),
         (("cat", "bold", "", []), "A bold icon of cat, drawn in bold, heavy outlines."),
         (("cat", "fill", "", []), "A fill icon of cat, drawn as a solid filled shape."),
@@ -166,11 +166,21 @@ def test_phosphor_icons() -> None:
     )
     assert b"M232,104a56.06" in acorn.svg  # type: ignore[operator]
     assert all(row.caption.count(".") >= 1 and "*" not in row.caption for row in rows)
-    named = {
-        row.caption.split(" category")[0].split("from the ")[-1] for row in rows if " category" in row.caption
-    }
+    named = {row.caption.split(" category")[0].split("from the ")[-1] for row in rows if " category" in row.caption}
     assert named == set(category_names())
     assert len(category_names()) == 18
+
+
+def test_icons_without_their_package_name_the_command() -> None:
+    code = (
+        "import sys; sys.modules['py_phosphor_icons'] = None\n"
+        "from data_pipeline.icons import phosphor_icons\n"
+        "try: phosphor_icons()\n"
+        "except ValueError as error: print(type(error).__name__, error)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("DataError ")
+    assert "pip install py-phosphor-icons" in result.stdout
 
 
 def test_siblings_share_a_concept() -> None:

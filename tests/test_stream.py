@@ -40,9 +40,7 @@ LENGTHS = np.random.default_rng(0).integers(20, 160, NUM_TRAIN + NUM_VALIDATION)
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
     """One token per byte, and Gemma's control tokens."""
     control = ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"]
-    vocabulary = {
-        token: i for i, token in enumerate([*control, *sorted(pre_tokenizers.ByteLevel.alphabet())])
-    }
+    vocabulary = {token: i for i, token in enumerate([*control, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
     bytes_only = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     bytes_only.decoder = decoders.ByteLevel()
@@ -82,9 +80,7 @@ def icons(stream: Stream, rows: Batch) -> list[list[int]]:
     """The icons in each packed row, read back from its tokens."""
     encoder = PromptEncoder(stream.tokenizer, stream.config.system)
     found = []
-    for ids, positions, num_tokens in zip(
-        rows["input_ids"], rows["position_ids"], rows["num_tokens"], strict=True
-    ):
+    for ids, positions, num_tokens in zip(rows["input_ids"], rows["position_ids"], rows["num_tokens"], strict=True):
         starts = np.flatnonzero(positions[:num_tokens] == 0)
         texts = [encoder.decode(part.tolist()) for part in np.split(ids[:num_tokens], starts)[1:]]
         found.append([int(re.findall(r"icon (\d+)", text)[0]) for text in texts])
@@ -280,9 +276,7 @@ def consume(
     shards = dataset(stream, start=start, num_workers=num_workers).streaming_split(num_workers, equal=True)
 
     def read(rank: int) -> list[tuple[Batch, Position]]:
-        own = batches(
-            shards[rank], micro_batch_rows=micro_batch_rows, rank=rank, num_workers=num_workers, prefetch=2
-        )
+        own = batches(shards[rank], micro_batch_rows=micro_batch_rows, rank=rank, num_workers=num_workers, prefetch=2)
         return list(itertools.islice(own, steps))
 
     with ThreadPoolExecutor(num_workers) as threads:

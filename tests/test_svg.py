@@ -9,10 +9,7 @@ from lxml import etree
 from data_pipeline.icons import phosphor_icons
 from data_pipeline.svg import SVGRefused, canonicalise
 
-HEAD = (
-    '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-    'viewBox="0 0 256 256">'
-)
+HEAD = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 256 256">'
 LINE = '<path d="M0 0h9"/>'
 
 
@@ -36,9 +33,7 @@ HOSTILE = {
     "external use": '<use href="http://x/y.svg#a"/><use xlink:href="file:///etc/passwd#a"/>',
     "use of nothing": '<use href="#nowhere"/><use/>',
     "feImage": '<filter id="f"><feImage href="http://x"/></filter>',
-    "unused definitions": '<defs><path id="rabbit" d="M0 0h1"/></defs><clipPath id="c">'
-    + LINE
-    + "</clipPath>",
+    "unused definitions": '<defs><path id="rabbit" d="M0 0h1"/></defs><clipPath id="c">' + LINE + "</clipPath>",
     "empty groups": '<g id="rabbit"><g transform="rotate(3)"/></g><defs/>',
     "text outside of text": "rabbit",
     "nothing drawn": '<path/><path d=""/><path d="none"/>',
@@ -109,9 +104,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(
-    ("svg", "reason"), REFUSED.items(), ids=[f"{r}-{n}" for n, r in enumerate(REFUSED.values())]
-)
+@pytest.mark.parametrize(("svg", "reason"), REFUSED.items(), ids=[f"{r}-{n}" for n, r in enumerate(REFUSED.values())])
 def test_refusals_are_named(svg: str | bytes, reason: str) -> None:
     with pytest.raises(SVGRefused) as refusal:
         canonicalise(svg)
@@ -169,8 +162,7 @@ REWRITTEN = {
     "strokes": (
         GRID24,
         '<g stroke="red" stroke-width="1.5" stroke-dasharray="1, 2" stroke-dashoffset="1">' + LINE + "</g>",
-        '<g stroke="red" stroke-width="16" stroke-dasharray="10.7 21" stroke-dashoffset="10.7">'
-        '<path d="m0 0h96"/></g>',
+        '<g stroke="red" stroke-width="16" stroke-dasharray="10.7 21" stroke-dashoffset="10.7"><path d="m0 0h96"/></g>',
     ),
     "transforms": (
         GRID24,
@@ -184,6 +176,11 @@ REWRITTEN = {
         HEAD.replace("0 0 256 256", "0 -960 960 960"),
         '<path d="m480-480 120 0"/><circle cx="480" cy="-480" r="30"/>',
         '<path d="m128 128h32"/><circle cx="128" cy="128" r="8"/>',
+    ),
+    "shifted page with a place left at 0": (
+        HEAD.replace("0 0 256 256", "-12 -12 24 24"),
+        '<circle r="6"/>',
+        '<g transform="scale(10.667) translate(12 12)"><circle r="6"/></g>',
     ),
     "shifted page with a transform": (
         HEAD.replace("0 0 256 256", "0 -960 960 960"),
@@ -260,9 +257,7 @@ def test_real_icons_are_fixed_points_that_keep_their_colour() -> None:
     for icon in list(phosphor_icons())[::43]:
         result = canonicalise(icon.svg)
         assert canonicalise(result) == result
-        assert result.startswith(
-            '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 256 256" fill="currentColor">'
-        )
+        assert result.startswith('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 256 256" fill="currentColor">')
         assert result.count("<path") == icon.svg.count(b"<path")
 
 

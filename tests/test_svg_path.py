@@ -111,9 +111,7 @@ def tokens(d: str) -> list[tuple[str, list[float]]]:
     return segments
 
 
-def arc_points(
-    p: complex, rx: float, ry: float, phi: float, large: bool, sweep: bool, q: complex
-) -> list[complex]:
+def arc_points(p: complex, rx: float, ry: float, phi: float, large: bool, sweep: bool, q: complex) -> list[complex]:
     """SVG 1.1, appendix F.6."""
     if p == q:
         return []
@@ -215,9 +213,7 @@ ATOMS = {
     "q": st.tuples(*[coordinates] * 4),
     "s": st.tuples(*[coordinates] * 4),
     "c": st.tuples(*[coordinates] * 6),
-    "a": st.tuples(
-        radii, radii, st.integers(0, 180), st.integers(0, 1), st.integers(0, 1), coordinates, coordinates
-    ),
+    "a": st.tuples(radii, radii, st.integers(0, 180), st.integers(0, 1), st.integers(0, 1), coordinates, coordinates),
     "z": st.just(()),
     "m": st.tuples(coordinates, coordinates),
 }

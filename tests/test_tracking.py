@@ -109,9 +109,7 @@ def test_a_child_names_its_parent(config: TrackingConfig, tmp_path: Path) -> Non
     assert (tags["mlflow.parentRunId"], tags["trial"]) == (parent.run_id, "3")
 
 
-def test_params_have_no_secrets_are_cut_and_changes_become_tags(
-    config: TrackingConfig, tmp_path: Path
-) -> None:
+def test_params_have_no_secrets_are_cut_and_changes_become_tags(config: TrackingConfig, tmp_path: Path) -> None:
     params = {
         "optim.lr": 1e-4,
         "tracking.uri": "http://user:pw@host:5000",
@@ -138,9 +136,7 @@ def test_params_have_no_secrets_are_cut_and_changes_become_tags(
     assert stored(config, tracker).data.tags["resumed.optim.lr"] == "0.0001"
 
 
-def test_tags_text_and_files_reach_the_run_without_credentials(
-    config: TrackingConfig, tmp_path: Path
-) -> None:
+def test_tags_text_and_files_reach_the_run_without_credentials(config: TrackingConfig, tmp_path: Path) -> None:
     (tmp_path / "gallery.html").write_text("<p>icon</p>")
     tracker = open_job(config, tmp_path)
     tracker.set_tags({"source": "http://user:pw@host", "long": "y" * 9000})
@@ -308,9 +304,7 @@ def test_null_tracks_nothing(tmp_path: Path) -> None:
         ui_command(config)
 
 
-def test_a_relative_database_is_the_same_file_elsewhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_relative_database_is_the_same_file_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for uri, expected in [
         ("sqlite:///outputs/mlflow.db", f"sqlite:///{tmp_path}/outputs/mlflow.db"),
@@ -379,9 +373,7 @@ def server(database: str) -> Iterator[Server]:
     server.kill()
 
 
-def test_a_server_may_die_and_come_back(
-    server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_server_may_die_and_come_back(server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     config = TrackingConfig(uri=f"http://127.0.0.1:{server.port}", experiment="http", timeout_seconds=60)
     hasty = config.model_copy(update={"timeout_seconds": 1})
     check(config)

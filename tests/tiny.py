@@ -52,7 +52,15 @@ def examples(num: int, *, seed: int = 0) -> list[Example]:
     return made
 
 
-def batches(num: int, *, micro_batch_rows: int = 1, rank: int = 0, num_workers: int = 1, seed: int = 0, row_tokens: int = 48):
+def batches(
+    num: int,
+    *,
+    micro_batch_rows: int = 1,
+    rank: int = 0,
+    num_workers: int = 1,
+    seed: int = 0,
+    row_tokens: int = 48,
+):
     """(batch, position) pairs as the stream gives them; every global micro-batch is one window's rows."""
     rows = pack(examples(num, seed=seed), row_tokens)
     group = micro_batch_rows * num_workers

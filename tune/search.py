@@ -84,7 +84,7 @@ def search(
         # Through the queue of the intermediate reports: `ray.tune.report` beside it deadlocks when the
         # last of them has not been fetched yet. `done` makes Tune stop this trial, so wait for that.
         last = {TIME: final[TIME], METRIC: final[METRIC], _FINISHED: True, "done": True}
-        callback: Any = TuneReportCallback()  # type: ignore[no-untyped-call]
+        callback: Any = TuneReportCallback()
         callback.after_report(None, [last], None)
         threading.Event().wait()
 

@@ -47,16 +47,12 @@ def evaluate_job(config: Config, adapter: str | None = None) -> dict[str, Any]:
     result = read_json(join(folder, "result.json")) or {}
     adapter = adapter or result.get("adapter")
     if adapter is None:
-        raise UserError(
-            f"{folder} holds no trained adapter: run `train` with this config first, or give --adapter"
-        )
+        raise UserError(f"{folder} holds no trained adapter: run `train` with this config first, or give --adapter")
     stream = driver.open_stream(config)
     with driver.tracked(config, folder) as tracker:
         scaling = config.scaling
         judge = ray.remote(num_cpus=scaling.cpus_per_worker, num_gpus=1 if scaling.use_gpu else 0)(_judge)
-        before, after = ray.get(
-            [judge.remote(config, stream, None), judge.remote(config, stream, adapter)]
-        )
+        before, after = ray.get([judge.remote(config, stream, None), judge.remote(config, stream, adapter)])
         rows = held_out(config)
         report = figures(config, rows, before, after)
         numbers = {name: value for name, value in report.items() if isinstance(value, float)}
@@ -72,9 +68,7 @@ def evaluate_job(config: Config, adapter: str | None = None) -> dict[str, Any]:
         report["gallery"] = join(folder, "gallery.html")
         write_text(report["gallery"], page)
         write_json(join(folder, "evaluation.json"), report)
-        tracker.log_metrics(
-            result.get("step", 0), {f"held_out/{name}": value for name, value in numbers.items()}
-        )
+        tracker.log_metrics(result.get("step", 0), {f"held_out/{name}": value for name, value in numbers.items()})
         tracker.log_text(page, "evaluation/gallery.html")
     return report
 
@@ -125,9 +119,7 @@ def _judge(config: Config, stream: Stream, adapter: str | None) -> Judged:
     if adapter is not None:
         with ray.train.Checkpoint(adapter).as_directory() as local:
             model = load_adapter(base, local)
-    batches = validation_batches(
-        stream, micro_batch_rows=config.evaluate.batch_rows, rank=0, num_workers=1
-    )
+    batches = validation_batches(stream, micro_batch_rows=config.evaluate.batch_rows, rank=0, num_workers=1)
     loss = mean_loss(CaptionLoss(model, dtype), batches, Alone(device))
     name = "base" if adapter is None else "tuned"
     print(f"{name} model: evaluation loss {loss:.4f}", flush=True)

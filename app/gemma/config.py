@@ -1,11 +1,11 @@
 """Sections `model`, `quantization`, `lora`, `memory`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 TargetModule = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+ALL_LINEAR: tuple[TargetModule, ...] = get_args(TargetModule)
 
 
 class ModelConfig(BaseModel):
@@ -25,9 +25,7 @@ class QuantizationConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["nf4", "fp4", "none"] = Field(
-        "nf4", description="4-bit type of the frozen weights, or none"
-    )
+    kind: Literal["nf4", "fp4", "none"] = Field("nf4", description="4-bit type of the frozen weights, or none")
     double: bool = Field(True, description="quantise the quantisation constants too (0.37 bit a weight less)")
 
 
@@ -40,7 +38,7 @@ class LoraConfig(BaseModel):
     alpha: Annotated[float, Field(gt=0)] = Field(32.0, description="scale; the update is alpha / rank · B·A")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout on the adapter's input")
     target_modules: tuple[TargetModule, ...] = Field(
-        TARGET_MODULES, min_length=1, description="linear layers that get an adapter"
+        ALL_LINEAR, min_length=1, description="linear layers that get an adapter"
     )
     train_embeddings: bool = Field(
         False, description="train the embedding and output head as well; the two stay one tied weight"

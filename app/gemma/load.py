@@ -18,7 +18,7 @@ from app.gemma.config import LoraConfig, ModelConfig, QuantizationConfig
 from app.gemma.loss import softcapped_cross_entropy
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports every optional kernel that is not there
-import bitsandbytes  # noqa: E402
+from bitsandbytes.nn.modules import Linear4bit, Params4bit  # noqa: E402
 
 transformers.utils.logging.disable_progress_bar()  # one bar per worker, on top of one another
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft 0.21 on transformers 5
@@ -57,12 +57,10 @@ def load_base(
             f"{str(error).splitlines()[0]}"
         ) from error
     if kind != "gemma2":
-        raise UserError(
-            f"model.name={model.name!r} is a {kind!r} model: give a Gemma 2, such as google/gemma-2-9b-it"
-        )
+        raise UserError(f"model.name={model.name!r} is a {kind!r} model: give a Gemma 2, such as google/gemma-2-9b-it")
     base = Gemma2ForCausalLM.from_pretrained(
         source,
-        revision=model.revision,
+        revision=model.revision or "main",
         dtype=dtype,
         attn_implementation=model.attention,
         quantization_config=quantized,
@@ -128,7 +126,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     for module, _ in modes:
-        if isinstance(module, bitsandbytes.nn.Linear4bit):
+        if isinstance(module, Linear4bit):
             module.training = True
     try:
         with torch.no_grad():
@@ -148,7 +146,7 @@ def num_parameters(model: nn.Module) -> tuple[int, int]:
     trained = total = 0
     for parameter in model.parameters():
         size = parameter.numel()
-        if isinstance(parameter, bitsandbytes.nn.Params4bit) and parameter.quant_state is not None:
+        if isinstance(parameter, Params4bit) and parameter.quant_state is not None:
             size = parameter.quant_state.shape.numel()
         total += size
         trained += size if parameter.requires_grad else 0
@@ -167,9 +165,7 @@ class CaptionLoss(nn.Module):
         """All [B, S]. Documents are told apart by positions that restart: no attention mask may be passed."""
         inner = gemma(self.model)
         with autocast(input_ids.device, self.dtype):
-            hidden = inner.model(
-                input_ids=input_ids, position_ids=position_ids, use_cache=False
-            ).last_hidden_state
+            hidden = inner.model(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
             return softcapped_cross_entropy(
                 hidden.flatten(0, 1),
                 inner.lm_head.weight,

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.errors import UserError
-from app.tracking.run import MlflowRun, connect, reason
 from app.storage import join, mask, read_json, write_json
+from app.tracking.run import MlflowRun, connect, reason
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -59,9 +59,7 @@ class Tracker(Protocol):
     def log_dataset(self, name: str, *, digest: str, num_rows: int, context: str, source: str) -> None:
         """Data that the run read; `context` says what for: "training", "validation"."""
 
-    def log_checkpoint(
-        self, step: int, folder: Path, *, name: str, metrics: Mapping[str, float], files: bool
-    ) -> None:
+    def log_checkpoint(self, step: int, folder: Path, *, name: str, metrics: Mapping[str, float], files: bool) -> None:
         """A model that the run made at this step; with `files`, the content of its folder too.
 
         Call it before anyone can resume from the checkpoint: unsent records are put into the job's folder
@@ -161,9 +159,7 @@ def open_run(
         experiment_id = _experiment_id(client, config)
         run_id = client.create_run(experiment_id, run_name=run_name, tags=parent).info.run_id
         write_json(run_file, {"run_id": run_id, "tracking_uri": mask(config.uri)})
-    tracker = MlflowRun(
-        config.uri, run_id, timeout_seconds=config.timeout_seconds, job_dir=job_dir, is_driver=True
-    )
+    tracker = MlflowRun(config.uri, run_id, timeout_seconds=config.timeout_seconds, job_dir=job_dir, is_driver=True)
     tracker.set_tags(tags)
     return tracker
 
@@ -175,9 +171,7 @@ def attach(config: TrackingConfig, run_id: str | None, *, job_dir: str | None = 
     """
     if config.uri is None or run_id is None:
         return NullTracker()
-    return MlflowRun(
-        config.uri, run_id, timeout_seconds=config.timeout_seconds, job_dir=job_dir, is_driver=False
-    )
+    return MlflowRun(config.uri, run_id, timeout_seconds=config.timeout_seconds, job_dir=job_dir, is_driver=False)
 
 
 def final_status(error: BaseException | None) -> Status:

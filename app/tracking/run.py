@@ -55,9 +55,7 @@ class MlflowRun:
     step, and what is unsent at a checkpoint is kept in the job's folder for whoever resumes from it.
     """
 
-    def __init__(
-        self, uri: str, run_id: str, *, timeout_seconds: int, job_dir: str | None, is_driver: bool
-    ) -> None:
+    def __init__(self, uri: str, run_id: str, *, timeout_seconds: int, job_dir: str | None, is_driver: bool) -> None:
         self.run_id = run_id
         self._uri = uri
         self._timeout_seconds = timeout_seconds
@@ -92,9 +90,7 @@ class MlflowRun:
     def log_dataset(self, name: str, *, digest: str, num_rows: int, context: str, source: str) -> None:
         self._do("dataset", name, digest, num_rows, context, mask(source))
 
-    def log_checkpoint(
-        self, step: int, folder: Path, *, name: str, metrics: Mapping[str, float], files: bool
-    ) -> None:
+    def log_checkpoint(self, step: int, folder: Path, *, name: str, metrics: Mapping[str, float], files: bool) -> None:
         self._do("checkpoint", step, str(folder), name, _points(step, metrics), files)
         if self._unsent:
             self._keep()

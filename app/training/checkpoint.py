@@ -45,8 +45,8 @@ def restore(folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer) ->
 def restore_weights(folder: Path, model: PeftModel) -> None:
     """Load the adapter (and trained embeddings) in place, exactly as they were trained."""
     weights = load_file(folder / "adapter_model.safetensors")
-    result = set_peft_model_state_dict(model, weights)
-    assert not result.unexpected_keys, result.unexpected_keys
+    unexpected = set_peft_model_state_dict(model, weights).unexpected_keys  # type: ignore[attr-defined]
+    assert not unexpected, unexpected
 
 
 def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

@@ -4,11 +4,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray.data
 import ray.train
 import ray.train.torch
+from ray.train.v2.api.result import Result
 
 from app.cluster import require_resources
 from app.config import Config, flat, to_yaml
@@ -19,6 +20,8 @@ from app.tracking import Tracker, final_status, open_run
 from app.training.worker import Job, work
 from data_pipeline.shards import open_shards
 from data_pipeline.stream import Position, Stream, data_config, dataset
+
+Checkpoints = list[tuple[ray.train.Checkpoint, dict[str, Any]]]
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Where Ray Train 2.60 keeps its list of checkpoints, in the run's folder."""
@@ -50,7 +53,11 @@ def require(config: Config) -> None:
     """Raises UserError within seconds if the connected Ray can't hold the workers and a data task."""
     scaling = config.scaling
     require_resources(
-        scaling.num_workers, scaling.cpus_per_worker, scaling.use_gpu, config.data.cpus_per_task, scaling.wait_seconds
+        scaling.num_workers,
+        scaling.cpus_per_worker,
+        scaling.use_gpu,
+        config.data.cpus_per_task,
+        scaling.wait_seconds,
     )
 
 
@@ -60,8 +67,8 @@ def train(config: Config) -> Trained:
     folder = job_dir(config)
     with tracked(config, folder) as tracker:
         _describe(tracker, config)
-        result = _fit(_trainer(config, stream, folder, tracker.run_id))
-        return _finish(result, folder, tracker)
+        metrics, checkpoints = _fit(_trainer(config, stream, folder, tracker.run_id))
+        return _finish(metrics, checkpoints, folder, tracker)
 
 
 @contextmanager
@@ -96,23 +103,26 @@ def run_trial(config: Config, *, parent_run_id: str | None, tags: Mapping[str, s
         tags=tags,
     )
     _describe(tracker, config)
-    result = _fit(_trainer(config, stream, folder, tracker.run_id, callbacks=[TuneReportCallback()]))
+    metrics, _ = _fit(_trainer(config, stream, folder, tracker.run_id, callbacks=[TuneReportCallback()]))
     tracker.finish("FINISHED")
-    return dict(result.return_value)
+    return metrics
 
 
-def _fit(trainer: ray.train.torch.TorchTrainer) -> ray.train.Result:
-    """Raises UserError with the reason in one sentence; the workers' tracebacks have been printed by then."""
+def _fit(trainer: ray.train.torch.TorchTrainer) -> tuple[dict[str, Any], Checkpoints]:
+    """What rank 0 returned, and the kept checkpoints with their metrics.
+
+    Raises UserError with the reason in one sentence; the workers' tracebacks have been printed by then."""
     try:
-        result = trainer.fit()
+        result = cast(Result, trainer.fit())
     except ray.train.TrainingFailedError as error:
         failures = getattr(error, "worker_failures", None) or {0: error}
         rank, first = next(iter(failures.items()))
         reason = str(first).strip().splitlines()[-1]
         raise UserError(f"training failed on worker {rank}: {reason} (its traceback is above)") from error
-    if "error" in result.return_value:
-        raise UserError(result.return_value["error"])
-    return result
+    returned: dict[str, Any] = dict(result.return_value or {})
+    if "error" in returned:
+        raise UserError(returned["error"])
+    return returned, result.best_checkpoints or []
 
 
 def _describe(tracker: Tracker, config: Config) -> None:
@@ -129,11 +139,10 @@ def _describe(tracker: Tracker, config: Config) -> None:
         )
 
 
-def _finish(result: ray.train.Result, folder: str, tracker: Tracker) -> Trained:
-    metrics = dict(result.return_value)
+def _finish(metrics: dict[str, Any], checkpoints: Checkpoints, folder: str, tracker: Tracker) -> Trained:
     adapter = None
-    if result.best_checkpoints:
-        best, best_metrics = min(result.best_checkpoints, key=lambda pair: float(pair[1]["eval_loss"]))
+    if checkpoints:
+        best, best_metrics = min(checkpoints, key=lambda pair: float(pair[1]["eval_loss"]))
         adapter = join(folder, Path(best.path).name)
         with best.as_directory() as local:
             tracker.log_checkpoint(
@@ -152,7 +161,7 @@ def _trainer(
     parent, _, name = folder.rpartition("/")
     gpu = {"GPU": 1.0} if scaling.use_gpu else {}
     return ray.train.torch.TorchTrainer(
-        work,
+        cast(Any, work),  # the result that it returns is newer than the type of this argument
         train_loop_config={"job": Job(config, stream, folder, run_id)},
         torch_config=ray.train.torch.TorchConfig(timeout_s=config.parallel.timeout_seconds),
         datasets={"train": Resuming(stream, join(folder, SNAPSHOT), scaling.num_workers)},

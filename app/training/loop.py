@@ -162,9 +162,7 @@ def train_step(
     """
     loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
     for i, batch in enumerate(micro_batches):
-        torch.manual_seed(
-            int(np.random.SeedSequence((*seed, i * world.size + world.rank)).generate_state(1)[0])
-        )
+        torch.manual_seed(int(np.random.SeedSequence((*seed, i * world.size + world.rank)).generate_state(1)[0]))
         last = i == len(micro_batches) - 1
         with nullcontext() if last or world.size == 1 else objective.no_sync():  # type: ignore[operator]
             part, _ = objective(**tensors(batch, world.device))

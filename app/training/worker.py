@@ -62,7 +62,10 @@ class Progress:
         since, at = self._started
         left = f", about {(now - since) / (done - at) * (1 - done):.0f} s left" if done > at else ""
         speed = metrics["speed/tokens_per_second"]
-        print(f"step {step} ({done:.0%}): loss {metrics['train/loss']:.4f}, {speed:.0f} tokens/s{left}", flush=True)
+        print(
+            f"step {step} ({done:.0%}): loss {metrics['train/loss']:.4f}, {speed:.0f} tokens/s{left}",
+            flush=True,
+        )
 
 
 class RayWorld:
@@ -74,9 +77,7 @@ class RayWorld:
         self.device = ray.train.torch.get_device()
         self._job, self._model, self._optimizer = job, model, optimizer
         self._progress = Progress()
-        self.tracker: Tracker = attach(
-            job.config.tracking, job.run_id if self.rank == 0 else None, job_dir=job.job_dir
-        )
+        self.tracker: Tracker = attach(job.config.tracking, job.run_id if self.rank == 0 else None, job_dir=job.job_dir)
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
         self.tracker.log_metrics(step, metrics)
@@ -164,9 +165,7 @@ def prepare_device(config: Config, device: torch.device) -> None:
     torch.backends.cudnn.allow_tf32 = config.train.tf32
     if device.type == "cuda" and config.memory.max_gib_per_gpu is not None:
         card = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(
-            min(1.0, config.memory.max_gib_per_gpu * 2**30 / card), device
-        )
+        torch.cuda.set_per_process_memory_fraction(min(1.0, config.memory.max_gib_per_gpu * 2**30 / card), device)
 
 
 def _batches(config: Config, world: World) -> Iterator[tuple[Batch, Position]]:
@@ -184,9 +183,7 @@ def _pinned(column: Any) -> Any:
     return torch.from_numpy(column).pin_memory().numpy()
 
 
-def _from_position(
-    batches: Iterator[tuple[Batch, Position]], start: Position
-) -> Iterator[tuple[Batch, Position]]:
+def _from_position(batches: Iterator[tuple[Batch, Position]], start: Position) -> Iterator[tuple[Batch, Position]]:
     """The driver started the stream at the newest checkpoint; it must be the one that was restored."""
     for i, (batch, after) in enumerate(batches):
         first = (int(batch["window"][0]), int(batch["index"][0]))

@@ -1,0 +1,34 @@
+# make demo · make test · make check · make bench · make ui. Each makes .venv first when it is missing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check bench ui clean
+.DEFAULT_GOAL := demo
+
+$(READY): pyproject.toml deploy/constraints.txt
+	@echo "installing into $(VENV) (about 2.5 GB, 2 minutes)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c deploy/constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+demo: $(READY)
+	$(BIN)/python -m app demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.learning --json outputs/bench/learning.json
+
+ui: $(READY)
+	$(BIN)/python -m app ui demo
+
+clean:
+	rm -rf $(VENV) outputs
