@@ -34,6 +34,8 @@ _DEFAULTS = {
 }
 _PRIVATE_DEFAULTS = {
     "RAY_worker_niceness": "0",  # at Ray's 15, workers starve beside any other process
+    # A trial is five processes, which Ray, counting CPUs, warns of again and again on a small machine.
+    "RAY_worker_maximum_startup_concurrency": str(max(4, os.cpu_count() or 1)),
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less for each trainer
     "RAY_AUTH_TOKEN": secrets.token_hex(32),  # one per process: Ray's client reads it once
 }

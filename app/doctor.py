@@ -70,7 +70,7 @@ def _packages(config: Config) -> Iterator[Line]:
         if version == "missing" or version not in requirement.specifier:
             wrong.append(f"{requirement.name} is {version}, needed: {requirement.specifier}")
     if wrong:
-        yield "FAIL", f"{'; '.join(wrong)}: pip install -c constraints.txt -e ."
+        yield "FAIL", f"{'; '.join(wrong)}: pip install -c deploy/constraints.txt -e ."
     for name in ("torch", "bitsandbytes", "transformers", "ray", "mlflow"):
         try:
             importlib.import_module(name)

@@ -199,7 +199,10 @@ class _Progress(ray.tune.Callback):
         )
         self.outcomes.append(outcome)
         loss = "no loss" if outcome.eval_loss is None else f"eval_loss {outcome.eval_loss:.4f}"
-        values = ", ".join(f"{path}={value}" for path, value in outcome.overrides.items())
+        values = ", ".join(
+            f"{path}={value:.4g}" if isinstance(value, float) else f"{path}={value}"
+            for path, value in outcome.overrides.items()
+        )
         left = self._num_trials - len(self.outcomes)
         why = f": {error}" if error else ""
         print(f"trial {status} at step {outcome.step}, {loss} ({values}){why}; {left} left", flush=True)
