@@ -41,7 +41,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
     driver.open_stream(config)
     with connect():
-        driver.require(config)
+        driver.require(config, config.scaling.num_workers)
         trained = driver.train(config)
     print(json.dumps({**trained.metrics, "adapter": trained.adapter, "run_id": trained.run_id}))
     return 0
@@ -55,7 +55,7 @@ def _tune(arguments: argparse.Namespace) -> int:
 
     driver.open_stream(config)
     with connect():
-        driver.require(config)
+        driver.require(config, config.search.max_concurrent * config.search.workers_per_trial)
         searched = run_search(config)
     best = searched.result.best
     print(json.dumps({"best": best.overrides, "eval_loss": best.eval_loss, "config": searched.best_config,
@@ -77,8 +77,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 def _prepare(arguments: argparse.Namespace) -> int:
     from data_pipeline.prepare import prepare
 
-    names = PrepareConfig.model_fields.keys()
-    report = prepare(arguments.source, PrepareConfig(**{name: getattr(arguments, name) for name in names}))
+    values = {name: getattr(arguments, name) for name in PrepareConfig.model_fields}
+    report = prepare(arguments.source, configs.validated(PrepareConfig, values))
     if arguments.json:
         with open(arguments.json, "w") as file:
             json.dump(dataclasses.asdict(report), file, indent=2)

@@ -7,7 +7,7 @@ import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -21,6 +21,7 @@ from app.training.config import OptimConfig, ParallelConfig, ScalingConfig, Trai
 from data_pipeline.config import DataConfig
 from tune.config import Choice, LogUniform, SearchConfig
 
+M = TypeVar("M", bound=BaseModel)
 CONFIGS = Path(__file__).parent / "configs"
 
 
@@ -76,6 +77,14 @@ def override(config: Config, overrides: Sequence[str] | Mapping[str, Any]) -> Co
     return _resolve(config.model_dump(), overrides)
 
 
+def validated(kind: type[M], values: Mapping[str, Any]) -> M:
+    """A pydantic object from plain values. Raises UserError in one sentence for the first that is wrong."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_explain(error, kind)) from None
+
+
 def absolute(config: Config) -> Config:
     """Relative paths made absolute: Ray's workers run in other folders."""
     name = config.model.name
@@ -125,10 +134,7 @@ def _resolve(raw: dict[str, Any], overrides: Sequence[str] | Mapping[str, Any]) 
     pairs = overrides.items() if isinstance(overrides, Mapping) else map(_parse_override, overrides)
     for path, value in pairs:
         raw = _with(raw, path, value)
-    try:
-        return Config.model_validate(raw)
-    except ValidationError as error:
-        raise UserError(_explain(error)) from None
+    return validated(Config, raw)
 
 
 def _read(source: str | Path) -> dict[str, Any]:
@@ -185,7 +191,7 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, kind: type[BaseModel] = Config) -> str:
     """One sentence for the first thing that is wrong: path, value, what is allowed, nearest valid name."""
     first = error.errors(include_url=False)[0]
     path = ".".join(str(part) for part in first["loc"])
@@ -198,7 +204,7 @@ def _explain(error: ValidationError) -> str:
         message = str(first["ctx"]["error"])
         named = ".".join(str(part) for part in first["loc"] if "function-after" not in str(part))
         return f"{named}: {message}" if named else message
-    owner, name = _locate([str(part) for part in first["loc"]])
+    owner, name = _locate([str(part) for part in first["loc"]], kind)
     allowed = f"; allowed: {_allowed(owner, name).replace('`', '')}" if owner and name else ""
     return f"{path}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}{allowed}"
 
@@ -212,9 +218,9 @@ def _nearest(path: str) -> str:
     return f"; did you mean {(same_name or difflib.get_close_matches(path, names, n=1, cutoff=0.0))[0]}?"
 
 
-def _locate(parts: list[str]) -> tuple[type[BaseModel] | None, str | None]:
+def _locate(parts: list[str], kind: type[BaseModel]) -> tuple[type[BaseModel] | None, str | None]:
     """The section and field that an error's location lies in."""
-    owner: Any = Config
+    owner: Any = kind
     for part in parts:
         info: FieldInfo | None = owner.model_fields.get(part)
         if info is None:

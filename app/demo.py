@@ -1,7 +1,6 @@
 """The whole way on real icons in minutes: prepare → search → train → evaluate → report. `make demo`."""
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -22,9 +21,6 @@ from data_pipeline.prepare import prepare
 SPLIT_SEED = 5
 """Held-out concepts of even size: with seed 0 a third of the icons would be letters."""
 
-ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**33)}
-"""glibc keeps freed memory instead of returning it after every step: 2.4 s → 1.4 s a step on CPU."""
-
 SECONDS = {"prepare": 25, "connect": 20, "search": 180, "train": 120, "evaluate": 60}
 """What each phase takes on 2 cores: only to say how long is left."""
 
@@ -32,7 +28,6 @@ SECONDS = {"prepare": 25, "connect": 20, "search": 180, "train": 120, "evaluate"
 def demo(config: Config) -> int:
     """Run it all into `train.output_dir`, over what an earlier demo left there; 0 when done."""
     started = time.monotonic()
-    os.environ.update(ALLOCATOR)  # the Ray that is started here hands it on to its workers
     folder = Path(config.train.output_dir)
     for job in (config.train.run_name, "search", "shards"):
         shutil.rmtree(folder / job, ignore_errors=True)
@@ -44,7 +39,7 @@ def demo(config: Config) -> int:
     with phases("connect", "a private Ray on this machine"):
         stack = ExitStack()
         stack.enter_context(connect())
-        driver.require(config)
+        driver.require(config, max(config.scaling.num_workers, config.search.max_concurrent))
     with stack:
         with phases("search", f"{config.search.num_trials} trials, bad ones stopped early by ASHA"):
             searched = run_search(override(config, {"train.run_name": "search"}))

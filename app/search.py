@@ -46,8 +46,13 @@ def _search(config: Config, folder: str, parent: Tracker, run_ids: list[str]) ->
     assert trial_steps is not None  # Config's validator
     parent_run_id = parent.run_id
 
+    workers = config.search.workers_per_trial
+    accumulation = max(1, config.train.accumulation * config.scaling.num_workers // workers)
+
     def trial_config(overrides: dict[str, Any], trial_id: str) -> Config:
         own = {
+            "scaling.num_workers": workers,
+            "train.accumulation": accumulation,
             "train.run_name": f"trial-{trial_id}",
             "train.output_dir": join(folder, "trials"),
             "train.max_steps": trial_steps,

@@ -128,14 +128,14 @@ def _draw(thing: Thing, x: int, y: int, r: int) -> str:
         return f'<circle cx="{x}" cy="{y}" r="{r - 3}" fill="none" stroke="{colour}" stroke-width="6"/>'
     if thing.shape == "square":
         return f'<rect x="{x - r}" y="{y - r}" width="{2 * r}" height="{2 * r}" fill="{colour}"/>'
-    return f'<path d="{_outline(thing.shape, x, y, r)}" fill="{colour}"/>'
+    return f'<path fill="{colour}" d="{_outline(thing.shape, x, y, r)}"/>'
 
 
 def _outline(shape: str, x: int, y: int, r: int) -> str:
     """Relative path of a shape that is centred on (x, y) and 2r wide and high."""
     if shape == "triangle":
-        return f"m{x} {y - r}l{r} {2 * r}h-{2 * r}z"
+        return f"m{x} {y - r} {r} {2 * r}h-{2 * r}z"
     if shape == "diamond":
-        return f"m{x} {y - r}l{r} {r} -{r} {r} -{r} -{r}z".replace(" -", "-")
+        return f"m{x} {y - r} {r} {r} -{r} {r} -{r} -{r}z".replace(" -", "-")
     a, b = r // 3, r - r // 3  # a four-pointed star: inner corners at (±a, ±a)
-    return f"m{x} {y - r}l{a} {b} {b} {a} -{b} {a} -{a} {b} -{a} -{b} -{b} -{a} {b} -{a}z".replace(" -", "-")
+    return f"m{x} {y - r} {a} {b} {b} {a} -{b} {a} -{a} {b} -{a} -{b} -{b} -{a} {b} -{a}z".replace(" -", "-")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import DataError
 from data_pipeline.icons import phosphor_icons
 from data_pipeline.rows import Row
-from data_pipeline.scenes import scenes
+from data_pipeline.scenes import Style, scenes
 
 _BATCH_ROWS = 512  # of a Parquet file that are in memory at once
 _TEXT = {pa.string(), pa.large_string(), pa.string_view()}
@@ -27,7 +28,7 @@ def read_source(spec: str, config: PrepareConfig) -> Iterator[Row]:
 
     `spec` is one of
     - `phosphor`: the icons of the package py-phosphor-icons;
-    - `scenes:N` or `scenes:N:SEED`: N procedurally drawn scenes;
+    - `scenes:N`, `scenes:N:SEED` or `scenes:N:SEED:STYLE`: N procedurally drawn scenes, captions `plain` or `list`;
     - a `.parquet` file, or a folder of them, with the columns that `config` names;
     - a `.jsonl` file: one object per line, with the same names as keys;
     - a folder of `.svg` files (subfolders too) with, beside them, one `captions.json` ({file: caption}),
@@ -65,10 +66,11 @@ def _row(id_: object, svg: object, caption: object, source: str) -> Row:
 
 
 def _scenes(spec: str) -> Iterator[Row]:
-    words = spec.split(":")[1:]
-    if not 1 <= len(words) <= 2 or not all(word.isascii() and word.isdigit() for word in words):
-        raise DataError(f"source {spec!r}: write scenes:N or scenes:N:SEED with whole numbers")
-    return iter(scenes(int(words[0]), seed=int(words[1]) if words[1:] else 0))
+    parts = re.fullmatch(r"scenes:(\d+)(?::(\d+))?(?::(plain|list))?", spec)
+    if not parts:
+        raise DataError(f"source {spec!r}: write scenes:N, scenes:N:SEED or scenes:N:SEED:STYLE (plain or list)")
+    style: Style = "list" if parts[3] == "list" else "plain"
+    return scenes(int(parts[1]), seed=int(parts[2] or 0), style=style)
 
 
 def _required(config: PrepareConfig) -> dict[str, str]:

@@ -14,7 +14,7 @@ from app.errors import UserError
 from app.evaluation.captioner import caption
 from app.evaluation.gallery import GalleryItem, gallery_html
 from app.evaluation.metrics import best_constant_caption, bleu4, field_accuracy
-from app.gemma.load import DTYPES, CaptionLoss, autocast, evaluating, load_adapter, load_base
+from app.gemma.load import DTYPES, CaptionLoss, autocast, evaluating, gemma, load_adapter, load_base
 from app.storage import join, read_json, write_json, write_text
 from app.training import driver
 from app.training.loop import mean_loss
@@ -48,12 +48,8 @@ def evaluate_job(config: Config, adapter: str | None = None) -> dict[str, Any]:
     adapter = adapter or result.get("adapter")
     if adapter is None:
         raise UserError(f"{folder} holds no trained adapter: run `train` with this config first, or give --adapter")
-    stream = driver.open_stream(config)
     with driver.tracked(config, folder) as tracker:
-        scaling = config.scaling
-        judge = ray.remote(num_cpus=scaling.cpus_per_worker, num_gpus=1 if scaling.use_gpu else 0)(_judge)
-        before, after = ray.get([judge.remote(config, stream, None), judge.remote(config, stream, adapter)])
-        rows = held_out(config)
+        rows, before, after = judge_both(config, adapter)
         report = figures(config, rows, before, after)
         numbers = {name: value for name, value in report.items() if isinstance(value, float)}
         items = [
@@ -71,6 +67,14 @@ def evaluate_job(config: Config, adapter: str | None = None) -> dict[str, Any]:
         tracker.log_metrics(result.get("step", 0), {f"held_out/{name}": value for name, value in numbers.items()})
         tracker.log_text(page, "evaluation/gallery.html")
     return report
+
+
+def judge_both(config: Config, adapter: str) -> tuple[list[ShardRow], Judged, Judged]:
+    """(held-out drawings, base, tuned), the two models side by side; each takes what a training worker takes."""
+    stream, scaling = driver.open_stream(config), config.scaling
+    judge = ray.remote(num_cpus=scaling.cpus_per_worker, num_gpus=1 if scaling.use_gpu else 0)(_judge)
+    before, after = ray.get([judge.remote(config, stream, None), judge.remote(config, stream, adapter)])
+    return held_out(config), before, after
 
 
 def held_out(config: Config) -> list[ShardRow]:
@@ -124,6 +128,7 @@ def _judge(config: Config, stream: Stream, adapter: str | None) -> Judged:
     name = "base" if adapter is None else "tuned"
     print(f"{name} model: evaluation loss {loss:.4f}", flush=True)
     rows = held_out(config)
+    gemma(model).set_attn_implementation("eager")  # batches of prompts have a mask and a cache, unlike packed rows
     with evaluating(model), autocast(device, dtype):
         captions = caption(
             model,

@@ -15,8 +15,8 @@ class ModelConfig(BaseModel):
 
     name: str = Field("tiny", description="`tiny` (shipped, 2 M parameters), a hub name or a local folder")
     revision: str | None = Field(None, description="hub revision; null: the newest")
-    attention: Literal["eager", "flash_attention_2", "flex_attention"] = Field(
-        "eager", description="attention implementation; each applies Gemma 2's softcap and sliding window"
+    attention: Literal["eager", "blockwise", "flash_attention_2", "flex_attention"] = Field(
+        "eager", description="attention implementation; each applies Gemma 2's softcap, windows and document borders"
     )
 
 

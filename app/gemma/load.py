@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, BitsAndBytesConfig, Gemma2ForCausalLM
 
 from app.errors import UserError
+from app.gemma import attention  # noqa: F401  registers `blockwise` with transformers
 from app.gemma.config import LoraConfig, ModelConfig, QuantizationConfig
 from app.gemma.loss import softcapped_cross_entropy
 

@@ -49,11 +49,11 @@ def open_stream(config: Config) -> Stream:
     return Stream(config.data, source_of(config.model.name), config.train.epochs)
 
 
-def require(config: Config) -> None:
+def require(config: Config, num_workers: int) -> None:
     """Raises UserError within seconds if the connected Ray can't hold the workers and a data task."""
     scaling = config.scaling
     require_resources(
-        scaling.num_workers,
+        num_workers,
         scaling.cpus_per_worker,
         scaling.use_gpu,
         config.data.cpus_per_task,

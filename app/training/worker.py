@@ -123,7 +123,7 @@ def _work(job: Job) -> dict[str, Any]:
     base = load_base(config.model, config.quantization, device=device, dtype=dtype)
     model = add_lora(base, config.lora, seed=config.train.seed)
     if config.memory.gradient_checkpointing:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     objective = CaptionLoss(model, dtype).train()
     optimizer = adamw(objective, config.optim)
     state, restored = State(), ray.train.get_checkpoint()

@@ -1,0 +1,66 @@
+"""A checkpoint is complete, plain (safetensors and JSON), and readable by PEFT without us."""
+
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import Gemma2ForCausalLM
+
+from app.gemma.config import ModelConfig, QuantizationConfig
+from app.gemma.load import load_adapter, load_base
+from app.training import checkpoint
+from app.training.config import OptimConfig
+from app.training.optim import adamw
+from data_pipeline.pack import pack
+from tests.test_load import tensors
+from tests.tiny import CPU, examples, objective, save_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+def stepped(loss, optimizer, steps):
+    (row,) = pack(examples(6), 200)
+    for _ in range(steps):
+        loss(**tensors(row))[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        return float(loss(**tensors(row))[0])
+
+
+@pytest.mark.parametrize("embeddings", [False, True])
+def test_weights_and_moments_come_back_exactly(folder, tmp_path, embeddings):
+    loss = objective(folder, train_embeddings=embeddings)
+    optimizer = adamw(loss, OptimConfig(learning_rate=1e-2))
+    stepped(loss, optimizer, 3)
+    checkpoint.save(tmp_path, loss.model, optimizer, {"step": 3})
+    expected = stepped(loss, optimizer, 2)
+    other = objective(folder, train_embeddings=embeddings)
+    other_optimizer = adamw(other, OptimConfig(learning_rate=1e-2))
+    assert checkpoint.restore(tmp_path, other.model, other_optimizer) == {"step": 3}
+    assert stepped(other, other_optimizer, 2) == expected
+
+
+def test_nothing_in_it_is_a_pickle_and_peft_reads_it_alone(folder, tmp_path):
+    loss = objective(folder, kind="none", train_embeddings=True)
+    optimizer = adamw(loss, OptimConfig(learning_rate=1e-2))
+    expected = stepped(loss, optimizer, 3)
+    checkpoint.save(tmp_path, loss.model, optimizer, {"step": 3})
+    assert {file.suffix for file in tmp_path.iterdir()} <= {".json", ".safetensors", ".md"}
+    assert json.loads((tmp_path / "state.json").read_text()) == {"step": 3}
+    (row,) = pack(examples(6), 200)
+    base = Gemma2ForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    theirs = PeftModel.from_pretrained(base, str(tmp_path))
+    ours = load_adapter(load_base(ModelConfig(name=folder), QuantizationConfig(kind="none"), device=CPU,
+                                  dtype=torch.float32), tmp_path)  # fmt: skip
+    for model in (theirs, ours):
+        with torch.no_grad():
+            logits = model(
+                input_ids=tensors(row)["input_ids"], position_ids=tensors(row)["position_ids"], use_cache=False
+            ).logits  # with a cache, transformers does not tell documents apart
+        nll = torch.nn.functional.cross_entropy(logits[0], tensors(row)["targets"][0], reduction="sum")
+        assert float(nll) == pytest.approx(expected, rel=1e-4)

@@ -1,0 +1,70 @@
+"""What a user can get wrong on the command line: one sentence, exit code 2, nothing left behind."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+
+def svgscribe(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    root = str(Path(__file__).parent.parent)
+    return subprocess.run(
+        [sys.executable, "-m", "app", *arguments], cwd=cwd, capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, "PYTHONPATH": root, "HF_HUB_OFFLINE": "1", **environment},
+    )  # fmt: skip
+
+
+def one_sentence(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 2, done
+    assert "Traceback" not in done.stderr, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("svgscribe: "), done.stderr
+    return last
+
+
+NO_TRACKING = "tracking.uri=null"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "absent.yaml"], "config 'absent.yaml' not found"),
+        (["train", "demo", NO_TRACKING, "data.shards=nowhere"], "nowhere"),
+        (["train", "demo", NO_TRACKING, "data.shards=empty"], "holds no prepared dataset"),
+        (
+            ["train", "demo", "tracking.uri=http://127.0.0.1:9", "tracking.timeout_seconds=3"],
+            "start the server or correct",
+        ),
+        (["prepare", "absent.parquet", "--out", "out"], "absent.parquet"),
+        (["prepare", "empty", "--out", "out"], "empty"),
+        (["prepare", "wrong.parquet", "--out", "out"], "--svg-column"),
+        (["prepare", "scenes:10", "--out", "out", "--validation-share", "7"], "validation_share=7"),
+        (["evaluate", "demo", NO_TRACKING], "holds no trained adapter"),
+    ],
+)
+def test_a_mistake_is_named_in_one_sentence(tmp_path, arguments, message):
+    (tmp_path / "empty").mkdir()
+    pq.write_table(pa.table({"picture": ["<svg/>"], "caption": ["a"]}), tmp_path / "wrong.parquet")
+    assert message in one_sentence(svgscribe(*arguments, cwd=tmp_path))
+    assert not (tmp_path / "out").exists()
+
+
+def test_more_workers_than_cpus_are_refused_with_the_fix(tmp_path):
+    prepared = svgscribe("prepare", "scenes:60", "--out", "shards", "--json", "counts.json", cwd=tmp_path)
+    assert prepared.returncode == 0, prepared.stderr
+    assert (tmp_path / "counts.json").exists()
+    message = one_sentence(
+        svgscribe("train", "demo", NO_TRACKING, "data.shards=shards", "scaling.num_workers=900", cwd=tmp_path)
+    )
+    assert "900" in message
+    assert "scaling.num_workers=" in message
+
+
+def test_help_names_every_command(tmp_path):
+    done = svgscribe("--help", cwd=tmp_path)
+    for command in ("prepare", "train", "tune", "evaluate", "doctor", "ui", "demo", "config"):
+        assert command in done.stdout

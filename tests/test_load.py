@@ -1,0 +1,146 @@
+"""The model as it is trained: NF4 base, fp32 adapters, tied embeddings; loss and isolation against transformers."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import Gemma2ForCausalLM
+
+from app.config import load
+from app.errors import UserError
+from app.gemma.config import LoraConfig, ModelConfig, QuantizationConfig
+from app.gemma.load import TINY, CaptionLoss, add_lora, evaluating, gemma, load_base, num_parameters
+from data_pipeline.pack import pack
+from tests.tiny import CPU, examples, gemma2_config, objective, save_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+def tensors(row):
+    return {
+        name: torch.from_numpy(getattr(row, name))[None].long() for name in ("input_ids", "position_ids", "targets")
+    }
+
+
+def test_the_loss_is_transformers_own_on_one_document(folder):
+    (row,) = pack(examples(1), 48)
+    labels = np.concatenate([[-100], row.targets[:-1]])  # transformers shifts labels itself
+    reference = Gemma2ForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    with torch.no_grad():
+        theirs = reference(input_ids=torch.from_numpy(row.input_ids)[None].long(),
+                           labels=torch.from_numpy(labels)[None].long()).loss  # fmt: skip
+    with torch.no_grad():
+        loss, count = objective(folder, kind="none")(**tensors(row))
+    assert float(loss / count) == pytest.approx(float(theirs), rel=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "attention"), [("none", "eager"), ("nf4", "eager"), ("nf4", "blockwise")])
+def test_a_packed_row_is_as_if_its_documents_had_been_run_alone(folder, kind, attention):
+    documents = examples(5, seed=3)
+    (row,) = pack(documents, 200)
+    loss = objective(folder, kind=kind, attention=attention, train_embeddings=True)
+    together, count = loss(**tensors(row))
+    together.backward()
+    gradients = {name: p.grad.clone() for name, p in loss.named_parameters() if p.grad is not None}
+    loss.zero_grad()
+    gemma(loss.model).set_attn_implementation("eager")
+    alone = sum(loss(**tensors(pack([document], 200)[0]))[0] for document in documents)
+    alone.backward()
+    assert int(count) == sum(int((document.targets != -100).sum()) for document in documents)
+    assert together.item() == pytest.approx(alone.item(), rel=1e-5)
+    assert gradients
+    for name, parameter in loss.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad, gradients[name], atol=2e-5, rtol=1e-3)
+
+
+def test_checkpointed_activations_change_nothing(folder):
+    (row,) = pack(examples(4), 200)
+    plain, recomputed = objective(folder), objective(folder)
+    gemma(recomputed.model).activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    for loss in (plain, recomputed):
+        loss(**tensors(row))[0].backward()
+    for ours, theirs in zip(plain.parameters(), recomputed.parameters(), strict=True):
+        if ours.requires_grad:
+            torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_the_tiny_base_is_a_gemma_2_in_every_respect():
+    base = load_base(ModelConfig(name="tiny"), QuantizationConfig(), device=CPU, dtype=torch.bfloat16)
+    config = base.config
+    assert (config.attn_logit_softcapping, config.final_logit_softcapping) == (50.0, 30.0)
+    assert config.layer_types == ["sliding_attention", "full_attention"] * 2
+    assert config.num_key_value_heads < config.num_attention_heads
+    assert config.head_dim * config.num_attention_heads != config.hidden_size
+    assert config.tie_word_embeddings
+    assert base.lm_head.weight.data_ptr() == base.model.embed_tokens.weight.data_ptr()
+    assert 1.5e6 < num_parameters(base)[1] < 2.5e6
+    assert num_parameters(base)[0] == 0
+    assert sum(file.stat().st_size for file in TINY.iterdir()) < 5 * 2**20
+    assert base.model.layers[0].mlp.up_proj.weight.dtype == torch.uint8
+    assert base.model.embed_tokens.weight.dtype == torch.bfloat16
+
+
+def test_trained_embeddings_stay_one_weight_and_fp32(folder):
+    loss = objective(folder, dtype=torch.bfloat16, train_embeddings=True)
+    inner = gemma(loss.model)
+    before = inner.lm_head.weight.detach().clone()
+    optimizer = torch.optim.SGD([p for p in loss.parameters() if p.requires_grad], lr=0.1)
+    loss(**tensors(pack(examples(4), 200)[0]))[0].backward()
+    optimizer.step()
+    assert inner.lm_head.weight.data_ptr() == inner.model.embed_tokens.weight.data_ptr()
+    assert not torch.equal(inner.lm_head.weight, before)
+    assert {p.dtype for p in loss.parameters() if p.requires_grad} == {torch.float32}
+    with loss.model.disable_adapter():
+        assert torch.equal(inner.lm_head.weight.float(), before)
+
+
+def test_a_new_adapter_changes_nothing_and_is_the_same_on_every_worker(folder):
+    (row,) = pack(examples(4), 200)
+    one, two = objective(folder, rank=8), objective(folder, rank=8)
+    for ours, theirs in zip(one.parameters(), two.parameters(), strict=True):
+        if ours.requires_grad:
+            assert torch.equal(ours, theirs)
+    with torch.no_grad():
+        adapted = one(**tensors(row))[0]
+        with one.model.disable_adapter():
+            assert torch.equal(one(**tensors(row))[0], adapted)
+
+
+def test_evaluating_leaves_every_module_as_it_was(folder):
+    loss = objective(folder, dropout=0.5)
+    (row,) = pack(examples(4), 200)
+    modes = [module.training for module in loss.modules()]
+    with evaluating(loss):
+        first, second = loss(**tensors(row))[0], loss(**tensors(row))[0]
+        assert torch.equal(first, second)
+        assert not first.requires_grad
+    assert [module.training for module in loss.modules()] == modes
+    assert all(modes)
+
+
+def test_rank_64_on_the_9b_has_216_million_trained_parameters():
+    """Counted on the real dimensions without weights: the user's document says about 75 million."""
+    lora = load("gemma2-9b").lora
+    config = gemma2_config(
+        vocab_size=256_000, hidden_size=3584, intermediate_size=14336, num_hidden_layers=42,
+        num_attention_heads=16, num_key_value_heads=8, head_dim=256,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = add_lora(Gemma2ForCausalLM(config), LoraConfig(**lora.model_dump()), seed=0)
+    assert num_parameters(CaptionLoss(model, torch.float32))[0] - num_parameters(model.get_base_model())[0] == 0
+    trained = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
+    assert trained == 216_072_192
+
+
+def test_a_model_that_is_not_there_or_not_a_gemma_2_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    for name, message in (
+        (str(tmp_path / "absent"), "is neither a model folder"),
+        (str(tmp_path), "is a 'llama' model"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_base(ModelConfig(name=name), QuantizationConfig(), device=CPU, dtype=torch.float32)

@@ -1,0 +1,70 @@
+"""Scenes: exact captions, a pure function of the seed, canonical as drawn."""
+
+import itertools
+import re
+
+import pytest
+
+from data_pipeline.rows import split_of
+from data_pipeline.scenes import COLOURS, RELATIONS, SHAPES, SIZES, scenes
+from data_pipeline.svg import canonicalise
+
+PLAIN = re.compile(
+    rf"(?:a|two|three|four) ({'|'.join(SIZES)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})s?"
+    rf"(?: ({'|'.join(RELATIONS)}) a ({'|'.join(SIZES)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)}))?"
+)
+
+
+def centres(svg):
+    """Centre of every drawn shape, from the drawing alone."""
+    for circle in re.finditer(r'<circle cx="(\d+)" cy="(\d+)"', svg):
+        yield circle.start(), int(circle[1]), int(circle[2])
+    for x, y, w, h in (rect for rect in re.findall(r'<rect x="(\d+)" y="(\d+)" width="(\d+)" height="(\d+)"', svg)):
+        yield svg.index(f'x="{x}" y="{y}"'), int(x) + int(w) / 2, int(y) + int(h) / 2
+    for path in re.finditer(r'd="m(\d+) (\d+)', svg):
+        yield path.start(), int(path[1]), int(path[2])
+
+
+def test_the_same_seed_gives_the_same_scenes_and_styles_share_their_drawings():
+    plain, again, listed = (list(scenes(50, seed=4, style=style)) for style in ("plain", "plain", "list"))
+    assert plain == again
+    assert [row.svg for row in plain] == [row.svg for row in listed]
+    assert all(one.caption != two.caption for one, two in zip(plain, listed, strict=True))
+    assert list(scenes(50, seed=5)) != plain
+    assert list(itertools.islice(scenes(1000, seed=4), 50)) == plain
+
+
+def test_captions_are_exact():
+    seen = set()
+    for row in scenes(600, seed=1):
+        match = PLAIN.fullmatch(row.caption)
+        assert match, row.caption
+        drawn = sorted(centres(row.svg))
+        if match[4]:
+            (_, x1, y1), (_, x2, y2) = drawn
+            dx, dy = RELATIONS[match[4]]
+            # A path starts at its top, which lies up to 56 above its centre.
+            assert (x1 - x2) * dx > 0 if dx else (y1 - y2) * dy > -57
+            seen.add(match[4])
+        else:
+            words = {"a": 1, "two": 2, "three": 3, "four": 4}
+            assert len(drawn) == words[row.caption.split()[0]]
+        for colour in (match[2], match[6]):
+            assert colour is None or COLOURS[colour] in row.svg
+    assert seen == set(RELATIONS)
+
+
+def test_scenes_are_canonical_and_stay_inside_the_page():
+    for row in scenes(200, seed=2):
+        assert canonicalise(row.svg) == row.svg
+        assert all(0 <= int(n) <= 256 for n in re.findall(r'c[xy]="(-?\d+)"', row.svg))
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3])
+def test_a_split_by_concept_holds_whole_compositions_out(share):
+    splits = {}
+    for row in scenes(2000, seed=3):
+        splits.setdefault(row.concept, set()).add(split_of(row.concept, seed=0, validation_share=share))
+    assert all(len(found) == 1 for found in splits.values())
+    held_out = sum(found == {"validation"} for found in splits.values()) / len(splits)
+    assert held_out == pytest.approx(share, abs=0.04)

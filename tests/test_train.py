@@ -1,0 +1,183 @@
+"""Jobs on a real Ray: a killed worker, a second submission, worker-count invariance, evaluation, a search."""
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+import ray
+from mlflow import MlflowClient
+from ray.util.state import list_actors
+
+from app.config import absolute, load, override
+from app.errors import UserError
+from app.evaluation.evaluate import evaluate_job
+from app.search import run_search
+from app.tracking import check
+from app.training import driver
+from data_pipeline.config import PrepareConfig
+from data_pipeline.prepare import prepare
+
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def config(ray_local, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("jobs")
+    prepare(["scenes:400:7"], PrepareConfig(out=str(folder / "shards"), validation_share=0.1), progress=False)
+    made = absolute(
+        load(
+            "demo",
+            {
+                "data.shards": str(folder / "shards"), "data.max_row_tokens": 256, "data.window_rows": 32,
+                "data.max_validation_rows": 16, "train.output_dir": str(folder), "train.max_steps": STEPS,
+                "train.evaluate_every_steps": 4, "train.save_every_steps": 4, "train.micro_batch_rows": 1,
+                "optim.learning_rate": 2e-3, "lora.dropout": 0.1, "tracking.uri": f"sqlite:///{folder}/mlflow.db",
+                "evaluate.max_captions": 6, "evaluate.max_new_tokens": 12, "evaluate.gallery_items": 4,
+                "evaluate.fields": {"colour": ["red", "green", "blue"]}, "search.trial_steps": 6,
+            },
+        )
+    )  # fmt: skip
+    check(made.tracking)
+    return made
+
+
+def job(config, name, **changes):
+    return override(
+        config, {"train.run_name": name, **{key.replace("__", "."): value for key, value in changes.items()}}
+    )
+
+
+def history(config, run_id, metric):
+    client = MlflowClient(config.tracking.uri)
+    return sorted((point.step, point.value) for point in client.get_metric_history(run_id, metric))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(config):
+    """One worker that accumulates two micro-batches."""
+    return driver.train(job(config, "one", scaling__num_workers=1, train__accumulation=2))
+
+
+def test_the_same_seed_and_one_worker_give_the_same_losses(config, uninterrupted):
+    again = driver.train(job(config, "again", scaling__num_workers=1, train__accumulation=2))
+    losses = history(config, uninterrupted.run_id, "train/loss")
+    assert [step for step, _ in losses] == list(range(1, STEPS + 1))
+    assert history(config, again.run_id, "train/loss") == losses
+    assert history(config, again.run_id, "eval/loss") == history(config, uninterrupted.run_id, "eval/loss")
+
+
+def kill_a_worker_after_the_first_checkpoint(folder: Path, killed: list[int], stop: threading.Event):
+    """SIGKILL to one of the two training workers, as soon as a checkpoint lies in the job's folder."""
+    while not stop.wait(0.1):
+        if not list(folder.glob("checkpoint_*")):
+            continue
+        workers = [
+            actor for actor in list_actors(filters=[("state", "=", "ALIVE")]) if actor.class_name == "RayTrainWorker"
+        ]
+        if workers:
+            os.kill(workers[0].pid, signal.SIGKILL)
+            killed.append(workers[0].pid)
+            return
+
+
+def test_two_workers_of_which_one_is_killed_train_as_one_that_is_not(config, uninterrupted):
+    two = job(config, "two", scaling__num_workers=2)
+    killed: list[int] = []
+    stop = threading.Event()
+    killer = threading.Thread(
+        target=kill_a_worker_after_the_first_checkpoint, args=(Path(driver.job_dir(two)), killed, stop)
+    )
+    killer.start()
+    try:
+        trained = driver.train(two)
+    finally:
+        stop.set()
+        killer.join()
+    assert len(killed) == 1, "the failure was never injected"
+    theirs = dict(history(config, uninterrupted.run_id, "eval/loss"))
+    ours = dict(history(config, trained.run_id, "eval/loss"))
+    assert sorted(ours) == sorted(theirs) == [0, 4, 8, 12]
+    assert ours == pytest.approx(theirs, rel=1e-3)
+    losses = history(config, trained.run_id, "train/loss")
+    assert [step for step, _ in losses] == list(range(1, STEPS + 1)), "a step is missing or doubled"
+    assert dict(losses) == pytest.approx(dict(history(config, uninterrupted.run_id, "train/loss")), rel=5e-3)
+    assert trained.metrics["num_examples"] == uninterrupted.metrics["num_examples"]
+    assert MlflowClient(config.tracking.uri).get_run(trained.run_id).info.status == "FINISHED"
+
+
+def test_the_same_name_continues_the_job_in_the_same_run(config, uninterrupted):
+    longer = job(config, "one", scaling__num_workers=1, train__accumulation=2, train__max_steps=STEPS + 4)
+    continued = driver.train(longer)
+    assert continued.run_id == uninterrupted.run_id
+    steps = [step for step, _ in history(config, continued.run_id, "train/loss")]
+    assert steps == list(range(1, STEPS + 5))
+
+
+def test_the_best_checkpoint_is_restored_and_linked_to_its_step(config, uninterrupted):
+    evaluations = dict(history(config, uninterrupted.run_id, "eval/loss"))
+    best = min(value for step, value in evaluations.items() if 0 < step <= STEPS)
+    assert uninterrupted.metrics["eval_loss"] == pytest.approx(best, rel=1e-6)
+    client = MlflowClient(config.tracking.uri)
+    run = client.get_run(uninterrupted.run_id)
+    linked = {output.step for output in run.outputs.model_outputs}
+    assert {4, 8, 12} <= linked
+    assert run.data.params["lora.rank"] == "16"
+    assert {dataset.dataset.name for dataset in run.inputs.dataset_inputs} == {"train", "validation"}
+
+
+def test_evaluation_writes_a_gallery_and_figures_beside_their_baselines(config, uninterrupted):
+    report = evaluate_job(job(config, "one"))
+    for name in (
+        "eval_loss_before",
+        "eval_loss_after",
+        "bleu4_before",
+        "bleu4_after",
+        "bleu4_constant",
+        "colour_accuracy",
+    ):
+        assert isinstance(report[name], float), name
+    result = json.loads(Path(driver.job_dir(job(config, "one")), "result.json").read_text())
+    assert report["eval_loss_after"] == pytest.approx(result["eval_loss"], rel=2e-3)
+    assert report["eval_loss_before"] > report["eval_loss_after"]
+    assert Path(report["gallery"]).read_text().count("<article>") == 4
+    run = MlflowClient(config.tracking.uri).get_run(uninterrupted.run_id)
+    assert run.data.metrics["held_out/bleu4_constant"] == pytest.approx(report["bleu4_constant"])
+    assert run.info.status == "FINISHED"
+
+
+def test_an_evaluation_without_a_trained_adapter_says_so(config):
+    with pytest.raises(UserError, match="holds no trained adapter: run `train`"):
+        evaluate_job(job(config, "never"))
+
+
+def test_a_loss_that_diverges_ends_the_job_once_with_a_sentence_and_a_failed_run(config):
+    with pytest.raises(UserError, match=r"lower optim\.learning_rate"):
+        driver.train(job(config, "wild", scaling__num_workers=1, optim__learning_rate=1.0, train__precision="fp32",
+                         optim__max_grad_norm=1e30, optim__epsilon=1e-30, optim__weight_decay=0.0,
+                         optim__schedule="constant", optim__warmup_ratio=0.0, train__max_steps=400))  # fmt: skip
+    run = MlflowClient(config.tracking.uri).search_runs(
+        [MlflowClient(config.tracking.uri).get_experiment_by_name(config.tracking.experiment).experiment_id],
+        "attributes.run_name = 'wild'",
+    )
+    assert [found.info.status for found in run] == ["FAILED"]
+
+
+def test_a_search_is_a_parent_run_with_a_true_status_for_every_trial(config):
+    searching = job(config, "search", search__num_trials=3, search__max_concurrent=1, search__grace_steps=2,
+                    train__evaluate_every_steps=2, train__save_every_steps=2,
+                    search__space={"optim.learning_rate": {"choice": [3e-3, 1e-7]}})  # fmt: skip
+    searched = run_search(searching)
+    client = MlflowClient(config.tracking.uri)
+    parent = client.get_run(searched.run_id)
+    assert parent.info.status == "FINISHED"
+    children = [client.get_run(run_id) for run_id in searched.trial_run_ids]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {searched.run_id}
+    expected = {"completed": "FINISHED", "pruned": "KILLED"}
+    for trial, run in zip(searched.result.trials, children, strict=True):
+        assert run.info.status == expected[trial.status]
+        assert run.data.tags["pruned"] == str(trial.status == "pruned").lower()
+    assert load(searched.best_config).optim.learning_rate == searched.result.best.overrides["optim.learning_rate"]
+    assert ray.available_resources().get("CPU", 0) > 0
