@@ -1,4 +1,4 @@
-"""The one Ray that the tests share."""
+"""The one Ray that the tests share, and how long they have left."""
 
 import os
 import socket
@@ -29,3 +29,32 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+SECONDS = {
+    "test_train.py": 190, "test_search.py": 60, "test_tracking.py": 80, "test_launch.py": 70, "test_cli.py": 60,
+    "test_stream.py": 40, "test_doctor.py": 20, "test_cluster.py": 20, "test_loop.py": 15,
+}  # fmt: skip
+"""What a file takes on 2 cores, where it is more than a few seconds: only to say how long is left."""
+
+
+class _TimeLeft:
+    """Before the first test of each file: which it is, and about how long the rest takes."""
+
+    _now = ""
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self._reporter = session.config.pluginmanager.getplugin("terminalreporter")
+        self._files = list(dict.fromkeys(item.path.name for item in session.items))
+
+    def pytest_runtest_logstart(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
+        name = Path(location[0]).name
+        if name == self._now:
+            return
+        self._now, place = name, self._files.index(name)
+        left = sum(SECONDS.get(file, 4) for file in self._files[place:])
+        self._reporter.write_line(f"\n[{place + 1}/{len(self._files)}] {name} (about {left / 60:.1f} min left)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(_TimeLeft())

@@ -60,7 +60,7 @@ def test_extending_a_config_changes_only_what_is_said():
         ("optim.learning_rate=fast", "optim.learning_rate='fast'"),
         ("optim.schedule=cosin", "allowed: cosine_with_restarts, cosine, linear, constant"),
         ("train.max_steps=1.5", "allowed: whole number ≥ 1 or null"),
-        ("train.save_every_steps=7", "save_every_steps=7 must be a multiple of evaluate_every_steps=20"),
+        ("train.save_every_steps=7", "save_every_steps=7 must be a multiple of evaluate_every_steps=200"),
         ("optim", "write section.field=value"),
         ("optim=3", "optim=3"),
         ("lora.target_modules=[q_proj, zz]", "lora.target_modules.1='zz'"),
