@@ -183,10 +183,11 @@ def _with(raw: Any, path: str, value: Any) -> dict[str, Any]:
     return {**(raw or {}), head: _with(inner or {}, rest, value) if rest else value}
 
 
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
+def _leaves(value: Any, path: str, depth: int = 3) -> Iterator[tuple[str, Any]]:
+    """Section, field, and the names of a mapping: below these, a value is a value."""
+    if isinstance(value, dict) and value and depth:
         for key, inner in value.items():
-            yield from _leaves(inner, f"{path}.{key}" if path else key)
+            yield from _leaves(inner, f"{path}.{key}" if path else key, depth - 1)
     else:
         yield path, value
 

@@ -25,6 +25,8 @@ RELATIONS = {
     "above": (0, -1),
     "below": (0, 1),
 }
+PENS = {"thin": 4, "light": 6, "regular": 8, "bold": 12, "filled": 8, "tinted": 8}
+"""Half the width of a line drawing's pen (grid units)."""
 COUNTS = ("one", "two", "three", "four")
 Style = Literal["plain", "list"]
 
@@ -49,6 +51,55 @@ def scenes(num: int, *, seed: int = 0, style: Style = "plain") -> Iterator[Row]:
     """`num` scenes, a pure function of (seed, style); the drawings are the same in every style."""
     for i in range(num):
         yield _scene(i, np.random.default_rng((seed, i)), seed, style)
+
+
+def line_drawings(num: int, *, seed: int = 0) -> Iterator[Row]:
+    """`num` drawings of lines, rings and frames, outlined with one pen as icon fonts are, or filled.
+
+    `a thin drawing of two lines and a ring`: what there is to learn is to read the pen off the outlines' arcs.
+    """
+    for i in range(num):
+        random = np.random.default_rng((seed, i, 1))
+        pen = str(random.choice(list(PENS)))
+        kinds = [str(kind) for kind in random.choice(list(_OUTLINES), size=int(random.integers(1, 4)))]
+        parts = [_OUTLINES[kind](random, PENS[pen]) for kind in kinds]
+        filled, outlined = "".join(part[0] for part in parts), "".join(part[0] + part[1] for part in parts)
+        body = f'<path d="{filled if pen == "filled" else outlined}"/>'
+        if pen == "tinted":
+            body = f'<path opacity=".2" d="{filled}"/>{body}'
+        named = [f"{'a' if kinds.count(k) == 1 else COUNTS[kinds.count(k) - 1]} {k}{'s' * (kinds.count(k) > 1)}"
+                 for k in dict.fromkeys(kinds)]  # fmt: skip
+        caption = f"a {pen} drawing of {' and '.join(named)}"
+        svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 256 256" fill="currentColor">{body}</svg>'
+        yield Row(f"lines:{seed}:{i}", svg, caption, "line-drawings", caption)
+
+
+def _line(random: np.random.Generator, p: int) -> tuple[str, str]:
+    x, y, length = (int(random.integers(16, 120)) for _ in range(3))
+    if random.random() < 0.5:
+        return f"M{x} {y}h{length}a{p} {p} 0 0 1 0 {2 * p}h-{length}a{p} {p} 0 0 1 0-{2 * p}z", ""
+    return f"M{x} {y}a{p} {p} 0 0 1 {2 * p} 0v{length}a{p} {p} 0 0 1-{2 * p} 0z", ""
+
+
+def _ring(random: np.random.Generator, p: int) -> tuple[str, str]:
+    r = int(random.integers(30, 90))
+    x, y = (int(n) for n in random.integers(r + p, 257 - r - p, size=2))
+    o, i = r + p, r - p
+    outer = f"M{x} {y - o}a{o} {o} 0 1 0 {o} {o} {o} {o} 0 0 0-{o}-{o}z"
+    return outer, f"m0 {2 * p}a{i} {i} 0 1 1-{i} {i} {i} {i} 0 0 1 {i}-{i}z"
+
+
+def _frame(random: np.random.Generator, p: int) -> tuple[str, str]:
+    w, h = (int(n) for n in random.integers(40, 120, size=2))
+    x, y = int(random.integers(24, 232 - w)), int(random.integers(24, 232 - h))
+    c = 2 * p
+    outer = (f"M{x + c} {y}h{w - 2 * c}a{c} {c} 0 0 1 {c} {c}v{h - 2 * c}a{c} {c} 0 0 1-{c} {c}h-{w - 2 * c}"
+             f"a{c} {c} 0 0 1-{c}-{c}v-{h - 2 * c}a{c} {c} 0 0 1 {c}-{c}z") if min(w, h) > 2 * c else (
+             f"M{x} {y}h{w}v{h}h-{w}z")  # fmt: skip
+    return outer, f"M{x + c} {y + c}v{max(h - 2 * c, 2)}h{max(w - 2 * c, 2)}v-{max(h - 2 * c, 2)}z"
+
+
+_OUTLINES = {"line": _line, "ring": _ring, "frame": _frame}
 
 
 def _scene(i: int, random: np.random.Generator, seed: int, style: Style) -> Row:

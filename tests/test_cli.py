@@ -42,7 +42,7 @@ NO_TRACKING = "tracking.uri=null"
         (["prepare", "absent.parquet", "--out", "out"], "absent.parquet"),
         (["prepare", "empty", "--out", "out"], "empty"),
         (["prepare", "wrong.parquet", "--out", "out"], "--svg-column"),
-        (["prepare", "scenes:10", "--out", "out", "--validation-share", "7"], "validation_share=7"),
+        (["prepare", "scenes:10", "--out", "out", "--validation-share", "7"], "validation_share='7'"),
         (["evaluate", "demo", NO_TRACKING], "holds no trained adapter"),
     ],
 )

@@ -32,7 +32,7 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
     """Environment of a client of a Ray head that runs in the foreground, so that it ends with its process."""
     token = tmp_path / "token"
     token.write_text(secrets.token_hex(32))
-    gcs, dashboard, client = ports(3)
+    gcs, dashboard, client, agent, agent_grpc, metrics = ports(6)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment |= {
         "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_worker_niceness": "0",
@@ -45,6 +45,8 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
                 [BIN / "ray", "start", "--head", "--block", "--num-cpus=4", f"--port={gcs}",
                  "--node-ip-address=127.0.0.1",
                  "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
+                 f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}",
+                 f"--metrics-export-port={metrics}",
                  f"--temp-dir={folder}", "--disable-usage-stats"],
                 env=environment, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
@@ -52,7 +54,7 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
             yield {**environment, "DASHBOARD": f"http://127.0.0.1:{dashboard}"}
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(90)
 
 
 def test_a_submitted_job_succeeds_and_its_run_can_be_seen(head, tmp_path):
@@ -75,7 +77,10 @@ def test_a_submitted_job_succeeds_and_its_run_can_be_seen(head, tmp_path):
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert stranger.returncode != 0, "a client without the token must be refused"
-    done = subprocess.run(submit, cwd=ROOT, env=head, capture_output=True, text=True, timeout=400, check=False)
+    for _ in range(10):  # the dashboard answers some seconds before the head's agent can take a job
+        done = subprocess.run(submit, cwd=ROOT, env=head, capture_output=True, text=True, timeout=400, check=False)
+        if "No available agent" not in done.stderr:
+            break
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "succeeded" in done.stdout
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 from mlflow import MlflowClient
 from ray.util.state import list_actors
+from safetensors.torch import load_file, save_file
 
 from app.config import absolute, load, override
 from app.errors import UserError
 from app.evaluation.evaluate import evaluate_job
 from app.search import run_search
+from app.storage import read_json
 from app.tracking import check
 from app.training import driver
 from data_pipeline.config import PrepareConfig
@@ -26,7 +29,7 @@ STEPS = 12
 @pytest.fixture(scope="module")
 def config(ray_local, tmp_path_factory):
     folder = tmp_path_factory.mktemp("jobs")
-    prepare(["scenes:400:7"], PrepareConfig(out=str(folder / "shards"), validation_share=0.1), progress=False)
+    prepare(["scenes:400:7:list"], PrepareConfig(out=str(folder / "shards"), validation_share=0.1), progress=False)
     made = absolute(
         load(
             "demo",
@@ -70,9 +73,9 @@ def test_the_same_seed_and_one_worker_give_the_same_losses(config, uninterrupted
 
 
 def kill_a_worker_after_the_first_checkpoint(folder: Path, killed: list[int], stop: threading.Event):
-    """SIGKILL to one of the two training workers, as soon as a checkpoint lies in the job's folder."""
+    """SIGKILL to one of the two training workers, as soon as Ray Train has registered a checkpoint."""
     while not stop.wait(0.1):
-        if not list(folder.glob("checkpoint_*")):
+        if not (read_json(str(folder / driver.SNAPSHOT)) or {}).get("latest_checkpoint_result"):
             continue
         workers = [
             actor for actor in list_actors(filters=[("state", "=", "ALIVE")]) if actor.class_name == "RayTrainWorker"
@@ -140,7 +143,7 @@ def test_evaluation_writes_a_gallery_and_figures_beside_their_baselines(config, 
     ):
         assert isinstance(report[name], float), name
     result = json.loads(Path(driver.job_dir(job(config, "one")), "result.json").read_text())
-    assert report["eval_loss_after"] == pytest.approx(result["eval_loss"], rel=2e-3)
+    assert report["eval_loss_after"] == pytest.approx(result["eval_loss"], abs=2e-3)
     assert report["eval_loss_before"] > report["eval_loss_after"]
     assert Path(report["gallery"]).read_text().count("<article>") == 4
     run = MlflowClient(config.tracking.uri).get_run(uninterrupted.run_id)
@@ -154,10 +157,14 @@ def test_an_evaluation_without_a_trained_adapter_says_so(config):
 
 
 def test_a_loss_that_diverges_ends_the_job_once_with_a_sentence_and_a_failed_run(config):
-    with pytest.raises(UserError, match=r"lower optim\.learning_rate"):
-        driver.train(job(config, "wild", scaling__num_workers=1, optim__learning_rate=1.0, train__precision="fp32",
-                         optim__max_grad_norm=1e30, optim__epsilon=1e-30, optim__weight_decay=0.0,
-                         optim__schedule="constant", optim__warmup_ratio=0.0, train__max_steps=400))  # fmt: skip
+    """A checkpoint whose weights have become NaN is continued."""
+    driver.train(job(config, "wild", scaling__num_workers=1, train__max_steps=4))
+    files = list(Path(driver.job_dir(job(config, "wild"))).glob("checkpoint_*/adapter_model.safetensors"))
+    assert files
+    for file in files:
+        save_file({name: torch.full_like(value, torch.nan) for name, value in load_file(file).items()}, file)
+    with pytest.raises(UserError, match=r"step 5: loss nan.*lower optim\.learning_rate"):
+        driver.train(job(config, "wild", scaling__num_workers=1, train__max_steps=8))
     run = MlflowClient(config.tracking.uri).search_runs(
         [MlflowClient(config.tracking.uri).get_experiment_by_name(config.tracking.experiment).experiment_id],
         "attributes.run_name = 'wild'",

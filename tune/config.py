@@ -54,7 +54,7 @@ class SearchConfig(BaseModel):
         description="config path → {loguniform: [low, high]}, {uniform: [low, high]} or {choice: [...]}",
     )
     algorithm: Literal["random", "optuna"] = Field("random", description="how the next trial is chosen")
-    num_trials: Annotated[int, Field(ge=1, le=100_000)] = Field(6, description="trials")
+    num_trials: Annotated[int, Field(ge=1, le=100_000)] = Field(6, description="trials that the search runs")
     workers_per_trial: Annotated[int, Field(ge=1, le=4096)] = Field(
         1, description="training workers of one trial; it accumulates more, so that the global batch stays the same"
     )

@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Iterator
 from importlib import resources
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -29,14 +30,15 @@ from data_pipeline.config import DataConfig
 from data_pipeline.encode import PromptEncoder
 from data_pipeline.pack import pack
 from data_pipeline.rows import split_of
-from data_pipeline.scenes import scenes
+from data_pipeline.scenes import line_drawings, scenes
+from data_pipeline.svg import canonicalise
 
 VOCABULARY = 1024
 CONTROL = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
 SYSTEM: str = DataConfig.model_fields["system"].default
 SEED = 20_261_122
 VALIDATION_SHARE = 0.05
-ROW_TOKENS = 256  # the longest scene has 202 tokens; longer rows only pay for attention across documents
+ROW_TOKENS = 320  # the longest scene has 202 tokens; longer rows only pay for attention across documents
 
 
 def train_tokenizer() -> Tokenizer:
@@ -83,12 +85,10 @@ def _tokenizer_corpus() -> Iterator[str]:
 def scene_rows(encoder: PromptEncoder, *, seed: int) -> Iterator[dict[str, Tensor]]:
     """Endless packed rows [ROW_TOKENS] of fresh training scenes."""
     for chunk in itertools.count():
-        rows = [
-            row
-            for row in scenes(1_024, seed=seed + chunk)
-            if split_of(row.concept, seed=0, validation_share=VALIDATION_SHARE) == "train"
-        ]
-        packed = pack(encoder.encode_batch([(str(row.svg), row.caption) for row in rows]), ROW_TOKENS)
+        drawn = chain(scenes(512, seed=seed + chunk), line_drawings(512, seed=seed + chunk))
+        rows = [row for row in drawn if split_of(row.concept, seed=0, validation_share=VALIDATION_SHARE) == "train"]
+        pairs = [(canonicalise(row.svg), row.caption) for row in rows]
+        packed = pack([e for e in encoder.encode_batch(pairs) if len(e.input_ids) <= ROW_TOKENS], ROW_TOKENS)
         for i in np.random.default_rng((seed, chunk)).permutation(len(packed)):
             gap = ROW_TOKENS - len(packed[i].input_ids)
             yield {

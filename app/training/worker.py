@@ -91,7 +91,11 @@ class RayWorld:
             ray.train.report(metrics)
             return
         with tempfile.TemporaryDirectory() as folder:
-            saved = {**loop.as_json(state), "seed": self._job.config.train.seed, "eval_loss": eval_loss}
+            saved = {
+                "state": loop.as_json(state),
+                "eval_loss": eval_loss,
+                "seed": self._job.config.train.seed,
+            }
             checkpoint.save(Path(folder), self._model, self._optimizer, saved)
             self.tracker.log_checkpoint(
                 state.step,
@@ -129,7 +133,7 @@ def _work(job: Job) -> dict[str, Any]:
     state, restored = State(), ray.train.get_checkpoint()
     if restored is not None:
         with restored.as_directory() as folder:
-            state = loop.from_json(checkpoint.restore(Path(folder), model, optimizer))
+            state = loop.from_json(checkpoint.restore(Path(folder), model, optimizer)["state"])
     if config.train.compile:
         gemma(model).model.compile()
     world = RayWorld(job, model, optimizer)
