@@ -1,6 +1,5 @@
 """The model: Gemma 2 from a hub name, a folder or the shipped tiny one, in NF4, with a LoRA adapter."""
 
-import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from bitsandbytes.nn.modules import Linear4bit, Params4bit
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
@@ -17,9 +17,6 @@ from app.errors import UserError
 from app.gemma import attention  # noqa: F401  registers `blockwise` with transformers
 from app.gemma.config import LoraConfig, ModelConfig, QuantizationConfig
 from app.gemma.loss import softcapped_cross_entropy
-
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports every optional kernel that is not there
-from bitsandbytes.nn.modules import Linear4bit, Params4bit  # noqa: E402
 
 transformers.utils.logging.disable_progress_bar()  # one bar per worker, on top of one another
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft 0.21 on transformers 5
