@@ -144,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     prepare = command("prepare", _prepare, "raw SVG sources to Parquet shards")
-    prepare.add_argument("source", nargs="+", help="Parquet file or folder, folder of .svg, .jsonl, phosphor, scenes:N")
+    prepare.add_argument("source", nargs="+", help="file, folder or URI of drawings, phosphor, scenes:N; @WEIGHT mixes")
     for name, field in PrepareConfig.model_fields.items():
         prepare.add_argument(
             f"--{name.replace('_', '-')}",
