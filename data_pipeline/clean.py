@@ -6,11 +6,13 @@ import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from itertools import chain, islice
 from typing import NamedTuple
 
 from data_pipeline.config import PrepareConfig
+from data_pipeline.errors import DataError
 from data_pipeline.leakage import tells_its_caption
 from data_pipeline.rows import Row, split_of, stable_hash
 from data_pipeline.shards import QuarantineRow, ShardRow
@@ -36,7 +38,10 @@ class CleanRow(NamedTuple):
 
 
 def clean(rows: Iterable[Row], config: PrepareConfig) -> Iterator[list[CleanRow | QuarantineRow]]:
-    """Batches in the order of the rows, whatever the number of processes; what comes out depends on nothing else."""
+    """Batches in the order of the rows, whatever the number of processes; what comes out depends on nothing else.
+
+    Raises DataError when a process is killed.
+    """
     work = partial(clean_batch, config=config)
     batches = _batches(rows)
     head = list(islice(batches, _INLINE_BATCHES))
@@ -44,14 +49,20 @@ def clean(rows: Iterable[Row], config: PrepareConfig) -> Iterator[list[CleanRow 
     if len(head) < _INLINE_BATCHES or processes == 1:
         yield from map(work, chain(head, batches))
         return
-    with ProcessPoolExecutor(processes, initializer=_leave_interrupts_to_the_parent) as pool:
-        ahead: deque[Future[list[CleanRow | QuarantineRow]]] = deque()
-        for batch in chain(head, batches):
-            ahead.append(pool.submit(work, batch))
-            if len(ahead) > _BATCHES_AHEAD * processes:
+    try:
+        with ProcessPoolExecutor(processes, initializer=_leave_interrupts_to_the_parent) as pool:
+            ahead: deque[Future[list[CleanRow | QuarantineRow]]] = deque()
+            for batch in chain(head, batches):
+                ahead.append(pool.submit(work, batch))
+                if len(ahead) > _BATCHES_AHEAD * processes:
+                    yield ahead.popleft().result()
+            while ahead:
                 yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+    except BrokenProcessPool:
+        raise DataError(
+            f"one of {processes} processes that clean drawings was killed, for want of memory perhaps: "
+            "use fewer with --processes"
+        ) from None
 
 
 def clean_batch(rows: list[Row], config: PrepareConfig) -> list[CleanRow | QuarantineRow]:

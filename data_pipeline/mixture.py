@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import compress, islice
 
 import numpy as np
+from tqdm import tqdm
 
 from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import DataError
@@ -33,7 +34,7 @@ def parse_weight(spec: str) -> tuple[str, float | None]:
     return parts[1], float(parts[2])
 
 
-def mix(sources: Sequence[str], config: PrepareConfig) -> Mixture:
+def mix(sources: Sequence[str], config: PrepareConfig, *, progress: bool = False) -> Mixture:
     """Without a weight, all rows of all sources. With one (a source without has 1), rows in proportion to the weights:
 
     as many as there can be without repeating one, so one source enters whole; of the others a sample that
@@ -43,7 +44,8 @@ def mix(sources: Sequence[str], config: PrepareConfig) -> Mixture:
     rows = [islice(read_source(spec, config), config.max_rows) for spec, _ in specs]
     if all(weight is None for _, weight in specs):
         return Mixture([*rows], 0)
-    sizes = [sum(1 for _ in source) for source in rows]
+    counted = [tqdm(source, desc="count", unit=" rows", mininterval=1.0, disable=not progress) for source in rows]
+    sizes = [sum(1 for _ in source) for source in counted]
     weights = [1.0 if weight is None else weight for _, weight in specs]
     share = min(size / weight for size, weight in zip(sizes, weights, strict=True))
     chosen = [min(round(share * weight), size) for weight, size in zip(weights, sizes, strict=True)]

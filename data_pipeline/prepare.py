@@ -73,7 +73,7 @@ def prepare(sources: Sequence[str], config: PrepareConfig, *, progress: bool = T
     concept and no drawing is in two splits. Raises DataError; the folder is then as it was.
     """
     started = time.monotonic()
-    mixture = mix(sources, config)
+    mixture = mix(sources, config, progress=progress)
     writer = ShardWriter(config.out, shard_rows=config.shard_rows)
     try:
         with tempfile.TemporaryDirectory(prefix="svgscribe-") as folder:

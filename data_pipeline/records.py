@@ -44,11 +44,12 @@ def parquet_rows(file: SourceFile, source: str, config: PrepareConfig) -> Iterat
 
 def _check_types(schema: pa.Schema, columns: Columns, where: str) -> None:
     for column in (columns.svg, *columns.captions):
-        kind = schema.field(column).type
-        allowed = _TEXT | (_BYTES if column == columns.svg or columns.pair else set())
-        is_list = column != columns.svg and pa.types.is_list(kind) and kind.value_type in _TEXT
-        if kind not in allowed and not is_list:
-            raise DataError(f"{where}: column {column!r} holds {kind}, not text")
+        found = kind = schema.field(column).type
+        may_be_list = column != columns.svg and (pa.types.is_list(kind) or pa.types.is_large_list(kind))
+        if may_be_list or pa.types.is_dictionary(kind):
+            kind = kind.value_type
+        if kind not in _TEXT and not (kind in _BYTES and (column == columns.svg or columns.pair)):
+            raise DataError(f"{where}: column {column!r} holds {found}, not text")
 
 
 def _parquet_records(file: SourceFile, columns: Columns) -> Iterator[dict[str, Any]]:

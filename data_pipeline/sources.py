@@ -14,6 +14,7 @@ from data_pipeline.icons import phosphor_icons
 from data_pipeline.records import json_rows, parquet_rows
 from data_pipeline.rows import Row
 from data_pipeline.scenes import Style, scenes
+from data_pipeline.shards import QUARANTINE
 
 PARQUET, TARS, JSONS = (".parquet",), (".tar", ".tar.gz", ".tgz"), (".jsonl", ".json")
 _HEAD_BYTES = 1 << 16  # of an Iconify set name its prefix and begin its icons
@@ -45,6 +46,7 @@ def read_source(spec: str, config: PrepareConfig) -> Iterator[Row]:
     if spec.startswith("scenes:"):
         return _scenes(spec)
     source, files = find_files(spec)
+    files = [file for file in files if file.name != QUARANTINE]  # of a prepared dataset, which is a source too
     if found := _ending(files, PARQUET):
         return chain.from_iterable([parquet_rows(file, source, config) for file in found])
     if found := _ending(files, TARS):

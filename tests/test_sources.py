@@ -31,7 +31,7 @@ def config(**changes: Any) -> PrepareConfig:
     return PrepareConfig(out="unused", **changes)
 
 
-def write_parquet(path: Path, **columns: list[Any]) -> Path:
+def write_parquet(path: Path, **columns: Any) -> Path:
     pq.write_table(pa.table(columns), path)
     return path
 
@@ -48,6 +48,15 @@ def test_a_folder_of_parquet_is_read_in_the_order_of_its_names(tmp_path: Path) -
     rows = list(read_source(str(tmp_path), config()))
     assert [row.id for row in rows] == ["a"] * 600 + ["b"] * 600
     assert {row.source for row in rows} == {tmp_path.name}
+
+
+def test_other_kinds_of_text_columns(tmp_path: Path) -> None:
+    path = write_parquet(
+        tmp_path / "a.parquet",
+        svg=pa.array([SVG]).dictionary_encode(),
+        caption=pa.array([["a", "b"]], pa.large_list(pa.string())),
+    )
+    assert [(row.id, row.svg, row.caption) for row in read_source(str(path), config())] == [("a:0", SVG, "a, b")]
 
 
 def test_other_columns_and_numbered_rows(tmp_path: Path) -> None:
