@@ -1,8 +1,10 @@
 """Rows → cleaned rows or named refusals, on every CPU and in the order they came. Knows no files and no splits."""
 
 import hashlib
+import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -50,7 +52,7 @@ def clean(rows: Iterable[Row], config: PrepareConfig) -> Iterator[list[CleanRow 
         yield from map(work, chain(head, batches))
         return
     try:
-        with ProcessPoolExecutor(processes, initializer=_leave_interrupts_to_the_parent) as pool:
+        with ProcessPoolExecutor(processes, initializer=_follow_the_parent) as pool:
             ahead: deque[Future[list[CleanRow | QuarantineRow]]] = deque()
             for batch in chain(head, batches):
                 ahead.append(pool.submit(work, batch))
@@ -128,5 +130,14 @@ def _num_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _leave_interrupts_to_the_parent() -> None:
+def _follow_the_parent() -> None:
+    """Leave interrupts to it, and end when it was killed: a pool's processes wait for work for ever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

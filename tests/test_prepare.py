@@ -4,6 +4,8 @@ import dataclasses
 import itertools
 import json
 import multiprocessing
+import os
+import select
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -303,6 +305,27 @@ def test_a_killed_process_is_named_with_the_fix() -> None:
 
     with pytest.raises(DataError, match=r"one of 2 processes.*--processes"):
         list(clean(rows(), PrepareConfig(out="unused", processes=2)))
+
+
+def test_processes_end_with_a_killed_parent() -> None:
+    code = (
+        "import itertools, multiprocessing\n"
+        "from data_pipeline.clean import clean\n"
+        "from data_pipeline.config import PrepareConfig\n"
+        "from data_pipeline.rows import Row\n"
+        "rows = itertools.repeat(Row('a', '<svg/>', 'x', 'made', 'x'))\n"
+        "for _ in clean(rows, PrepareConfig(out='unused', processes=2)):\n"
+        "    print(*(process.pid for process in multiprocessing.active_children()), flush=True)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        lines = (parent.stdout.readline() for _ in itertools.repeat(None))
+        children = [os.pidfd_open(int(pid)) for pid in next(line for line in lines if line.strip()).split()]
+        parent.kill()
+    assert len(children) == 2
+    for child in children:
+        assert select.select([child], [], [], 20)[0], "still there"
+        os.close(child)
 
 
 def test_the_command_line_writes_and_prints_the_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
