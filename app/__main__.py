@@ -77,6 +77,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 def _prepare(arguments: argparse.Namespace) -> int:
     from data_pipeline.prepare import prepare
 
+    if arguments.json and not os.path.isdir(os.path.dirname(os.path.abspath(arguments.json))):
+        raise UserError(f"--json {arguments.json}: its folder does not exist")
     values = {name: getattr(arguments, name) for name in PrepareConfig.model_fields}
     report = prepare(arguments.source, configs.validated(PrepareConfig, values))
     if arguments.json:

@@ -47,7 +47,8 @@ def find_columns(found: Sequence[str], config: PrepareConfig, where: str) -> Col
     id_ = (ids[0] if ids else "") if config.id_column is None else config.id_column
     if id_:
         _require(id_, "--id-column", found, where)
-    if config.svg_column is None and not spelt.keys() & set(SVG_COLUMNS) and set(PAIR) <= spelt.keys():
+    named = config.svg_column is not None or config.caption_column is not None
+    if not named and not spelt.keys() & set(SVG_COLUMNS) and spelt.keys() >= set(PAIR):
         return Columns(spelt["input"], (spelt["output"],), id_, pair=True)
     if config.svg_column is None:
         drawings = [spelt[name] for name in SVG_COLUMNS if name in spelt]

@@ -66,8 +66,11 @@ def _caption_file(by_name: dict[str, SourceFile], config: PrepareConfig) -> dict
     if found.name.endswith(".jsonl"):
         records = list(json_records(found))
     else:
-        with found.lines() as lines:
-            records = list(csv.DictReader(lines, restkey=""))
+        try:
+            with found.lines() as lines:
+                records = list(csv.DictReader(lines, restkey=""))
+        except csv.Error as error:
+            raise DataError(f"{found.path} is not CSV: {error}") from None
     if not records:
         raise DataError(f"{found.path} is empty")
     names = list(dict.fromkeys(chain.from_iterable(records)))
@@ -87,7 +90,7 @@ def _caption_object(file: SourceFile) -> dict[str, Captions]:
     """{file: caption} or {file: [captions]}."""
     try:
         captions = json.loads(file.text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{file.path} is not JSON: {error}") from None
     if not isinstance(captions, dict):
         raise DataError(f"{file.path} must be an object of file names and captions")
@@ -148,7 +151,7 @@ def _json_captions(data: bytes, config: PrepareConfig) -> Captions:
     """None from what is not an object with captions: the row is then refused for having none."""
     try:
         record: Any = json.loads(_caption_text(data))
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     if not isinstance(record, dict):
         return []

@@ -53,9 +53,28 @@ def _check_types(schema: pa.Schema, columns: Columns, where: str) -> None:
 
 
 def _parquet_records(file: SourceFile, columns: Columns) -> Iterator[dict[str, Any]]:
-    with pq.ParquetFile(file.path, filesystem=file.fs) as parquet:
-        for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns.all()):
-            yield from batch.to_pylist()
+    try:
+        with pq.ParquetFile(file.path, filesystem=file.fs) as parquet:
+            for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns.all()):
+                yield from _readable(batch)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file.path} cannot be read to its end: {' '.join(str(error).split())}") from None
+
+
+def _readable(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """Nobody checks that Parquet's text is UTF-8: what is not becomes U+FFFD, and not the end of the corpus."""
+    try:
+        return list(batch.to_pylist())
+    except UnicodeDecodeError:
+        columns = [_decoded(column) for column in batch.columns]
+        return [dict(zip(batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _decoded(column: pa.Array) -> list[Any]:
+    if column.type not in _TEXT:
+        return list(column.to_pylist())
+    values = column.cast(pa.large_binary()).to_pylist()
+    return [None if value is None else value.decode("utf-8", "replace") for value in values]
 
 
 def json_rows(file: SourceFile, source: str, config: PrepareConfig) -> Iterator[Row]:
@@ -99,7 +118,7 @@ def _lines(first: str, stream: TextIO, where: str) -> Iterator[dict[str, Any]]:
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict):
         raise DataError(f"{where}: not a JSON object")
@@ -116,6 +135,8 @@ def _array(buffer: str, stream: TextIO, where: str) -> Iterator[dict[str, Any]]:
             return
         try:
             record, position = decode(buffer, position)
+        except RecursionError:
+            raise DataError(f"{where}, record {number}: nested too deeply") from None
         except ValueError:
             more = stream.read(_CHUNK_CHARS) if len(buffer) - position < _MAX_RECORD_CHARS else ""
             if not more:

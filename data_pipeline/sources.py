@@ -87,7 +87,7 @@ def _is_iconify(file: SourceFile) -> bool:
 def _icon_set(file: SourceFile, source: str, config: PrepareConfig) -> Iterator[Row]:
     try:
         icons = json.loads(file.text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{file.path} is not JSON: {error}") from None
     if not is_set(icons):
         raise DataError(f"{file.path} is not an Iconify set: expected an object with prefix and icons")

@@ -337,6 +337,8 @@ def test_the_command_line_writes_and_prints_the_counts(tmp_path: Path, capsys: p
     assert {key: written[key] for key in ("read", "written", "duplicates", "quarantined")} == {
         "read": 32, "written": 30, "duplicates": 1, "quarantined": {"not_xml": 1},
     }  # fmt: skip
+    assert main(["prepare", path, "--out", str(tmp_path / "b"), "--json", str(tmp_path / "no" / "x.json")]) == 2
+    assert not (tmp_path / "b").exists()
     assert "32 examples read = 30 written + 1 duplicates + 1 in quarantine (not_xml 1)" in capsys.readouterr().out
 
 

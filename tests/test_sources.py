@@ -59,6 +59,33 @@ def test_other_kinds_of_text_columns(tmp_path: Path) -> None:
     assert [(row.id, row.svg, row.caption) for row in read_source(str(path), config())] == [("a:0", SVG, "a, b")]
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
+def test_text_that_is_not_utf8_does_not_end_the_corpus(tmp_path: Path, kind: pa.DataType) -> None:
+    binary = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
+    captions = pa.array([b"caf\xe9", "café".encode(), None], binary[kind]).view(kind)
+    path = write_parquet(tmp_path / "a.parquet", id=[1, 2, 3], svg=[SVG] * 3, caption=captions)
+    rows = list(read_source(str(path), config()))
+    assert [(row.id, row.caption) for row in rows] == [("1", "caf\ufffd"), ("2", "café"), ("3", "")]
+
+
+def test_a_parquet_file_that_breaks_off_is_named(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", svg=[SVG * 50] * 2000, caption=[str(n) for n in range(2000)])
+    data = bytearray(path.read_bytes())
+    data[100:600] = b"\xff" * 500  # a page, not the footer
+    path.write_bytes(data)
+    rows = read_source(str(path), config())
+    with pytest.raises(DataError, match=r"a\.parquet cannot be read to its end"):
+        list(rows)
+
+
+def test_nested_json_is_refused(tmp_path: Path) -> None:
+    deep = '{"svg": ' + "[" * 100_000
+    for name, text in {"a.jsonl": deep, "b.json": f"[{deep}"}.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(DataError, match=r"line 1: not a JSON object|record 1: nested too deeply"):
+            read_source(str(tmp_path / name), config())
+
+
 def test_other_columns_and_numbered_rows(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", Svg=[SVG, None], text=["x", None])
     rows = list(read_source(str(path), config(svg_column="Svg", caption_column="text", id_column="")))
@@ -331,13 +358,14 @@ def test_sources_may_lie_anywhere(tmp_path: Path) -> None:
 
 
 def test_wrong_inputs_are_named_before_the_first_row(tmp_path: Path) -> None:
-    for name in ("empty", "mute", "list", "nameless", "vacant"):
+    for name in ("empty", "mute", "list", "nameless", "vacant", "long"):
         (tmp_path / name).mkdir()
         if name != "empty":
             (tmp_path / name / "a.svg").write_text(SVG)
     (tmp_path / "list" / "captions.json").write_text("[1]")
     (tmp_path / "nameless" / "captions.csv").write_text("picture,caption\na,b\n")
     (tmp_path / "vacant" / "captions.csv").write_text("id,caption\n")
+    (tmp_path / "long" / "captions.csv").write_text(f"id,caption\na,{'x' * 200_000}\n")
     (tmp_path / "text.parquet").write_text("not parquet")
     (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "list.jsonl").write_text("1\n")
@@ -358,6 +386,7 @@ def test_wrong_inputs_are_named_before_the_first_row(tmp_path: Path) -> None:
         "list": ({}, ["captions.json", "object"]),
         "nameless": ({}, ["captions.csv", "picture, caption", "--id-column"]),
         "vacant": ({}, ["captions.csv", "is empty"]),
+        "long": ({}, ["captions.csv", "is not CSV", "limit"]),
         "text.parquet": ({}, ["text.parquet", "not a readable Parquet file"]),
         "empty.jsonl": ({}, ["empty.jsonl", "is empty"]),
         "list.jsonl": ({}, ["list.jsonl, line 1", "not a JSON object"]),
