@@ -146,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     prepare = command("prepare", _prepare, "raw SVG sources to Parquet shards")
-    prepare.add_argument("source", nargs="+", help="file, folder or URI of drawings, phosphor, scenes:N; @WEIGHT mixes")
+    prepare.add_argument("source", nargs="+", help="file, folder or URI, phosphor, scenes:N; A@2 B@1 mixes 2 : 1")
     for name, field in PrepareConfig.model_fields.items():
         prepare.add_argument(
             f"--{name.replace('_', '-')}",

@@ -42,14 +42,14 @@ class PrepareConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     out: str = Field(description="folder (or file system URI) that receives the shards")
-    svg_column: str | None = Field(None, description="column or key of the drawing; null: a known name")
-    caption_column: str | None = Field(None, description="column or key of the caption; null: the known names")
+    svg_column: str | None = Field(None, description="column or key of the drawing (default: a known name)")
+    caption_column: str | None = Field(None, description="column or key of the caption (default: the known names)")
     id_column: str | None = Field(
-        None, description="column or key of the id; null: a known name; empty or none known: rows are numbered"
+        None, description="column or key of the id (default: a known name); empty or none known: rows are numbered"
     )
     captions: Literal["first", "random", "all"] = Field(
         "first",
-        description="where a drawing has several: the first that is not empty, one at random, or each as an example",
+        description="of a drawing with several: the `first` that is not empty, a `random` one, or `all`, each apart",
     )
     validation_share: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.05, description="share of the concepts that are held out for validation"
@@ -62,10 +62,10 @@ class PrepareConfig(BaseModel):
         0.05, description="share of the rows whose SVG text may contain their own caption; above it all is refused"
     )
     max_rows: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="read the first N examples of each source only (rows); null: all"
+        None, description="read the first N examples of each source only (rows; default: all)"
     )
     processes: Annotated[int, Field(ge=1, le=1024)] | None = Field(
-        None, description="processes that clean drawings; null: one for each CPU that this one may use"
+        None, description="processes that clean drawings (default: one for each CPU that this one may use)"
     )
     seed: Annotated[int, Field(ge=0)] = Field(
         0, description="seed of the split, of the order of rows, and of what is chosen at random"

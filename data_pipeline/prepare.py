@@ -9,9 +9,10 @@ import pickle
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -78,21 +79,12 @@ def prepare(sources: Sequence[str], config: PrepareConfig, *, progress: bool = T
     try:
         with tempfile.TemporaryDirectory(prefix="svgscribe-") as folder:
             counts, rows = _Counts(left_out=mixture.left_out), Fingerprints()
-            shown = tqdm(
-                chain.from_iterable(mixture.rows), desc="clean", unit=" rows", mininterval=1.0, disable=not progress
-            )
-            _spool(shown, Path(folder), config, writer, counts, rows)
+            bar = partial(tqdm, unit=" rows", mininterval=1.0, disable=not progress)
+            _spool(bar(chain.from_iterable(mixture.rows), desc="clean"), Path(folder), config, writer, counts, rows)
             decision = decide(rows)
             counts.decided(rows, decision)
-            _refuse_a_leak(counts, config)
-            for split, row in tqdm(
-                _shuffled(Path(folder), decision),
-                desc="write",
-                unit=" rows",
-                total=counts.written,
-                mininterval=1.0,
-                disable=not progress,
-            ):
+            _check(counts, sources, config)
+            for split, row in bar(_shuffled(Path(folder), decision), desc="write", total=counts.written):
                 writer.add(split, row)
                 counts.sources[row.source] += 1
         digest = writer.close()
@@ -100,12 +92,6 @@ def prepare(sources: Sequence[str], config: PrepareConfig, *, progress: bool = T
         assert not leakage.drawings_in_both, leakage
         assert not leakage.examples_in_both, leakage
         report = counts.report(leakage, digest, time.monotonic() - started)
-        if not report.train:
-            refused = ", ".join(f"{reason} {number}" for reason, number in report.quarantined.items())
-            raise DataError(
-                f"no row to train on in {', '.join(sources)}: {report.read} read, "
-                f"{report.validation} for validation, refused: {refused or 'none'}"
-            )
     except BaseException:
         writer.abandon()
         raise
@@ -150,7 +136,14 @@ class _Counts:
         )
 
 
-def _refuse_a_leak(counts: _Counts, config: PrepareConfig) -> None:
+def _check(counts: _Counts, sources: Sequence[str], config: PrepareConfig) -> None:
+    """Raises DataError for a corpus that is no use, before it is written."""
+    if counts.written == counts.validation:
+        refused = ", ".join(f"{reason} {number}" for reason, number in sorted(counts.quarantined.items()))
+        raise DataError(
+            f"no row to train on in {', '.join(sources)}: {counts.read} read, "
+            f"{counts.validation} for validation, refused: {refused or 'none'}"
+        )
     if counts.tells > config.max_told_share * counts.written:
         raise DataError(
             f"{counts.tells:,} of {counts.written:,} drawings contain their own caption in their text "
@@ -160,7 +153,7 @@ def _refuse_a_leak(counts: _Counts, config: PrepareConfig) -> None:
 
 
 def _spool(
-    source: "tqdm[Row]",
+    source: Iterable[Row],
     folder: Path,
     config: PrepareConfig,
     writer: ShardWriter,
