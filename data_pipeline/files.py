@@ -1,7 +1,7 @@
 """Where files lie: local paths and URIs, through pyarrow's file systems. Knows no format.
 
-Run here: local paths, `file://` and `fsspec+memory://`. No one has run this against a real `s3://`, `gs://` or
-`hf://` yet: they are the same few calls on another of pyarrow's file systems.
+Tested: local paths, `file://`, `fsspec+memory://`. Run by hand against a stand-in: `s3://` (moto's server; every source
+format and a whole `prepare`). Not run by anyone yet: real S3, `gs://`, and `hf://`, which is fsspec's way.
 """
 
 import io

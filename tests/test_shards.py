@@ -114,6 +114,15 @@ def test_a_new_dataset_replaces_the_old_and_nothing_else(tmp_path: Path) -> None
     assert not Path(f"{tmp_path}.partial").exists()
 
 
+def test_what_was_written_is_read_back_before_the_commit(tmp_path: Path) -> None:
+    writer = ShardWriter(str(tmp_path / "a"), shard_rows=400)
+    for row in ROWS:
+        writer.add("train", row)
+    writer.close()
+    assert list(writer.written("train")) == ROWS
+    assert list(writer.written("validation")) == []
+
+
 def test_until_the_commit_the_old_dataset_is_whole(tmp_path: Path) -> None:
     old = write(tmp_path / "a", ROWS[:20])
     writer = ShardWriter(str(tmp_path / "a"), shard_rows=2)
