@@ -19,8 +19,8 @@ def is_set(value: object) -> bool:
     return isinstance(value, dict) and isinstance(value.get("icons"), dict) and "prefix" in value
 
 
-def set_rows(icons: Mapping[str, Any], source: str) -> Iterator[Row]:
-    """Icons that share the first word of their name are one concept, in every set.
+def set_rows(icons: Mapping[str, Any]) -> Iterator[Row]:
+    """The source is the set's prefix. Icons that share the first word of their name are one concept, in every set.
 
     An alias without an icon, and an icon without a body, is a row without a drawing, for quarantine.
     """
@@ -29,7 +29,8 @@ def set_rows(icons: Mapping[str, Any], source: str) -> Iterator[Row]:
         icon = _resolve(name, icons["icons"], aliases)
         svg = "" if icon is None else _svg({key: icons[key] for key in _BOX if key in icons} | icon)
         words = name.replace("_", "-").split("-")
-        yield Row(f"{icons['prefix']}:{name}", svg, " ".join(words), source, concept(words[0].lower()))
+        prefix = str(icons["prefix"])
+        yield Row(f"{prefix}:{name}", svg, " ".join(words), prefix, concept(words[0].lower()))
 
 
 def _resolve(name: str, icons: Mapping[str, Any], aliases: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -75,7 +76,12 @@ def _svg(icon: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     body = icon["body"]
     if not any(moves[:3]):
-        return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{left} {top} {width} {height}">{body}</svg>'
+        return _document(f"{left} {top} {width} {height}", body)
     sides = f"{height} {width}" if turns % 2 else f"{width} {height}"
     transform = " ".join(move for move in moves if move)
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {sides}"><g transform="{transform}">{body}</g></svg>'
+    return _document(f"0 0 {sides}", f'<g transform="{transform}">{body}</g>')
+
+
+def _document(view_box: str, body: str) -> str:
+    xlink = ' xmlns:xlink="http://www.w3.org/1999/xlink"' if "xlink:" in body else ""
+    return f'<svg xmlns="http://www.w3.org/2000/svg"{xlink} viewBox="{view_box}">{body}</svg>'

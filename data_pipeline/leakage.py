@@ -12,14 +12,15 @@ from data_pipeline.rows import stable_hash
 from data_pipeline.shards import ShardRow
 
 _WORD = re.compile(r"\w+")
+_VALUE = re.compile(r'="([^"]*)"')
 _CHARACTER_DATA = re.compile(r">([^<]+)<")
 
 
 def tells_its_caption(svg: str, caption: str) -> bool:
     """Do the caption's words stand in the SVG's text, in their order, whatever their case and punctuation?
 
-    Several words are looked for anywhere, attributes included; a single one only between the tags, because
-    `circle` and `red` are also names of SVG's own.
+    Several words are looked for between the tags and in each attribute's value; a single one only between the
+    tags, because `red` and `square` are also values of SVG's own.
 
     >>> tells_its_caption('<svg><text>Stop, here!</text></svg>', "stop here")
     True
@@ -30,8 +31,9 @@ def tells_its_caption(svg: str, caption: str) -> bool:
     svg = svg.lower()
     if not words or max(words, key=len) not in svg:  # nearly always, and a hundred times cheaper than the rest
         return False
-    text = unescape(svg if len(words) > 1 else " ".join(_CHARACTER_DATA.findall(svg)))
-    return f" {' '.join(words)} " in f" {' '.join(_WORD.findall(text))} "
+    texts = [" ".join(_CHARACTER_DATA.findall(svg))] + (_VALUE.findall(svg) if len(words) > 1 else [])
+    phrase = f" {' '.join(words)} "
+    return any(phrase in f" {' '.join(_WORD.findall(unescape(text)))} " for text in texts)
 
 
 @dataclass(frozen=True)

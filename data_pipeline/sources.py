@@ -91,7 +91,7 @@ def _icon_set(file: SourceFile, source: str, config: PrepareConfig) -> Iterator[
         raise DataError(f"{file.path} is not JSON: {error}") from None
     if not is_set(icons):
         raise DataError(f"{file.path} is not an Iconify set: expected an object with prefix and icons")
-    return set_rows(icons, source)
+    return set_rows(icons)
 
 
 def _scenes(spec: str) -> Iterator[Row]:

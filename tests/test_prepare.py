@@ -220,6 +220,8 @@ def test_leakage_is_measured_by_what_is_there() -> None:
         ('<g id="red-cat"/>', "red cat", True),
         ('<circle fill="red"/>', "red", False),
         ('<circle fill="red"/>', "circle", False),
+        ('<path fill="red"/>', "path fill", False),
+        ("<text>a <tspan>cat</tspan></text>", "a cat", True),
         ('<path d="m1 2"/>', "m1", False),
         ("<text>a cat</text>", "a cat on a mat", False),
         ("<text>a cat</text>", "!", False),

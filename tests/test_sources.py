@@ -1,7 +1,6 @@
 """Every input format → rows, and every wrong input → one sentence before the first row."""
 
 import csv
-import dataclasses
 import gzip
 import io
 import json
@@ -251,7 +250,11 @@ def test_iconify_sets(tmp_path: Path) -> None:
     icons = {
         "prefix": "made",
         "info": {"name": "Made"},
-        "icons": {"arrow-left": {"body": "<path d='M1 2H3'/>"}, "box": {"body": "<path/>", "width": 9, "top": -1}},
+        "icons": {
+            "arrow-left": {"body": "<path d='M1 2H3'/>"},
+            "box": {"body": "<path/>", "width": 9, "top": -1},
+            "twice": {"body": "<use xlink:href='#a'/>"},
+        },
         "aliases": {
             "arrow-right": {"parent": "arrow-left", "hFlip": True},
             "arrow_down": {"parent": "arrow-right", "rotate": 1},
@@ -267,7 +270,7 @@ def test_iconify_sets(tmp_path: Path) -> None:
     (tmp_path / "info.json").write_text('{"prefix": "made", "license": "MIT"}')
     rows = {row.id: row for row in read_source(str(tmp_path), config())}
     assert [row.caption for row in rows.values()] == [
-        "arrow left", "box", "arrow right", "arrow down", "box up", "box back", "nothing", "wide", "round",
+        "arrow left", "box", "twice", "arrow right", "arrow down", "box up", "box back", "nothing", "wide", "round",
     ]  # fmt: skip
     head = '<svg xmlns="http://www.w3.org/2000/svg" viewBox='
     assert rows["made:arrow-left"].svg == f"{head}\"0 0 24 16\"><path d='M1 2H3'/></svg>"
@@ -279,9 +282,9 @@ def test_iconify_sets(tmp_path: Path) -> None:
     assert moved(rows["made:box-back"].svg, 4, 6) == ("0 0 16 9", 7, 9 - 4)
     assert rows["made:nothing"].svg == rows["made:wide"].svg == rows["made:round"].svg == ""
     assert rows["made:arrow-right"].concept == rows["made:arrow_down"].concept == "arrow"
-    assert list(read_source(str(tmp_path / "made.json"), config())) == [
-        dataclasses.replace(row, source="made.json") for row in rows.values()
-    ]
+    assert 'xmlns:xlink="http://www.w3.org/1999/xlink"' in str(rows["made:twice"].svg)
+    assert {row.source for row in rows.values()} == {"made"}
+    assert list(read_source(str(tmp_path / "made.json"), config())) == list(rows.values())
 
 
 def test_compressed_drawings_are_handed_on_as_they_are(tmp_path: Path) -> None:
@@ -351,10 +354,11 @@ def test_sources_may_lie_anywhere(tmp_path: Path) -> None:
         "icons/a.json": b'{"prefix": "p", "icons": {"x": {"body": "<path/>"}}}',
     }.items():
         memory.pipe(f"/test_sources/{name}", data)
-    for name, expected in {"set": "xy", "lines": "x", "tars/a.tar": "x", "icons": "x"}.items():
+    for name, expected in {"set": "xy", "lines": "x", "tars/a.tar": "x"}.items():
         rows = list(read_source(f"fsspec+memory://test_sources/{name}", config()))
         assert "".join(row.caption for row in rows) == expected
         assert {row.source for row in rows} == {name.rpartition("/")[2]}
+    assert [row.id for row in read_source("fsspec+memory://test_sources/icons", config())] == ["p:x"]
 
 
 def test_wrong_inputs_are_named_before_the_first_row(tmp_path: Path) -> None:
