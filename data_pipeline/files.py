@@ -75,8 +75,8 @@ def find_files(spec: str) -> tuple[str, list[SourceFile]]:
         raise DataError(
             f"source {spec!r} does not exist: give a file or folder of drawings, phosphor or scenes:N"
         ) from None
-    except OSError as error:
-        raise DataError(f"cannot read source {spec!r}: {' '.join(str(error).split())}") from None
+    except Exception as error:  # the first contact: a hub raises what its library raises, httpx.ConnectError say
+        raise DataError(f"cannot read source {spec!r}: {' '.join(str(error).split())}") from error
     names = {file.path[len(path) :].lstrip("/"): file.path for file in found if file.is_file}
     hidden = {name for name in names if any(part.startswith(".") for part in name.split("/"))}
     return info.base_name, [SourceFile(fs, names[name], name) for name in sorted(names.keys() - hidden)]

@@ -16,6 +16,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import DataError
@@ -359,6 +360,21 @@ def test_sources_may_lie_anywhere(tmp_path: Path) -> None:
         assert "".join(row.caption for row in rows) == expected
         assert {row.source for row in rows} == {name.rpartition("/")[2]}
     assert [row.id for row in read_source("fsspec+memory://test_sources/icons", config())] == ["p:x"]
+
+
+class Unreachable(MemoryFileSystem):  # type: ignore[misc]
+    """A hub without a network."""
+
+    protocol = "unreachable"
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        raise RuntimeError("Name or service\nnot known")
+
+
+def test_a_hub_that_cannot_be_reached_is_named() -> None:
+    fsspec.register_implementation("unreachable", Unreachable)
+    with pytest.raises(DataError, match=r"fsspec\+unreachable://a/b.*Name or service not known"):
+        read_source("fsspec+unreachable://a/b", config())
 
 
 def test_wrong_inputs_are_named_before_the_first_row(tmp_path: Path) -> None:
