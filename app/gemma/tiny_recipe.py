@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from importlib import resources
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -45,18 +44,8 @@ VALIDATION_SHARE = 0.05
 ROW_TOKENS = 256  # longer rows only pay for attention across documents
 LABEL_SMOOTHING = 0.05
 
-
-class Phase(NamedTuple):
-    """Part of the training, with an optimizer and drawings of its own."""
-
-    steps: int
-    peak: float  # learning rate
-    line_share: float  # of line drawings among all
-    focus: float  # exponent of the focal loss
-
-
-PHASES = (Phase(8_000, 2e-3, 0.5, 0.0), Phase(2_000, 2e-3, 0.1, 2.0))
-"""What is drawn, its colour, its size and its pen are learnt in the first, the relations in the second."""
+STEPS = 8_000
+PEAK_LEARNING_RATE = 2e-3
 BATCH_ROWS = 8
 
 
@@ -104,13 +93,12 @@ def _tokenizer_corpus() -> Iterator[str]:
         yield '<path opacity=".2" fill="currentColor" d="m"/>'
 
 
-def drawn_rows(encoder: PromptEncoder, *, seed: int, line_share: float) -> Iterator[dict[str, Tensor]]:
-    """Endless packed rows [ROW_TOKENS] of fresh drawings from the training side, that share of them line drawings."""
+def drawn_rows(encoder: PromptEncoder, *, seed: int) -> Iterator[dict[str, Tensor]]:
+    """Endless packed rows [ROW_TOKENS] of fresh drawings from the training side, half of them line drawings."""
     for chunk in itertools.count():
         each = seed + chunk * len(BASE_STYLES)
-        num_scenes = int(1024 * (1 - line_share)) // len(BASE_STYLES)
-        styled = (scenes(num_scenes, seed=each + k, style=style) for k, style in enumerate(BASE_STYLES))
-        drawn = chain(line_drawings(int(1024 * line_share), seed=each), *styled)
+        styled = (scenes(128, seed=each + k, style=style) for k, style in enumerate(BASE_STYLES))
+        drawn = chain(line_drawings(512, seed=each), *styled)
         rows = [row for row in drawn if split_of(row.concept, seed=0, validation_share=VALIDATION_SHARE) == "train"]
         pairs = [(canonicalise(row.svg), row.caption) for row in rows]
         packed = pack([e for e in encoder.encode_batch(pairs) if len(e.input_ids) <= ROW_TOKENS], ROW_TOKENS)
@@ -145,9 +133,8 @@ def tiny_config() -> Gemma2Config:
     )
 
 
-def loss_of(model: Gemma2ForCausalLM, batch: dict[str, Tensor], focus: float) -> Tensor:
-    """Mean cross-entropy (nats per caption token), with labels smoothed over the vocabulary, weighted by
-    (1 - p)^focus where p is the probability of the token (focal loss, Lin et al. 2017): what is not known yet counts.
+def loss_of(model: Gemma2ForCausalLM, batch: dict[str, Tensor]) -> Tensor:
+    """Mean cross-entropy (nats per caption token), with labels smoothed over the vocabulary.
 
     Without smoothing the logits of words that no caption has end at the softcap's floor, from which fine-tuning on
     other captions must first dig them out, at a rate that ruins the rest.
@@ -159,50 +146,40 @@ def loss_of(model: Gemma2ForCausalLM, batch: dict[str, Tensor], focus: float) ->
         ).last_hidden_state
         logits = model.lm_head(hidden[where])
     logits = softcap(logits.float(), model.config.final_logit_softcapping)
-    targets = batch["targets"][where]
-    losses = cross_entropy(logits, targets, label_smoothing=LABEL_SMOOTHING, reduction="none")
-    known = logits.detach().softmax(dim=-1).gather(1, targets[:, None])[:, 0]
-    weights = (1 - known) ** focus
-    return (losses * weights).sum() / weights.sum()
+    return cross_entropy(logits, batch["targets"][where], label_smoothing=LABEL_SMOOTHING)
 
 
-def train_base(encoder: PromptEncoder, out: Path, number: int) -> None:
-    """AdamW on caption tokens only; linear warm-up over 2 %, then cosine to a tenth of the peak; saved as bf16.
-
-    Phase 0 starts from random weights, a later one from those in `out`.
-    """
-    steps, peak, line_share, focus = PHASES[number]
+def train_base(encoder: PromptEncoder, out: Path) -> None:
+    """AdamW on caption tokens only; linear warm-up over 2 %, then cosine to a tenth of the peak; saved as bf16."""
     torch.manual_seed(SEED)
-    model = (
-        Gemma2ForCausalLM.from_pretrained(out, attn_implementation="eager")
-        if number
-        else Gemma2ForCausalLM._from_config(tiny_config(), attn_implementation="eager")
-    ).float()
-    print(f"phase {number + 1} of {len(PHASES)}: {model.num_parameters() / 1e6:.2f} M parameters", flush=True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
+    model = Gemma2ForCausalLM._from_config(tiny_config(), attn_implementation="eager").float()
+    print(f"{model.num_parameters() / 1e6:.2f} M parameters", flush=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=PEAK_LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05, fused=True
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
-        lambda k: min(1.0, (k + 1) / (0.02 * steps)) * (0.55 + 0.45 * math.cos(math.pi * k / steps)),
+        lambda k: min(1.0, (k + 1) / (0.02 * STEPS)) * (0.55 + 0.45 * math.cos(math.pi * k / STEPS)),
     )
-    stream = drawn_rows(encoder, seed=SEED + 1_000_000 * number, line_share=line_share)
+    stream = drawn_rows(encoder, seed=SEED)
     started = time.monotonic()
-    for step in range(steps):
+    for step in range(STEPS):
         chosen = list(itertools.islice(stream, BATCH_ROWS))
         batch = {name: torch.stack([row[name] for row in chosen]) for name in chosen[0]}
-        loss = loss_of(model, batch, focus)
+        loss = loss_of(model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        if step % 50 == 0 or step == steps - 1:
+        if step % 50 == 0 or step == STEPS - 1:
             took = time.monotonic() - started
-            left = took / (step + 1) * (steps - step - 1)
+            left = took / (step + 1) * (STEPS - step - 1)
             print(
-                f"step {step}/{steps} loss {loss.item():.4f} {took:.0f} s, {left:.0f} s left",
+                f"step {step}/{STEPS} loss {loss.item():.4f} {took:.0f} s, {left:.0f} s left",
                 flush=True,
             )
-        if (step + 1) % 500 == 0 or step == steps - 1:  # to look at while it runs
+        if (step + 1) % 500 == 0 or step == STEPS - 1:  # to look at while it runs
             copy.deepcopy(model).to(torch.bfloat16).save_pretrained(out)
 
 
@@ -218,8 +195,7 @@ def main() -> None:
         additional_special_tokens=["<start_of_turn>", "<end_of_turn>"],
         clean_up_tokenization_spaces=False,
     ).save_pretrained(arguments.out)  # fmt: skip
-    for number in range(len(PHASES)):
-        train_base(PromptEncoder(str(arguments.out), SYSTEM), arguments.out, number)
+    train_base(PromptEncoder(str(arguments.out), SYSTEM), arguments.out)
 
 
 if __name__ == "__main__":
