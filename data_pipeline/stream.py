@@ -21,8 +21,9 @@ from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.context import DataContext
 from ray.data.datasource import Datasource, ReadTask
 
+from data_pipeline.cache import encode_cached
 from data_pipeline.config import DataConfig
-from data_pipeline.encode import IGNORED, PromptEncoder
+from data_pipeline.encode import IGNORED, Example, PromptEncoder
 from data_pipeline.errors import DataError
 from data_pipeline.pack import PackedRow, pack
 from data_pipeline.shards import ShardRow, open_shards
@@ -31,8 +32,12 @@ Column = npt.NDArray[np.int32]
 Batch = dict[str, Column]
 """Columns of packed rows. `input_ids`, `position_ids`, `targets` [rows, max_row_tokens], padded with the pad
 id, 0 and IGNORED. The rest are [rows]: `window`, `index`, `window_rows` say where a row stands (Position),
-`num_examples`, `num_tokens` what it holds; on the first row of a window, `left_out` counts its examples that
-were longer than a packed row."""
+`num_examples`, `num_tokens` what it holds; on the first row of a window, `left_out` and `truncated` count its
+examples that were longer than a packed row. Only with `ledger`: `rows` [rows, n] numbers the examples of each packed
+row in their split, padded with -1."""
+
+_Numbered = tuple[int, Example]
+"""An example and the number of its row in the split."""
 
 _CHUNK_ROWS = 64  # packed rows that travel together; 6 MiB at 8,192 tokens
 
@@ -84,14 +89,26 @@ class Stream:
         window = int(np.random.default_rng((seed, epoch)).permutation(self.num_windows_per_epoch)[turn])
         # + 1: numpy seeds (seed, epoch, 0) and (seed, epoch) alike.
         order = np.random.default_rng((seed, epoch, window + 1))
-        rows = self._read("train", window, self.num_train_rows)
-        return self._pack([rows[i] for i in order.permutation(len(rows))], number, order)
+        return self._pack(self._examples("train", window, self.num_train_rows), number, order)
+
+    def remaining(self, start: Position, number: int) -> Batch:
+        """What of a window, number ≥ start.window, is left at a position."""
+        window = self.window(number)
+        return _part(window, slice(start.index, None)) if number == start.window else window
+
+    def row_ids(self, rows: Sequence[int]) -> list[str]:
+        """Ids of rows of the train split, by their numbers."""
+        found: dict[int, str] = {}
+        for window in sorted({row // self.config.window_rows for row in rows}):
+            first, read = self._read("train", window, self.num_train_rows)
+            found |= {first + i: row.id for i, row in enumerate(read)}
+        return [found[row] for row in rows]
 
     def validation_windows(self) -> Iterator[Batch]:
         """Packed rows of the validation split, in the order of the shards."""
         num_rows = self._num_rows("validation", self.config.max_validation_rows)
         for window in range(math.ceil(num_rows / self.config.window_rows)):
-            yield self._pack(self._read("validation", window, num_rows), window)
+            yield self._pack(self._examples("validation", window, num_rows), window)
 
     def _num_rows(self, split: str, limit: int | None) -> int:
         num_rows = _shards(self.config.shards).num_rows(split)
@@ -102,20 +119,31 @@ class Stream:
             )
         return num_rows if limit is None else min(num_rows, limit)
 
-    def _read(self, split: str, window: int, num_rows: int) -> list[ShardRow]:
+    def _read(self, split: str, window: int, num_rows: int) -> tuple[int, list[ShardRow]]:
+        """Number of the window's first row in the split, and its rows."""
         start = window * self.config.window_rows
-        return _shards(self.config.shards).read(split, start, min(start + self.config.window_rows, num_rows))
+        return start, _shards(self.config.shards).read(split, start, min(start + self.config.window_rows, num_rows))
 
-    def _pack(self, rows: Sequence[ShardRow], number: int, order: np.random.Generator | None = None) -> Batch:
+    def _examples(self, split: str, window: int, num_rows: int) -> list[_Numbered]:
+        first, rows = self._read(split, window, num_rows)
+        encoder = _encoder(self.tokenizer, self.config.system)
+        pairs = [(row.svg, row.caption) for row in rows]
+        cache = self.config.cache
+        examples = encoder.encode_batch(pairs) if cache is None else encode_cached(encoder, pairs, cache)
+        return [*enumerate(examples, first)]
+
+    def _pack(self, examples: Sequence[_Numbered], number: int, order: np.random.Generator | None = None) -> Batch:
         length = self.config.max_row_tokens
         encoder = _encoder(self.tokenizer, self.config.system)
-        examples = encoder.encode_batch([(row.svg, row.caption) for row in rows])
-        fitting = [example for example in examples if len(example.input_ids) <= length]
-        packed = pack(fitting, length) or [_NOTHING]  # to carry the count of what was left out
+        if order is not None:
+            examples = [examples[i] for i in order.permutation(len(examples))]
+        fitting, num_truncated = self._fitted(encoder, examples)
+        packed = pack([example for _, example in fitting], length)
+        packed = packed or [_NOTHING]  # to carry the counts
         if order is not None:
             order.shuffle(packed)  # pack() puts the rows with the longest examples first
         num_rows = len(packed)
-        return {
+        columns = {
             "input_ids": _padded([row.input_ids for row in packed], length, encoder.pad_id),
             "position_ids": _padded([row.position_ids for row in packed], length, 0),
             "targets": _padded([row.targets for row in packed], length, IGNORED),
@@ -124,8 +152,27 @@ class Stream:
             "window_rows": np.full(num_rows, num_rows, np.int32),
             "num_examples": np.array([len(row.members) for row in packed], np.int32),
             "num_tokens": np.array([len(row.input_ids) for row in packed], np.int32),
-            "left_out": np.array([len(rows) - len(fitting)] + [0] * (num_rows - 1), np.int32),
+            "left_out": np.array([len(examples) - len(fitting)] + [0] * (num_rows - 1), np.int32),
+            "truncated": np.array([num_truncated] + [0] * (num_rows - 1), np.int32),
         }
+        if self.config.ledger:
+            rows = [np.array([fitting[i][0] for i in row.members], np.int32) for row in packed]
+            columns["rows"] = _padded(rows, max(1, length // encoder.min_tokens), -1)
+        return columns
+
+    def _fitted(self, encoder: PromptEncoder, examples: Sequence[_Numbered]) -> tuple[list[_Numbered], int]:
+        """The examples that fit into a packed row, and how many of them had to be truncated for it."""
+        fitting: list[_Numbered] = []
+        num_truncated = 0
+        for row, example in examples:
+            fitted: Example | None = example
+            if len(example.input_ids) > self.config.max_row_tokens:
+                refuse = self.config.too_long == "refuse"
+                fitted = None if refuse else encoder.truncated(example, self.config.max_row_tokens)
+                num_truncated += fitted is not None
+            if fitted is not None:
+                fitting.append((row, fitted))
+        return fitting, num_truncated
 
 
 _NO_TOKENS = np.zeros(0, np.int32)
@@ -187,9 +234,9 @@ def _concatenate(head: Batch, tail: Batch) -> Batch:
 def _filler(rows: Batch, num_rows: int) -> Batch:
     """The last row again and again, with nothing to learn and nothing to count in it."""
     filler = {name: np.repeat(column[-1:], num_rows, axis=0) for name, column in rows.items()}
-    filler["targets"][:] = IGNORED
-    for name in ("num_examples", "num_tokens", "left_out"):
-        filler[name][:] = 0
+    nothing = {"targets": IGNORED, "num_examples": 0, "num_tokens": 0, "left_out": 0, "truncated": 0, "rows": -1}
+    for name in nothing.keys() & filler.keys():
+        filler[name][:] = nothing[name]
     return filler
 
 
@@ -265,9 +312,8 @@ class _Windows(Datasource):
 
 
 def _blocks(stream: Stream, start: Position, num_copies: int, number: int) -> Iterator[Block]:
-    window = stream.window(number)
-    skipped = start.index if number == start.window else 0
-    for row in range(skipped, len(window["index"]), _CHUNK_ROWS):
+    window = stream.remaining(start, number)
+    for row in range(0, len(window["index"]), _CHUNK_ROWS):
         chunk = {name: column[None, row : row + _CHUNK_ROWS] for name, column in window.items()}
         block = BlockAccessor.batch_to_block(chunk)
         for _ in range(num_copies):

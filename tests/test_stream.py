@@ -9,13 +9,11 @@ from typing import TypeVar
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from app.cluster import ConnectedRay
 from data_pipeline.config import DataConfig
 from data_pipeline.encode import IGNORED, PromptEncoder
 from data_pipeline.errors import DataError
-from data_pipeline.shards import ShardRow, ShardWriter
 from data_pipeline.stream import (
     Batch,
     Position,
@@ -26,6 +24,7 @@ from data_pipeline.stream import (
     progress,
     validation_batches,
 )
+from tests.corpus import save_tokenizer, svg_of, write_shards
 
 # Ray Data warns of the defaults that it sets itself.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
@@ -38,29 +37,7 @@ LENGTHS = np.random.default_rng(0).integers(20, 160, NUM_TRAIN + NUM_VALIDATION)
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One token per byte, and Gemma's control tokens."""
-    control = ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"]
-    vocabulary = {token: i for i, token in enumerate([*control, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
-    bytes_only = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    bytes_only.decoder = decoders.ByteLevel()
-    bytes_only.add_special_tokens(control)
-    folder = tmp_path_factory.mktemp("tokenizer")
-    bytes_only.save(str(folder / "tokenizer.json"))
-    return str(folder)
-
-
-def write_shards(folder: Path, *, train: Sequence[int], validation: Sequence[int]) -> None:
-    """Row i of a split is captioned `icon i`, and its SVG has the i-th length in bytes."""
-    writer = ShardWriter(str(folder), shard_rows=64)
-    for split, lengths in (("train", train), ("validation", validation)):
-        for i, length in enumerate(lengths):
-            writer.add(split, ShardRow(str(i), svg_of(length), f"icon {i}", "test"))
-    writer.commit({"digest": writer.close()})
-
-
-def svg_of(length: int) -> str:
-    return f"<svg>{'x' * (length - 11)}</svg>"
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="module")

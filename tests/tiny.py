@@ -81,6 +81,7 @@ def batches(
                     "num_tokens": np.array([len(r.input_ids) for r in own]),
                     "num_examples": np.array([len(r.members) for r in own]),
                     "left_out": np.zeros(len(own), np.int32),
+                    "truncated": np.zeros(len(own), np.int32),
                 },
                 Position(0, start + group, len(rows)),
             )
