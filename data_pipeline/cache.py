@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.fs
 
 from data_pipeline.encode import Example, PromptEncoder
 from data_pipeline.errors import DataError
@@ -22,31 +23,41 @@ _CHECKSUM_BYTES = 32
 def encode_cached(encoder: PromptEncoder, pairs: Sequence[tuple[str, str]], folder: str) -> list[Example]:
     """`encoder.encode_batch(pairs)`, read from the folder if it is there, else put there.
 
-    Any number of processes may share the folder. Raises DataError when it cannot be written.
+    Any number of processes may share the folder. Raises DataError when it cannot be read or written.
     """
     name = _name(encoder, pairs)
     fs, path = filesystem(folder)
+    try:
+        content = _read(fs, path, name)
+        if content is None:
+            examples = encoder.encode_batch(pairs)
+            _write(fs, path, name, _to_bytes(examples))
+            return examples
+    except OSError as error:
+        raise DataError(f"cannot use data.cache={folder!r}: {error}; choose another folder, or null") from error
+    return _from_bytes(content)
+
+
+def _read(fs: pyarrow.fs.FileSystem, path: str, name: str) -> bytes | None:
     file = f"{path}/{name}.tokens"
     try:
         with fs.open_input_stream(file) as stream:
-            found = stream.read()
+            found = bytes(stream.read())
     except FileNotFoundError:
-        pass
-    else:
-        if found[:_CHECKSUM_BYTES] == _checksum(name, found[_CHECKSUM_BYTES:]):
-            return _from_bytes(found[_CHECKSUM_BYTES:])
-        warnings.warn(f"{file} does not hold what was written there: it is encoded anew", stacklevel=2)
-    examples = encoder.encode_batch(pairs)
-    content = _to_bytes(examples)
+        return None
+    content = found[_CHECKSUM_BYTES:]
+    if found[:_CHECKSUM_BYTES] != _checksum(name, content):
+        warnings.warn(f"{file} does not hold what was written there: it is encoded anew", stacklevel=3)
+        return None
+    return content
+
+
+def _write(fs: pyarrow.fs.FileSystem, path: str, name: str, content: bytes) -> None:
     partial = f"{path}/.{name}-{uuid.uuid4().hex}"  # its own, so that writers of the same file do not meet
-    try:
-        fs.create_dir(path, recursive=True)
-        with fs.open_output_stream(partial) as stream:
-            stream.write(_checksum(name, content) + content)
-        fs.move(partial, file)
-    except OSError as error:
-        raise DataError(f"cannot write data.cache={folder!r}: {error}; choose another folder, or null") from error
-    return examples
+    fs.create_dir(path, recursive=True)
+    with fs.open_output_stream(partial) as stream:
+        stream.write(_checksum(name, content) + content)
+    fs.move(partial, f"{path}/{name}.tokens")
 
 
 def _name(encoder: PromptEncoder, pairs: Sequence[tuple[str, str]]) -> str:
