@@ -17,11 +17,13 @@ from safetensors.torch import load_file, save_file
 from app.config import absolute, load, override
 from app.errors import UserError
 from app.evaluation.evaluate import evaluate_job
+from app.gemma.load import TINY
 from app.search import run_search
 from app.storage import read_json
 from app.tracking import check
 from app.training import driver
 from data_pipeline.config import PrepareConfig
+from data_pipeline.encode import PromptEncoder
 from data_pipeline.prepare import prepare
 from data_pipeline.shards import open_shards
 
@@ -132,19 +134,28 @@ def test_two_workers_of_which_one_is_killed_train_as_one_that_is_not(config, uni
 
 
 def test_a_job_that_goes_on_with_other_numbers_of_workers_trains_on_every_row_once_per_epoch(config, tmp_path):
+    rows = open_shards(config.data.shards).read("train", 0, 50)
+    encoder = PromptEncoder(str(TINY), config.data.system)
+    lengths = [len(encoder.encode(row.svg, row.caption).input_ids) for row in rows]
+    limit = sorted(set(lengths))[-2]  # longer ones are truncated, and no less trained on
     changes = {"train__epochs": 2, "train__evaluate_every_steps": 100, "train__save_every_steps": 100,
-               "data__max_train_rows": 50, "data__ledger": True, "data__cache": str(tmp_path)}  # fmt: skip
+               "data__max_train_rows": len(rows), "data__max_row_tokens": limit, "data__too_long": "truncate",
+               "data__ledger": True, "data__cache": str(tmp_path)}  # fmt: skip
     for num_workers, max_steps in ((2, 4), (3, 8), (1, None)):
         part = job(config, "rescaled", **changes, scaling__num_workers=num_workers, train__max_steps=max_steps)
         trained = driver.train(part)
-    ids = [row.id for row in open_shards(config.data.shards).read("train", 0, 50)]
     entries = ledger_of(part)
-    assert sorted((epoch, row_id) for epoch, _, _, row_id in entries) == sorted((e, i) for e in (0, 1) for i in ids)
-    ranks = [
-        {rank for _, step, rank, _ in entries if first <= step <= last} for first, last in ((1, 4), (5, 8), (9, 99))
-    ]
+    assert sorted((epoch, row_id) for epoch, _, _, row_id in entries) == sorted(
+        (e, row.id) for e in (0, 1) for row in rows
+    )
+    spans = ((1, 4), (5, 8), (9, trained.metrics["step"]))
+    ranks = [{rank for _, step, rank, _ in entries if first <= step <= last} for first, last in spans]
     assert ranks == [{0, 1}, {0, 1, 2}, {0}]
-    assert trained.metrics["num_examples"] == 100
+    counts = {
+        name: trained.metrics[f"num_{name}"] for name in ("examples", "left_out", "truncated", "validation_left_out")
+    }
+    num_truncated = 2 * sum(length > limit for length in lengths)
+    assert counts == {"examples": 100, "left_out": 0, "truncated": num_truncated, "validation_left_out": 0}
     steps = [step for step, _ in history(config, trained.run_id, "train/loss")]
     assert steps == list(range(1, trained.metrics["step"] + 1))
     assert len(list(tmp_path.glob("*.tokens"))) == 3  # two windows, read again in the second epoch, and the validation

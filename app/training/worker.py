@@ -23,7 +23,7 @@ from app.tracking import Tracker, attach
 from app.training import checkpoint, loop
 from app.training.loop import State, TrainingDiverged
 from app.training.optim import adamw
-from app.training.parallel import World, wrap
+from app.training.parallel import World, all_reduce, wrap
 from data_pipeline import stream as streams
 from data_pipeline.ledger import Ledger
 from data_pipeline.stream import Batch, Position, Stream
@@ -150,6 +150,8 @@ def _work(job: Job) -> dict[str, Any]:
     validation = streams.validation_batches(
         job.stream, micro_batch_rows=config.evaluate.batch_rows, rank=world.rank, num_workers=world.size
     )
+    unseen = torch.tensor(sum(int(batch["left_out"].sum()) for batch in validation))
+    num_validation_left_out = int(all_reduce(unseen, world))
     num_windows = job.stream.num_windows
     if world.ledger is not None and world.rank == 0:
         world.ledger.forget_after(state.step)
@@ -175,7 +177,7 @@ def _work(job: Job) -> dict[str, Any]:
     world.tracker.flush()
     return {"step": state.step, "eval_loss": final_loss, "num_examples": state.num_examples,
             "num_left_out": state.num_left_out, "num_truncated": state.num_truncated, "num_tokens": state.num_tokens,
-            "progress": state.progress}  # fmt: skip
+            "num_validation_left_out": num_validation_left_out, "progress": state.progress}  # fmt: skip
 
 
 def prepare_device(config: Config, device: torch.device) -> None:
