@@ -35,8 +35,9 @@ from data_pipeline.encode import IGNORED, Example, PromptEncoder
 from data_pipeline.icons import phosphor_icons
 from data_pipeline.pack import pack
 from data_pipeline.prepare import prepare
-from data_pipeline.stream import Position, Stream, batches, dataset
+from data_pipeline.stream import batches, dataset
 from data_pipeline.svg import SVGRefused, canonicalise
+from data_pipeline.windows import Position, Stream
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 ROW_TOKENS, WINDOW_ROWS = 4096, 1024

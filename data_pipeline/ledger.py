@@ -13,7 +13,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from data_pipeline.shards import filesystem
-from data_pipeline.stream import Batch, Stream
+from data_pipeline.windows import Batch, Stream
 
 _SCHEMA = pa.schema([("epoch", pa.int32()), ("step", pa.int32()), ("rank", pa.int32()), ("row_id", pa.string())])
 

@@ -10,7 +10,7 @@ import pytest
 
 from data_pipeline.config import DataConfig
 from data_pipeline.ledger import Ledger
-from data_pipeline.stream import Batch, Position, Stream, deal
+from data_pipeline.windows import Batch, Position, Stream, deal
 from tests.corpus import save_tokenizer, write_shards
 
 NUM_ROWS, EPOCHS = 40, 2

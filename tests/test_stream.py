@@ -14,16 +14,8 @@ from app.cluster import ConnectedRay
 from data_pipeline.config import DataConfig
 from data_pipeline.encode import IGNORED, PromptEncoder
 from data_pipeline.errors import DataError
-from data_pipeline.stream import (
-    Batch,
-    Position,
-    Stream,
-    batches,
-    dataset,
-    deal,
-    progress,
-    validation_batches,
-)
+from data_pipeline.stream import batches, dataset
+from data_pipeline.windows import Batch, Position, Stream, deal, progress, validation_batches
 from tests.corpus import save_tokenizer, svg_of, write_shards
 
 # Ray Data warns of the defaults that it sets itself.

@@ -10,7 +10,7 @@ from app.gemma.config import LoraConfig, ModelConfig, QuantizationConfig
 from app.gemma.load import CaptionLoss, add_lora, load_base
 from data_pipeline.encode import Example
 from data_pipeline.pack import pack
-from data_pipeline.stream import Position
+from data_pipeline.windows import Position
 
 VOCABULARY = 96
 CPU = torch.device("cpu")

@@ -23,7 +23,7 @@ from app.training.config import OptimConfig, TrainConfig
 from app.training.optim import learning_rate
 from app.training.parallel import World, all_reduce
 from data_pipeline.encode import IGNORED
-from data_pipeline.stream import Batch, Position
+from data_pipeline.windows import Batch, Position
 
 
 class TrainingDiverged(RuntimeError):

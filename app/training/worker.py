@@ -24,9 +24,9 @@ from app.training import checkpoint, loop
 from app.training.loop import State, TrainingDiverged
 from app.training.optim import adamw
 from app.training.parallel import World, all_reduce, wrap
-from data_pipeline import stream as streams
 from data_pipeline.ledger import Ledger
-from data_pipeline.stream import Batch, Position, Stream
+from data_pipeline.stream import batches as batches_of
+from data_pipeline.windows import Batch, Position, Stream, progress, validation_batches
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def _work(job: Job) -> dict[str, Any]:
     if world.rank == 0:
         trained, total = num_parameters(model)
         world.tracker.set_tags({"trained_parameters": str(trained), "parameters": str(total)})
-    validation = streams.validation_batches(
+    validation = validation_batches(
         job.stream, micro_batch_rows=config.evaluate.batch_rows, rank=world.rank, num_workers=world.size
     )
     unseen = torch.tensor(sum(int(batch["left_out"].sum()) for batch in validation))
@@ -170,7 +170,7 @@ def _work(job: Job) -> dict[str, Any]:
         optim=config.optim,
         state=state,
         world=world,
-        progress_of=lambda position: streams.progress(position, num_windows),
+        progress_of=lambda position: progress(position, num_windows),
         after_step=after_step,
     )
     final_loss = _restore_best(model, objective, validation, world, config)
@@ -191,7 +191,7 @@ def prepare_device(config: Config, device: torch.device) -> None:
 
 
 def _batches(config: Config, world: World) -> Iterator[tuple[Batch, Position]]:
-    batches = streams.batches(
+    batches = batches_of(
         ray.train.get_dataset_shard("train"), micro_batch_rows=config.train.micro_batch_rows,
         rank=world.rank, num_workers=world.size, prefetch=config.data.prefetch_batches,
     )  # fmt: skip
