@@ -8,6 +8,7 @@ for little.
 """
 
 import argparse
+import dataclasses
 import json
 import lzma
 import math
@@ -41,7 +42,7 @@ from data_pipeline.windows import Position, Stream
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 ROW_TOKENS, WINDOW_ROWS = 4096, 1024
-COMPARED_ROWS, TURNS, RESUMES = 4_000, 3, 8
+COMPARED_ROWS, TURNS, RESUMES = 4_000, 3, 6
 LOGICAL_CPUS = 4
 TRAINER_STEPS = 60
 
@@ -75,6 +76,7 @@ def main() -> None:
             ("against datasets.map", lambda: apart(compare, corpus, folder)),
             ("prepare the long pass", lambda: prepare_all(corpus, shards)),
             ("the long pass", lambda: apart(long_pass, stream)),
+            ("tokens from the cache", lambda: apart(cached_pass, stream, str(folder / "cache"))),
             ("resuming, and a trainer that waits", lambda: on_ray(stream, folder)),
             ("drawings", canonical),
         ]
@@ -271,6 +273,21 @@ def long_pass(stream: Stream) -> Figures:
             print(f"      window {number} of {stream.num_windows}: {resident[-1] / 2**20:.0f} MiB", flush=True)
     later = resident[math.ceil(0.2 * len(resident)) - 1 :]
     return {"fill": num_tokens / num_slots, "rss_growth": max(later) / later[0] - 1}
+
+
+def cached_pass(stream: Stream, cache: str) -> Figures:
+    """CPU seconds of windows that are encoded, over those of windows whose tokens are read, in turns."""
+    cached = dataclasses.replace(stream, config=stream.config.model_copy(update={"cache": cache}))
+    ratios = []
+    for number in range(min(stream.num_windows, 2 * TURNS)):
+        cached.window(number)
+        spent = []
+        for each in (stream, cached):
+            before = cpu_seconds()
+            each.window(number)
+            spent.append(cpu_seconds() - before)
+        ratios.append(spent[0] / spent[1])
+    return {"cache_speedup": statistics.median(ratios)}
 
 
 def _resident_bytes() -> int:
