@@ -25,6 +25,7 @@ check: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
+	$(BIN)/python -m benchmarks.data --json outputs/bench/data.json
 	$(BIN)/python -m benchmarks.learning --json outputs/bench/learning.json
 
 ui: $(READY)

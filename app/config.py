@@ -91,6 +91,7 @@ def absolute(config: Config) -> Config:
     paths = {
         "model.name": os.path.abspath(name) if os.path.isdir(name) else name,
         "data.shards": _absolute(config.data.shards),
+        "data.cache": config.data.cache and _absolute(config.data.cache),
         "train.output_dir": _absolute(config.train.output_dir),
         "tracking.uri": resolve(config.tracking).uri,
     }

@@ -16,7 +16,11 @@ class DataConfig(BaseModel):
         description="sentence that stands before the SVG in the user's turn",
     )
     max_row_tokens: Annotated[int, Field(ge=16, le=131_072)] = Field(
-        8192, description="length of a packed row (tokens); a longer example is left out and counted"
+        8192, description="length of a packed row (tokens)"
+    )
+    too_long: Literal["refuse", "truncate"] = Field(
+        "refuse",
+        description="an example longer than a packed row is left out, or loses the end of its SVG; both are counted",
     )
     window_rows: Annotated[int, Field(ge=1, le=65_536)] = Field(
         1024, description="examples shuffled and packed together (rows); resuming re-reads at most one window"
@@ -28,6 +32,12 @@ class DataConfig(BaseModel):
     max_validation_rows: Annotated[int, Field(ge=1)] | None = Field(
         None, description="evaluate on the first N rows of the validation split only (rows); null: on all"
     )
+    cache: str | None = Field(
+        None,
+        description="folder (or file system URI) that keeps tokenised examples, so that epochs and trials after the "
+        "first read tokens; null: encode anew",
+    )
+    ledger: bool = Field(False, description="write the ids of the rows of each step to ledger/ in the job's folder")
     cpus_per_task: Annotated[float, Field(gt=0, le=64)] = Field(
         0.5, description="CPUs that Ray reserves for one read-and-pack task"
     )

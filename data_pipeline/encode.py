@@ -4,14 +4,17 @@ Template and content are encoded apart, by two tokenizer instances: the template
 the content's does not have them at all. Knows no Ray and no model.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
+import tokenizers
 from tokenizers import Tokenizer
 
 from data_pipeline.errors import DataError
@@ -31,6 +34,17 @@ class Example(NamedTuple):
 
     input_ids: npt.NDArray[np.int32]
     targets: npt.NDArray[np.int32]
+
+    @classmethod
+    def of(cls, input_ids: npt.NDArray[np.int32], num_prompt_tokens: int) -> Self:
+        """All that follows the prompt is trained on."""
+        targets = np.full(len(input_ids), IGNORED, np.int32)
+        targets[num_prompt_tokens - 1 : -1] = input_ids[num_prompt_tokens:]
+        return cls(input_ids, targets)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return int((self.targets != IGNORED).argmax()) + 1
 
 
 class PromptEncoder:
@@ -68,10 +82,30 @@ class PromptEncoder:
         for svg, caption in zip(encoded[::2], encoded[1::2], strict=True):
             prompt = [*self._before_svg, *svg.ids, *self._after_svg]
             ids = np.array([*prompt, *caption.ids, *self.stop_ids], dtype=np.int32)
-            targets = np.full(len(ids), IGNORED, dtype=np.int32)
-            targets[len(prompt) - 1 : -1] = ids[len(prompt) :]
-            examples.append(Example(ids, targets))
+            examples.append(Example.of(ids, len(prompt)))
         return examples
+
+    def truncated(self, example: Example, max_tokens: int) -> Example | None:
+        """The example without the end of its SVG; None if template and caption alone are longer than max_tokens."""
+        num_prompt_tokens = example.num_prompt_tokens
+        svg_end = num_prompt_tokens - len(self._after_svg)
+        num_cut = len(example.input_ids) - max_tokens
+        if num_cut > svg_end - len(self._before_svg):
+            return None
+        kept = [example.input_ids[: svg_end - num_cut], example.input_ids[svg_end:]]
+        return Example.of(np.concatenate(kept), num_prompt_tokens - num_cut)
+
+    @property
+    def min_tokens(self) -> int:
+        """Tokens of an example whose SVG and caption are empty; no example has fewer."""
+        return len(self._before_svg) + len(self._after_svg) + len(self.stop_ids)
+
+    @cached_property
+    def fingerprint(self) -> bytes:
+        """32 bytes that differ where the same pair may get other tokens: tokenizer, template, library."""
+        template = [self._before_svg, self._after_svg, self.stop_ids]
+        parts = (self._content.to_str(), json.dumps(template), tokenizers.__version__)
+        return hashlib.blake2b("\0".join(parts).encode(), digest_size=32).digest()
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of generated ids, control tokens left out."""

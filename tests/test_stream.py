@@ -9,23 +9,14 @@ from typing import TypeVar
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from app.cluster import ConnectedRay
 from data_pipeline.config import DataConfig
 from data_pipeline.encode import IGNORED, PromptEncoder
 from data_pipeline.errors import DataError
-from data_pipeline.shards import ShardRow, ShardWriter
-from data_pipeline.stream import (
-    Batch,
-    Position,
-    Stream,
-    batches,
-    dataset,
-    deal,
-    progress,
-    validation_batches,
-)
+from data_pipeline.stream import batches, dataset
+from data_pipeline.windows import Batch, Position, Stream, deal, progress, validation_batches
+from tests.corpus import save_tokenizer, svg_of, write_shards
 
 # Ray Data warns of the defaults that it sets itself.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
@@ -38,29 +29,7 @@ LENGTHS = np.random.default_rng(0).integers(20, 160, NUM_TRAIN + NUM_VALIDATION)
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One token per byte, and Gemma's control tokens."""
-    control = ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"]
-    vocabulary = {token: i for i, token in enumerate([*control, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
-    bytes_only = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    bytes_only.decoder = decoders.ByteLevel()
-    bytes_only.add_special_tokens(control)
-    folder = tmp_path_factory.mktemp("tokenizer")
-    bytes_only.save(str(folder / "tokenizer.json"))
-    return str(folder)
-
-
-def write_shards(folder: Path, *, train: Sequence[int], validation: Sequence[int]) -> None:
-    """Row i of a split is captioned `icon i`, and its SVG has the i-th length in bytes."""
-    writer = ShardWriter(str(folder), shard_rows=64)
-    for split, lengths in (("train", train), ("validation", validation)):
-        for i, length in enumerate(lengths):
-            writer.add(split, ShardRow(str(i), svg_of(length), f"icon {i}", "test"))
-    writer.commit({"digest": writer.close()})
-
-
-def svg_of(length: int) -> str:
-    return f"<svg>{'x' * (length - 11)}</svg>"
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +148,33 @@ def test_examples_longer_than_a_row_are_left_out_and_counted(tokenizer: str, tmp
     assert (int(batch["left_out"].sum()), int(batch["num_examples"].sum())) == (1, 1)
 
 
+def test_examples_longer_than_a_row_are_truncated_and_counted_if_asked_for(tokenizer: str, tmp_path: Path) -> None:
+    """The drawing loses its end; template, caption and what is trained on stay whole."""
+    write_shards(tmp_path, train=[30, 500, 30, 600], validation=[500, 30])
+    config = DataConfig(shards=str(tmp_path), system="Look:", max_row_tokens=200, window_rows=2, too_long="truncate")
+    stream = Stream(config, tokenizer, epochs=2)
+    assert [sorted(epoch) for epoch in epochs_of(stream)] == [[0, 1, 2, 3]] * 2
+    windows = [stream.window(number) for number in range(stream.num_windows)]
+    assert [int(window["truncated"].sum()) for window in windows] == [1] * 4
+    assert [int(window["left_out"].sum()) for window in windows] == [0] * 4
+
+    encoder = PromptEncoder(tokenizer, "Look:")
+    whole = encoder.encode(svg_of(500), "icon 1")
+    num_cut = len(whole.input_ids) - 200
+    cut = encoder.encode(svg_of(500)[:-num_cut], "icon 1")
+    alone = ((window, row) for window in windows for row, found in enumerate(icons(stream, window)) if found == [1])
+    window, row = next(alone)
+    np.testing.assert_array_equal(window["input_ids"][row], cut.input_ids)
+    np.testing.assert_array_equal(window["targets"][row], cut.targets)
+
+    # A caption that alone is longer than a row has no shorter form that could be learnt.
+    short = changed(stream, max_row_tokens=20)
+    window = short.window(0)
+    assert (int(window["truncated"].sum()), int(window["left_out"].sum())) == (0, 2)
+    (batch,) = validation_batches(stream, micro_batch_rows=2, rank=0, num_workers=1)
+    assert (int(batch["truncated"].sum()), int(batch["num_examples"].sum())) == (1, 2)
+
+
 def naive_deal(rows: Batch, micro_batch_rows: int, num_workers: int) -> list[list[list[int]]]:
     """[worker][micro-batch] → which packed rows, -1 for one that fills up."""
     num_rows = len(rows["index"])
@@ -211,6 +207,7 @@ def test_every_row_is_dealt_once_and_the_ragged_end_is_filled_up(
                 "num_tokens": 0,
                 "num_examples": 0,
                 "left_out": 0,
+                "truncated": 0,
             }.items():
                 assert (batch[name][len(real) :] == value).all()
                 assert len(batch[name]) == micro_batch_rows
@@ -307,3 +304,23 @@ def test_two_workers_stop_and_three_go_on(ray_local: ConnectedRay, stream: Strea
     seen = flat(flat(icons(stream, batch)) for hand in [*before, *after] for batch, _ in hand)
     assert sorted(seen) == sorted([*range(NUM_TRAIN)] * 2)
     assert consume(stream, Position(window=stream.num_windows), micro_batch_rows=2, num_workers=2) == [[], []]
+
+
+def test_resuming_reads_nothing_of_the_windows_before(ray_local: ConnectedRay, tokenizer: str, tmp_path: Path) -> None:
+    """All other windows' shards are unreadable: only one is opened for its rows, however late the position."""
+    write_shards(tmp_path, train=[30 + i % 50 for i in range(6 * 64)])
+    config = DataConfig(shards=str(tmp_path), system="Look:", max_row_tokens=232, window_rows=64)
+    stream = Stream(config, tokenizer, epochs=1)
+    last = stream.window(5)
+    (shard,) = {i // 64 for i in flat(icons(stream, last))}
+    for file in tmp_path.glob("train-*.parquet"):
+        if file.name != f"train-{shard:05d}.parquet":
+            content = file.read_bytes()
+            footer = int.from_bytes(content[-8:-4], "little") + 8
+            file.write_bytes(b"PAR1" + bytes(len(content) - footer - 4) + content[-footer:])
+    with pytest.raises(OSError):  # noqa: PT011
+        stream.window(4)
+    start = Position(window=5, index=3, window_rows=len(last["index"]))
+    (hand,) = consume(stream, start, micro_batch_rows=1, num_workers=1)
+    assert [int(batch["index"][0]) for batch, _ in hand] == list(range(3, len(last["index"])))
+    np.testing.assert_array_equal(concatenated(batch for batch, _ in hand)["input_ids"], last["input_ids"][3:])

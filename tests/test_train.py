@@ -6,6 +6,7 @@ import signal
 import threading
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
@@ -16,12 +17,15 @@ from safetensors.torch import load_file, save_file
 from app.config import absolute, load, override
 from app.errors import UserError
 from app.evaluation.evaluate import evaluate_job
+from app.gemma.load import TINY
 from app.search import run_search
 from app.storage import read_json
 from app.tracking import check
 from app.training import driver
 from data_pipeline.config import PrepareConfig
+from data_pipeline.encode import PromptEncoder
 from data_pipeline.prepare import prepare
+from data_pipeline.shards import open_shards
 
 STEPS = 12
 
@@ -64,16 +68,8 @@ def uninterrupted(config):
     return driver.train(job(config, "one", scaling__num_workers=1, train__accumulation=2))
 
 
-def test_the_same_seed_and_one_worker_give_the_same_losses(config, uninterrupted):
-    again = driver.train(job(config, "again", scaling__num_workers=1, train__accumulation=2))
-    losses = history(config, uninterrupted.run_id, "train/loss")
-    assert [step for step, _ in losses] == list(range(1, STEPS + 1))
-    assert history(config, again.run_id, "train/loss") == losses
-    assert history(config, again.run_id, "eval/loss") == history(config, uninterrupted.run_id, "eval/loss")
-
-
 def kill_a_worker_after_the_first_checkpoint(folder: Path, killed: list[int], stop: threading.Event):
-    """SIGKILL to one of the two training workers, as soon as Ray Train has registered a checkpoint."""
+    """SIGKILL to one of the training workers, as soon as Ray Train has registered a checkpoint."""
     while not stop.wait(0.1):
         if not (read_json(str(folder / driver.SNAPSHOT)) or {}).get("latest_checkpoint_result"):
             continue
@@ -86,20 +82,43 @@ def kill_a_worker_after_the_first_checkpoint(folder: Path, killed: list[int], st
             return
 
 
-def test_two_workers_of_which_one_is_killed_train_as_one_that_is_not(config, uninterrupted):
-    two = job(config, "two", scaling__num_workers=2)
+def train_and_kill_a_worker(config):
     killed: list[int] = []
     stop = threading.Event()
     killer = threading.Thread(
-        target=kill_a_worker_after_the_first_checkpoint, args=(Path(driver.job_dir(two)), killed, stop)
+        target=kill_a_worker_after_the_first_checkpoint, args=(Path(driver.job_dir(config)), killed, stop)
     )
     killer.start()
     try:
-        trained = driver.train(two)
+        trained = driver.train(config)
     finally:
         stop.set()
         killer.join()
     assert len(killed) == 1, "the failure was never injected"
+    return trained
+
+
+def ledger_of(config):
+    """[(epoch, step, rank, row id)]"""
+    table = pq.read_table(Path(driver.job_dir(config), "ledger"))
+    return [(row["epoch"], row["step"], row["rank"], row["row_id"]) for row in table.to_pylist()]
+
+
+def test_one_worker_that_is_killed_has_the_losses_of_one_that_is_not_bit_for_bit(config, uninterrupted):
+    killed = job(config, "again", scaling__num_workers=1, train__accumulation=2, data__ledger=True)
+    again = train_and_kill_a_worker(killed)
+    losses = history(config, uninterrupted.run_id, "train/loss")
+    assert [step for step, _ in losses] == list(range(1, STEPS + 1))
+    assert history(config, again.run_id, "train/loss") == losses
+    assert history(config, again.run_id, "eval/loss") == history(config, uninterrupted.run_id, "eval/loss")
+    entries = ledger_of(killed)
+    assert {step for _, step, _, _ in entries} == set(range(1, STEPS + 1))
+    assert len({(epoch, row_id) for epoch, _, _, row_id in entries}) == len(entries) == again.metrics["num_examples"]
+
+
+def test_two_workers_of_which_one_is_killed_train_as_one_that_is_not(config, uninterrupted):
+    two = job(config, "two", scaling__num_workers=2, data__ledger=True)
+    trained = train_and_kill_a_worker(two)
     theirs = dict(history(config, uninterrupted.run_id, "eval/loss"))
     ours = dict(history(config, trained.run_id, "eval/loss"))
     assert sorted(ours) == sorted(theirs) == [0, 4, 8, 12]
@@ -108,7 +127,38 @@ def test_two_workers_of_which_one_is_killed_train_as_one_that_is_not(config, uni
     assert [step for step, _ in losses] == list(range(1, STEPS + 1)), "a step is missing or doubled"
     assert dict(losses) == pytest.approx(dict(history(config, uninterrupted.run_id, "train/loss")), rel=5e-3)
     assert trained.metrics["num_examples"] == uninterrupted.metrics["num_examples"]
+    entries = ledger_of(two)
+    assert {(step, rank) for _, step, rank, _ in entries} == {(n, rank) for n in range(1, STEPS + 1) for rank in (0, 1)}
+    assert len({(epoch, row_id) for epoch, _, _, row_id in entries}) == len(entries) == trained.metrics["num_examples"]
     assert MlflowClient(config.tracking.uri).get_run(trained.run_id).info.status == "FINISHED"
+
+
+def test_a_job_that_goes_on_with_other_numbers_of_workers_trains_on_every_row_once_per_epoch(config, tmp_path):
+    rows = open_shards(config.data.shards).read("train", 0, 50)
+    encoder = PromptEncoder(str(TINY), config.data.system)
+    lengths = [len(encoder.encode(row.svg, row.caption).input_ids) for row in rows]
+    limit = sorted(set(lengths))[-2]  # longer ones are truncated, and no less trained on
+    changes = {"train__epochs": 2, "train__evaluate_every_steps": 100, "train__save_every_steps": 100,
+               "data__max_train_rows": len(rows), "data__max_row_tokens": limit, "data__too_long": "truncate",
+               "data__ledger": True, "data__cache": str(tmp_path)}  # fmt: skip
+    for num_workers, max_steps in ((2, 4), (3, 8), (1, None)):
+        part = job(config, "rescaled", **changes, scaling__num_workers=num_workers, train__max_steps=max_steps)
+        trained = driver.train(part)
+    entries = ledger_of(part)
+    assert sorted((epoch, row_id) for epoch, _, _, row_id in entries) == sorted(
+        (e, row.id) for e in (0, 1) for row in rows
+    )
+    spans = ((1, 4), (5, 8), (9, trained.metrics["step"]))
+    ranks = [{rank for _, step, rank, _ in entries if first <= step <= last} for first, last in spans]
+    assert ranks == [{0, 1}, {0, 1, 2}, {0}]
+    counts = {
+        name: trained.metrics[f"num_{name}"] for name in ("examples", "left_out", "truncated", "validation_left_out")
+    }
+    num_truncated = 2 * sum(length > limit for length in lengths)
+    assert counts == {"examples": 100, "left_out": 0, "truncated": num_truncated, "validation_left_out": 0}
+    steps = [step for step, _ in history(config, trained.run_id, "train/loss")]
+    assert steps == list(range(1, trained.metrics["step"] + 1))
+    assert len(list(tmp_path.glob("*.tokens"))) == 3  # two windows, read again in the second epoch, and the validation
 
 
 def test_the_same_name_continues_the_job_in_the_same_run(config, uninterrupted):

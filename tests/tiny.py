@@ -10,7 +10,7 @@ from app.gemma.config import LoraConfig, ModelConfig, QuantizationConfig
 from app.gemma.load import CaptionLoss, add_lora, load_base
 from data_pipeline.encode import Example
 from data_pipeline.pack import pack
-from data_pipeline.stream import Position
+from data_pipeline.windows import Position
 
 VOCABULARY = 96
 CPU = torch.device("cpu")
@@ -81,6 +81,7 @@ def batches(
                     "num_tokens": np.array([len(r.input_ids) for r in own]),
                     "num_examples": np.array([len(r.members) for r in own]),
                     "left_out": np.zeros(len(own), np.int32),
+                    "truncated": np.zeros(len(own), np.int32),
                 },
                 Position(0, start + group, len(rows)),
             )

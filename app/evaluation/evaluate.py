@@ -21,7 +21,7 @@ from app.training.loop import mean_loss
 from app.training.parallel import Alone
 from data_pipeline.encode import PromptEncoder
 from data_pipeline.shards import ShardRow, open_shards
-from data_pipeline.stream import Stream, validation_batches
+from data_pipeline.windows import Stream, validation_batches
 
 T = TypeVar("T")
 

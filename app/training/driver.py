@@ -19,7 +19,8 @@ from app.storage import join, read_json, write_json
 from app.tracking import Tracker, final_status, open_run
 from app.training.worker import Job, work
 from data_pipeline.shards import open_shards
-from data_pipeline.stream import Position, Stream, data_config, dataset
+from data_pipeline.stream import data_config, dataset
+from data_pipeline.windows import Position, Stream
 
 Checkpoints = list[tuple[ray.train.Checkpoint, dict[str, Any]]]
 

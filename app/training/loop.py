@@ -23,7 +23,7 @@ from app.training.config import OptimConfig, TrainConfig
 from app.training.optim import learning_rate
 from app.training.parallel import World, all_reduce
 from data_pipeline.encode import IGNORED
-from data_pipeline.stream import Batch, Position
+from data_pipeline.windows import Batch, Position
 
 
 class TrainingDiverged(RuntimeError):
@@ -46,6 +46,7 @@ class State:
     """Evaluations since then."""
     num_examples: int = 0
     num_left_out: int = 0
+    num_truncated: int = 0
     num_tokens: int = 0
 
 
@@ -60,12 +61,13 @@ def train(
     state: State,
     world: World,
     progress_of: Callable[[Position], float],
-    after_step: Callable[[int], None] = lambda step: None,
+    after_step: Callable[[int, Sequence[Batch]], None] = lambda step, micro_batches: None,
 ) -> State:
     """Train until the stream ends, `max_steps` is reached, or the evaluation loss stops falling.
 
     `objective` maps (input_ids, position_ids, targets) to (loss sum, target count); it may be wrapped in DDP.
     Each batch comes with the stream's position after it, of which `progress_of` gives the share that is done.
+    `after_step` is told what each step trained on.
     """
     if state.step == 0:
         evaluate(objective, validation, config=config, state=state, world=world, save=False)
@@ -89,8 +91,9 @@ def train(
         state.step += 1
         state.num_examples += totals.examples
         state.num_left_out += totals.left_out
+        state.num_truncated += totals.truncated
         state.num_tokens += totals.tokens
-        after_step(state.step)
+        after_step(state.step, micro_batches)
         if world.rank == 0:
             seconds = time.monotonic() - started
             world.record(state.step, {
@@ -101,6 +104,7 @@ def train(
                 "speed/step_seconds": seconds, "speed/data_wait_seconds": started - waiting,
                 "data/padding_share": 1.0 - totals.tokens / totals.slots,
                 "data/examples": state.num_examples, "data/left_out": state.num_left_out,
+                "data/truncated": state.num_truncated,
                 "memory/peak_mib": peak_memory_mib(world.device),
             })  # fmt: skip
         if state.step % config.evaluate_every_steps == 0:
@@ -130,6 +134,7 @@ class StepTotals:
     slots: int
     examples: int
     left_out: int
+    truncated: int
 
 
 def step_totals(micro_batches: Sequence[Batch], world: World) -> StepTotals:
@@ -137,7 +142,7 @@ def step_totals(micro_batches: Sequence[Batch], world: World) -> StepTotals:
     sums = [
         (
             int((batch["targets"] != IGNORED).sum()), int(batch["num_tokens"].sum()), batch["input_ids"].size,
-            int(batch["num_examples"].sum()), int(batch["left_out"].sum()),
+            int(batch["num_examples"].sum()), int(batch["left_out"].sum()), int(batch["truncated"].sum()),
         )
         for batch in micro_batches
     ]  # fmt: skip

@@ -5,7 +5,7 @@ import gc
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,15 @@ from peft import PeftModel
 from app.config import Config
 from app.errors import UserError
 from app.gemma.load import DTYPES, CaptionLoss, add_lora, gemma, load_base, num_parameters
+from app.storage import join
 from app.tracking import Tracker, attach
 from app.training import checkpoint, loop
 from app.training.loop import State, TrainingDiverged
 from app.training.optim import adamw
-from app.training.parallel import World, wrap
-from data_pipeline import stream as streams
-from data_pipeline.stream import Batch, Position, Stream
+from app.training.parallel import World, all_reduce, wrap
+from data_pipeline.ledger import Ledger
+from data_pipeline.stream import batches as batches_of
+from data_pipeline.windows import Batch, Position, Stream, progress, validation_batches
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,9 @@ class RayWorld:
         self.device = ray.train.torch.get_device()
         self._job, self._model, self._optimizer = job, model, optimizer
         self._progress = Progress()
+        self.ledger: Ledger | None = None
+        if job.config.data.ledger:
+            self.ledger = Ledger(join(job.job_dir, "ledger"), job.stream, rank=self.rank)
         self.tracker: Tracker = attach(job.config.tracking, job.run_id if self.rank == 0 else None, job_dir=job.job_dir)
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -85,6 +90,8 @@ class RayWorld:
 
     def report(self, state: State, eval_loss: float, *, save: bool) -> None:
         """Rank 0 writes the checkpoint; every rank reports, which is how Ray Train keeps them in step."""
+        if self.ledger is not None:
+            self.ledger.write(state.step)
         metrics = {"step": state.step, "eval_loss": eval_loss, "progress": state.progress,
                    "position": dataclasses.asdict(state.position)}  # fmt: skip
         if not (save and self.rank == 0):
@@ -140,10 +147,20 @@ def _work(job: Job) -> dict[str, Any]:
     if world.rank == 0:
         trained, total = num_parameters(model)
         world.tracker.set_tags({"trained_parameters": str(trained), "parameters": str(total)})
-    validation = streams.validation_batches(
+    validation = validation_batches(
         job.stream, micro_batch_rows=config.evaluate.batch_rows, rank=world.rank, num_workers=world.size
     )
+    unseen = torch.tensor(sum(int(batch["left_out"].sum()) for batch in validation))
+    num_validation_left_out = int(all_reduce(unseen, world))
     num_windows = job.stream.num_windows
+    if world.ledger is not None and world.rank == 0:
+        world.ledger.forget_after(state.step)
+
+    def after_step(step: int, micro_batches: Sequence[Batch]) -> None:
+        _empty_cache(step, config.memory.empty_cache_every_steps, device)
+        if world.ledger is not None:
+            world.ledger.add(step, micro_batches)
+
     state = loop.train(
         wrap(objective, world),
         optimizer,
@@ -153,13 +170,14 @@ def _work(job: Job) -> dict[str, Any]:
         optim=config.optim,
         state=state,
         world=world,
-        progress_of=lambda position: streams.progress(position, num_windows),
-        after_step=lambda step: _empty_cache(step, config.memory.empty_cache_every_steps, device),
+        progress_of=lambda position: progress(position, num_windows),
+        after_step=after_step,
     )
     final_loss = _restore_best(model, objective, validation, world, config)
     world.tracker.flush()
     return {"step": state.step, "eval_loss": final_loss, "num_examples": state.num_examples,
-            "num_left_out": state.num_left_out, "num_tokens": state.num_tokens, "progress": state.progress}  # fmt: skip
+            "num_left_out": state.num_left_out, "num_truncated": state.num_truncated, "num_tokens": state.num_tokens,
+            "num_validation_left_out": num_validation_left_out, "progress": state.progress}  # fmt: skip
 
 
 def prepare_device(config: Config, device: torch.device) -> None:
@@ -173,7 +191,7 @@ def prepare_device(config: Config, device: torch.device) -> None:
 
 
 def _batches(config: Config, world: World) -> Iterator[tuple[Batch, Position]]:
-    batches = streams.batches(
+    batches = batches_of(
         ray.train.get_dataset_shard("train"), micro_batch_rows=config.train.micro_batch_rows,
         rank=world.rank, num_workers=world.size, prefetch=config.data.prefetch_batches,
     )  # fmt: skip

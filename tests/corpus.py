@@ -1,0 +1,33 @@
+"""A corpus of drawings of known lengths, and a tokenizer with one token per byte."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from data_pipeline.shards import ShardRow, ShardWriter
+
+
+def save_tokenizer(folder: Path) -> str:
+    """One token per byte, and Gemma's control tokens."""
+    control = ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"]
+    vocabulary = {token: i for i, token in enumerate([*control, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    bytes_only = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bytes_only.decoder = decoders.ByteLevel()
+    bytes_only.add_special_tokens(control)
+    bytes_only.save(str(folder / "tokenizer.json"))
+    return str(folder)
+
+
+def write_shards(folder: Path, *, train: Sequence[int], validation: Sequence[int] = ()) -> None:
+    """Row i of a split is called `i` and captioned `icon i`, and its SVG has the i-th length in bytes."""
+    writer = ShardWriter(str(folder), shard_rows=64)
+    for split, lengths in (("train", train), ("validation", validation)):
+        for i, length in enumerate(lengths):
+            writer.add(split, ShardRow(str(i), svg_of(length), f"icon {i}", "test"))
+    writer.commit({"digest": writer.close()})
+
+
+def svg_of(length: int) -> str:
+    return f"<svg>{'x' * (length - 11)}</svg>"

@@ -1,0 +1,148 @@
+"""Every row exactly once per epoch, wherever a job stops and with however many workers it goes on."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from data_pipeline.config import DataConfig
+from data_pipeline.ledger import Ledger
+from data_pipeline.windows import Batch, Position, Stream, deal
+from tests.corpus import save_tokenizer, write_shards
+
+NUM_ROWS, EPOCHS = 40, 2
+
+
+@pytest.fixture(scope="module")
+def stream(tmp_path_factory: pytest.TempPathFactory) -> Stream:
+    """Two epochs of three windows, some 30 packed rows in all."""
+    folder = tmp_path_factory.mktemp("corpus")
+    write_shards(folder, train=np.random.default_rng(0).integers(20, 100, NUM_ROWS).tolist())
+    config = DataConfig(shards=str(folder), system="Look:", max_row_tokens=232, window_rows=15, ledger=True)
+    return Stream(config, save_tokenizer(tmp_path_factory.mktemp("tokenizer")), EPOCHS)
+
+
+Hands = list[list[tuple[Batch, Position]]]
+
+
+def hands_of(windows: Iterable[Batch], num_workers: int, micro_batch_rows: int = 1) -> Hands:
+    """[step][worker] → micro-batch and the position after the step."""
+    windows = list(windows)
+    dealt = [
+        deal(windows, micro_batch_rows=micro_batch_rows, rank=rank, num_workers=num_workers)
+        for rank in range(num_workers)
+    ]
+    return [list(step) for step in zip(*dealt, strict=True)]
+
+
+def remaining(stream: Stream, start: Position) -> Iterator[Batch]:
+    return (stream.remaining(start, number) for number in range(start.window, stream.num_windows))
+
+
+def trained_on(stream: Stream, hands: Hands) -> list[tuple[int, int]]:
+    """(epoch, row) of every example that is trained on."""
+    return [
+        (int(window) // stream.num_windows_per_epoch, int(row))
+        for step in hands
+        for batch, _ in step
+        for window, rows in zip(batch["window"], batch["rows"], strict=True)
+        for row in rows[rows >= 0]
+    ]
+
+
+EVERYTHING = [(epoch, row) for epoch in range(EPOCHS) for row in range(NUM_ROWS)]
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 3)])
+@pytest.mark.parametrize("micro_batch_rows", [1, 2])
+def test_from_every_checkpoint_another_number_of_workers_trains_on_exactly_the_rest(
+    stream: Stream, before: int, after: int, micro_batch_rows: int
+) -> None:
+    steps = hands_of(remaining(stream, Position()), before, micro_batch_rows)
+    for num_steps in range(len(steps) + 1):
+        done = steps[:num_steps]
+        position = done[-1][0][1] if done else Position()
+        rest = hands_of(remaining(stream, position), after, micro_batch_rows)
+        assert sorted(trained_on(stream, done) + trained_on(stream, rest)) == EVERYTHING
+
+
+class Job:
+    """What the training job does with its ledgers, without a model."""
+
+    def __init__(self, stream: Stream, folder: Path, save_every: int) -> None:
+        self.stream, self.folder, self.save_every = stream, str(folder), save_every
+        self.saved = 0, Position()
+
+    def run(self, num_workers: int, kill_after: int | None = None, lose_the_checkpoint: bool = False) -> None:
+        """From the last checkpoint until the end or the kill."""
+        start, position = self.saved
+        ledgers = [Ledger(self.folder, self.stream, rank=rank) for rank in range(num_workers)]
+        ledgers[0].forget_after(start)
+        hands = hands_of(remaining(self.stream, position), num_workers)
+        for step, hand in enumerate(hands, start + 1):
+            for ledger, (batch, _) in zip(ledgers, hand, strict=True):
+                ledger.add(step, [batch])
+            if step % self.save_every == 0 or step == start + len(hands):
+                for ledger in ledgers:
+                    ledger.write(step)
+                if not (lose_the_checkpoint and step == kill_after):
+                    self.saved = step, hand[0][1]
+            if step == kill_after:
+                return
+
+    def entries(self) -> list[tuple[int, int, int, str]]:
+        table = pq.read_table(self.folder)
+        assert table.column_names == ["epoch", "step", "rank", "row_id"]
+        return [tuple(row.values()) for row in table.to_pylist()]
+
+
+@pytest.mark.parametrize(("first", "second", "third"), [(1, 2, 3), (3, 2, 1), (2, 2, 2)])
+@pytest.mark.parametrize("kill_after", [6, 8])
+def test_after_kills_the_files_name_every_row_once_per_epoch(
+    stream: Stream, tmp_path: Path, first: int, second: int, third: int, kill_after: int
+) -> None:
+    """Killed between checkpoints, and after the files of one were written that was never registered."""
+    job = Job(stream, tmp_path, save_every=4)
+    job.run(first, kill_after=kill_after, lose_the_checkpoint=True)
+    assert job.saved[0] == 4
+    (tmp_path / ".00000008-0.parquet").write_bytes(b"PAR1 of a writer that was killed")
+    job.run(second, kill_after=7)
+    job.run(third)
+    entries = job.entries()
+    assert sorted((epoch, int(row_id)) for epoch, _, _, row_id in entries) == EVERYTHING
+    assert {rank for _, step, rank, _ in entries if step <= 4} == set(range(first))
+    assert {rank for _, step, rank, _ in entries if step > 4} == set(range(third))
+    assert {step for _, step, _, _ in entries} == set(range(1, job.saved[0] + 1))
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_entries_say_which_worker_trained_on_which_row_in_which_step(stream: Stream, tmp_path: Path) -> None:
+    job = Job(stream, tmp_path, save_every=5)
+    job.run(2)
+    wanted = {
+        (epoch, step, rank, str(row))
+        for step, hand in enumerate(hands_of(remaining(stream, Position()), 2), 1)
+        for rank, pair in enumerate(hand)
+        for epoch, row in trained_on(stream, [[pair]])
+    }
+    entries = job.entries()
+    assert len(entries) == len(wanted) == EPOCHS * NUM_ROWS
+    assert set(entries) == wanted
+
+
+def test_a_job_of_the_same_name_that_starts_anew_starts_its_ledger_anew(stream: Stream, tmp_path: Path) -> None:
+    for _ in range(2):
+        Job(stream, tmp_path, save_every=3).run(2)
+        assert len(Job(stream, tmp_path, save_every=3).entries()) == EPOCHS * NUM_ROWS
+
+
+def test_without_a_ledger_packed_rows_hold_no_row_numbers_and_are_the_same(stream: Stream) -> None:
+    plain = dataclasses.replace(stream, config=stream.config.model_copy(update={"ledger": False}))
+    for number in range(stream.num_windows):
+        without, with_rows = plain.window(number), stream.window(number)
+        assert with_rows.keys() - without.keys() == {"rows"}
+        for name, column in without.items():
+            np.testing.assert_array_equal(column, with_rows[name])
