@@ -48,8 +48,8 @@ def main() -> None:
             {
                 "data.shards": str(folder / "shards"), "data.max_row_tokens": 512, "data.max_validation_rows": 200,
                 "train.output_dir": str(folder), "train.run_name": f"learning-{int(time.time())}",
-                "train.max_steps": 200, "train.evaluate_every_steps": 50, "train.save_every_steps": 50,
-                "optim.learning_rate": 4e-3, "tracking.uri": f"sqlite:///{folder}/mlflow.db",
+                "train.max_steps": 500, "train.evaluate_every_steps": 100, "train.save_every_steps": 100,
+                "optim.learning_rate": 2e-3, "tracking.uri": f"sqlite:///{folder}/mlflow.db",
                 "evaluate.max_captions": 200,
             },
         )
