@@ -3,47 +3,60 @@
 import math
 
 
-class Arc:
-    """The centre form of an arc (SVG 1.1, F.6.5), the start of its chord at 0, 0."""
+def arc_middle(
+    dx: float, dy: float, rx: float, ry: float, phi: float, large: float, sweep: float
+) -> tuple[float, float]:
+    """The point half way along the arc whose chord is (dx, dy); `large` and `sweep` are 0 or 1.
 
-    __slots__ = ("cos", "half", "rise", "rx", "ry", "side", "sin", "u", "v")
+    SVG 1.1, F.6.5, in the frame in which the ellipse is a unit circle: the middle is off the chord's middle by
+    1 ± the distance from chord to centre.
+    """
+    if phi:
+        cos, sin = math.cos(math.radians(phi)), math.sin(math.radians(phi))
+        middle_x, middle_y = arc_middle(dx * cos + dy * sin, dy * cos - dx * sin, rx, ry, 0.0, large, sweep)
+        return middle_x * cos - middle_y * sin, middle_x * sin + middle_y * cos
+    u, v = dx / rx, dy / ry
+    bow = arc_bow(u, v, 1.0, large) if sweep else -arc_bow(u, v, 1.0, large)
+    return dx / 2 + v * bow * rx, dy / 2 - u * bow * ry
 
-    def __init__(self, dx: float, dy: float, rx: float, ry: float, phi: float, large: bool, sweep: bool):
-        self.cos, self.sin = (math.cos(math.radians(phi)), math.sin(math.radians(phi))) if phi else (1.0, 0.0)
-        u, v = (dx * self.cos + dy * self.sin) / rx, (dy * self.cos - dx * self.sin) / ry
-        half = math.hypot(u, v) / 2
-        if half > 1:  # radii too small for the chord grow to a half turn
-            rx, ry, u, v, half = rx * half, ry * half, u / half, v / half, 1.0
-        self.rx, self.ry, self.u, self.v, self.half = rx, ry, u, v, half
-        rise = math.sqrt(1 - half * half)  # from the chord to the centre, on the unit circle
-        self.rise = rise if large else -rise
-        self.side = 1.0 if sweep else -1.0
 
-    def _back(self, u: float, v: float) -> tuple[float, float]:
-        u, v = u * self.rx, v * self.ry
-        return u * self.cos - v * self.sin, u * self.sin + v * self.cos
+def arc_bow(dx: float, dy: float, radius: float, large: float) -> float:
+    """How far the middle of a circle's arc is off its chord (dx, dy), as a share of the chord's length."""
+    square = (dx * dx + dy * dy) / (4 * radius * radius)  # of the sine of half the angle
+    if square >= 1:  # radii too small for the chord grow to a half turn
+        return 0.5
+    rise = math.sqrt(1 - square)
+    return (1 + rise if large else 1 - rise) / (2 * math.sqrt(square))
 
-    def _off_chord(self, distance: float) -> tuple[float, float]:
-        share = distance * self.side / (2 * self.half)
-        return self.u / 2 + self.v * share, self.v / 2 - self.u * share
 
-    def middle(self) -> tuple[float, float]:
-        """The point half way along the arc."""
-        return self._back(*self._off_chord(1 + self.rise))
+def arc_cubics(
+    dx: float, dy: float, rx: float, ry: float, phi: float, large: float, sweep: float, *, big: float
+) -> list[tuple[float, float, float, float, float, float]]:
+    """The arc as Bézier curves from (0, 0) that turn by at most a quarter each (radial error 0.03%), and by an
+    eighth where a radius is `big`."""
+    cos, sin = math.cos(math.radians(phi)), math.sin(math.radians(phi))
+    u, v = (dx * cos + dy * sin) / rx, (dy * cos - dx * sin) / ry
+    half = math.hypot(u, v) / 2
+    if half > 1:
+        rx, ry, u, v, half = rx * half, ry * half, u / half, v / half, 1.0
+    rise = math.sqrt(1 - half * half) if large else -math.sqrt(1 - half * half)
+    most = math.pi / 2 if max(rx, ry) < big else math.pi / 4
+    side = 1.0 if sweep else -1.0
+    share = rise * side / (2 * half)
+    cu, cv = u / 2 + v * share, v / 2 - u * share
+    angle = math.atan2(-cv, -cu)
+    turn = (math.atan2(v - cv, u - cu) - angle) * side % math.tau * side
+    num_curves = math.ceil(abs(turn) / most - 0.02) or 1  # a little more than two quarters is two
 
-    def cubics(self) -> list[tuple[float, float, float, float, float, float]]:
-        """Bézier curves of at most a quarter turn each (radial error 0.03%), an eighth of large ellipses."""
-        cu, cv = self._off_chord(self.rise)
-        angle = math.atan2(-cv, -cu)
-        turn = (math.atan2(self.v - cv, self.u - cu) - angle) * self.side % math.tau * self.side
-        most = math.pi / 2 if max(self.rx, self.ry) < 512 else math.pi / 4
-        num_curves = math.ceil(abs(turn) / most - 1e-9) or 1
-        step = turn / num_curves
-        pull = 4 / 3 * math.tan(step / 4)
-        curves = []
-        for n in range(num_curves):
-            a, b = angle + n * step, angle + (n + 1) * step
-            first = self._back(cu + math.cos(a) - pull * math.sin(a), cv + math.sin(a) + pull * math.cos(a))
-            second = self._back(cu + math.cos(b) + pull * math.sin(b), cv + math.sin(b) - pull * math.cos(b))
-            curves.append((*first, *second, *self._back(cu + math.cos(b), cv + math.sin(b))))
-        return curves
+    def back(u: float, v: float) -> tuple[float, float]:
+        return u * rx * cos - v * ry * sin, u * rx * sin + v * ry * cos
+
+    step = turn / num_curves
+    pull = 4 / 3 * math.tan(step / 4)
+    curves = []
+    for n in range(num_curves):
+        a, b = angle + n * step, angle + (n + 1) * step
+        first = back(cu + math.cos(a) - pull * math.sin(a), cv + math.sin(a) + pull * math.cos(a))
+        second = back(cu + math.cos(b) + pull * math.sin(b), cv + math.sin(b) - pull * math.cos(b))
+        curves.append((*first, *second, *back(cu + math.cos(b), cv + math.sin(b))))
+    return curves

@@ -1,7 +1,7 @@
 """The little CSS that drawings use: style sheets and style attributes → presentation attributes.
 
-Selectors of one element (`path`, `.st0`, `#a`, `path.st0`, `*`) are understood; a sheet that needs more is
-refused by name, because leaving a rule out would change the drawing in silence.
+Selectors of one element (`path`, `.st0`, `#a`, `path.st0`, `*`), inside of others (`#a .st0`) or not, are understood;
+a sheet that needs more is refused by name, because leaving a rule out would change the drawing in silence.
 """
 
 import re
@@ -21,12 +21,19 @@ class StyleError(ValueError):
     """A style sheet uses a selector or at-rule that is not understood."""
 
 
+class Compound(NamedTuple):
+    """What one element must be: its tag or `*`, and its `.class` and `#id`."""
+
+    tag: str
+    names: frozenset[str]
+
+
 class Rule(NamedTuple):
     """One selector with its declarations; rules are applied in ascending order of specificity."""
 
     specificity: tuple[int, int, int]
-    tag: str
-    names: frozenset[str]  # `.class` and `#id` that the element must have
+    element: Compound
+    around: tuple[Compound, ...]  # elements that it must be inside of, the innermost first
     declarations: dict[str, str]
 
 
@@ -59,19 +66,40 @@ def parse_rules(sheet: str) -> Iterator[Rule]:
         for selector in map(str.strip, selectors.split(",") if brace else ()):
             if _INTERACTIVE.search(selector):
                 continue
-            match = _SIMPLE.fullmatch(selector)
-            if match is None or not selector:
-                raise StyleError(f"selector {selector[:40]!r}")
-            tag, names = match[1] or "*", match[2]
-            specificity = (names.count("#"), names.count("."), int(tag != "*"))
-            yield Rule(specificity, tag, frozenset(re.findall(r"[.#][\w-]+", names)), declarations(body))
+            compounds = [_compound(words) for words in selector.split()]
+            if not compounds:
+                raise StyleError("an empty selector")
+            names = "".join("".join(compound.names) for compound in compounds)
+            tags = sum(compound.tag != "*" for compound in compounds)
+            specificity = (names.count("#"), names.count("."), tags)
+            yield Rule(specificity, compounds[-1], tuple(compounds[-2::-1]), declarations(body))
 
 
-def matching(rules: list[Rule], tag: str, classes: str, id_: str) -> dict[str, str]:
-    """What the rules say of one element."""
-    names = {f".{name}" for name in classes.split()} | {f"#{id_}"}
+def _compound(text: str) -> Compound:
+    match = _SIMPLE.fullmatch(text)
+    if match is None:
+        raise StyleError(f"selector {text[:40]!r}")
+    return Compound(match[1] or "*", frozenset(re.findall(r"[.#][\w-]+", match[2])))
+
+
+def compound_of(tag: str, classes: str, id_: str) -> Compound:
+    """What an element is."""
+    return Compound(tag, frozenset([*(f".{name}" for name in classes.split()), f"#{id_}"]))
+
+
+def matching(rules: list[Rule], element: Compound, around: list[Compound]) -> dict[str, str]:
+    """What the rules say of one element inside of others, the outermost first."""
     found: dict[str, str] = {}
     for rule in rules:
-        if rule.tag in ("*", tag) and rule.names <= names:
+        if _is(rule.element, element) and _is_inside(rule.around, around):
             found.update(rule.declarations)
     return found
+
+
+def _is(wanted: Compound, element: Compound) -> bool:
+    return wanted.tag in ("*", element.tag) and wanted.names <= element.names
+
+
+def _is_inside(wanted: tuple[Compound, ...], around: list[Compound]) -> bool:
+    outwards = reversed(around)
+    return all(any(_is(compound, element) for element in outwards) for compound in wanted)

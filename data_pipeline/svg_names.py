@@ -6,7 +6,7 @@ _TEXTS = "text tspan textPath"
 _DEFINITIONS = "linearGradient radialGradient clipPath mask pattern filter marker symbol"
 _FILTER_PRIMITIVES = """
     feBlend feColorMatrix feComponentTransfer feComposite feConvolveMatrix feDiffuseLighting feDisplacementMap
-    feDistantLight feDropShadow feFlood feFuncA feFuncB feFuncG feFuncR feGaussianBlur feMerge feMergeNode
+    feDistantLight feDropShadow feFlood feFuncA feFuncB feFuncG feFuncR feGaussianBlur feImage feMerge feMergeNode
     feMorphology feOffset fePointLight feSpecularLighting feSpotLight feTile feTurbulence
 """
 _GEOMETRY = """

@@ -1,12 +1,7 @@
 """Drops what no drawn element reaches, and the names that may tell what is drawn. Knows no numbers."""
 
-import re
-from collections.abc import Iterator
-
 from data_pipeline.svg_names import DEFINITIONS, GROUPS
-from data_pipeline.svg_tree import Node
-
-_REFERENCE = re.compile(r"url\(#([^)]*)\) ?")
+from data_pipeline.svg_tree import Node, append_text
 
 
 def prune(root: Node) -> None:
@@ -14,16 +9,15 @@ def prune(root: Node) -> None:
     for _ in range(4):  # what was dropped may have held the last reference to something else
         if not _drop_unused(root):
             break
-    _rename_ids(root)
+    nodes = root.walk()
+    _rename_ids(nodes)
+    clips = any(node.tag == "clipPath" for node in nodes)
+    for node in nodes:
+        if node.tag == "filter":
+            _rename_results(node)
+        if not clips and "clip-rule" in node.attributes:  # beside fill-rule by habit
+            del node.attributes["clip-rule"]
     _splice_groups(root)
-
-
-def _references(node: Node) -> Iterator[str]:
-    for name, value in node.attributes.items():
-        if name == "href":
-            yield value[1:]
-        elif "url(#" in value:
-            yield from _REFERENCE.findall(value)
 
 
 def _drop_unused(root: Node) -> bool:
@@ -36,9 +30,9 @@ def _drop_unused(root: Node) -> bool:
     stack = [root]
     while stack:
         node = stack.pop()
-        next_nodes = [by_id[name] for name in _references(node) if name in by_id]
+        next_nodes = [by_id[name] for name in node.references if name in by_id]
         if node.tag != "defs":
-            next_nodes += [child for child in node.elements() if child.tag not in DEFINITIONS]
+            next_nodes += [child for child in node.children if child.tag not in DEFINITIONS]
         for found in next_nodes:
             if id(found) not in reached:
                 reached.add(id(found))
@@ -48,42 +42,64 @@ def _drop_unused(root: Node) -> bool:
 
 def _sweep(node: Node, reached: set[int], by_id: dict[str, Node]) -> bool:
     dropped = False
-    kept: list[Node | str] = []
+    kept: list[Node] = []
     for child in node.children:
-        if isinstance(child, Node):
+        if child.children:
             dropped |= _sweep(child, reached, by_id)
-            dangling = child.tag == "use" and child.attributes.get("href", "#")[1:] not in by_id
-            if child.tag == "path":
-                dangling = child.attributes.get("d", "none").strip() in ("", "none")
-            bare = not child.elements() and (child.tag in GROUPS or id(child) not in reached)
-            if dangling or bare:
-                dropped = True
-                continue
-        kept.append(child)
+        useless = not child.children and (child.tag in GROUPS or id(child) not in reached)
+        if child.tag == "path":
+            useless |= child.attributes.get("d", "none").strip() in ("", "none")
+        elif child.tag == "use":
+            useless |= child.attributes.get("href", "#")[1:] not in by_id
+        if not useless:
+            kept.append(child)
+        elif child.tail:
+            append_text(node, kept, child.tail)
+    dropped |= len(kept) < len(node.children)
     node.children = kept
     return dropped
 
 
-def _rename_ids(root: Node) -> None:
+def _rename_ids(nodes: list[Node]) -> None:
     """Referenced ids become a, b, … in document order (an id may name what is drawn); the others go."""
-    used = {name for node in root.walk() for name in _references(node)}
+    used = {name for node in nodes for name in node.references}
     names: dict[str, str] = {}
-    for node in root.walk():
+    for node in nodes:
         name = node.attributes.pop("id", "")
-        if name and name in used and name not in names:
+        if name in used and name not in names:
             names[name] = node.attributes["id"] = _letters(len(names))
-    for node in root.walk():
-        for name, value in list(node.attributes.items()):
-            if name == "href":
-                node.attributes[name] = f"#{names[value[1:]]}" if value[1:] in names else ""
-            elif "url(#" in value:
-                target = _REFERENCE.match(value)
-                if target is None or target[1] not in names:
-                    none = "none" if name in ("fill", "stroke") else ""
-                    node.attributes[name] = _REFERENCE.sub("", value) or none
-                else:
-                    node.attributes[name] = value.replace(f"#{target[1]})", f"#{names[target[1]]})", 1)
-        node.attributes = {name: value for name, value in node.attributes.items() if value}
+    for node in nodes:
+        if node.references:
+            _rename_references(node, names)
+
+
+def _rename_references(node: Node, names: dict[str, str]) -> None:
+    for name, value in node.attributes.items():
+        if name == "href":
+            node.attributes[name] = f"#{names[value[1:]]}" if value[1:] in names else ""
+        elif value[:5] == "url(#":
+            target = value[5 : value.index(")")]
+            rest = value[value.index(")") + 1 :]
+            if target in names:
+                node.attributes[name] = f"url(#{names[target]}){rest}"
+            else:
+                node.attributes[name] = rest.lstrip() or ("none" if name in ("fill", "stroke") else "")
+    node.attributes = {name: value for name, value in node.attributes.items() if value}
+
+
+def _rename_results(filter_: Node) -> None:
+    """What primitives of one filter call their results, likewise."""
+    nodes = filter_.walk()
+    used = {node.attributes[name] for node in nodes for name in ("in", "in2") if name in node.attributes}
+    names: dict[str, str] = {}
+    for node in nodes:
+        result = node.attributes.pop("result", "")
+        if result in used:
+            node.attributes["result"] = names.setdefault(result, _letters(len(names)))
+    for node in nodes:
+        for name in ("in", "in2"):
+            if node.attributes.get(name) in names:
+                node.attributes[name] = names[node.attributes[name]]
 
 
 def _letters(number: int) -> str:
@@ -98,12 +114,12 @@ def _letters(number: int) -> str:
 
 def _splice_groups(node: Node) -> None:
     """A group without attributes gives its children to the group around it."""
-    children: list[Node | str] = []
+    children: list[Node] = []
     for child in node.children:
-        if isinstance(child, Node):
+        if child.children:
             _splice_groups(child)
-            if child.tag == "g" and not child.attributes and node.tag in ("svg", "g"):
-                children.extend(child.children)
-                continue
-        children.append(child)
+        if child.tag == "g" and not child.attributes and node.tag in ("svg", "g"):
+            children += child.children
+        else:
+            children.append(child)
     node.children = children

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.icons import phosphor_icons
-from data_pipeline.svg_path import PathError, format_number, scale_path
+from data_pipeline.svg_path import PathError, format_number, parse_path, path_slip, scale_path
 
 Points = list[list[tuple[float, float]]]
 
@@ -25,19 +25,41 @@ Points = list[list[tuple[float, float]]]
         ("M0 0a1 1 0 015 5", 10, "m0 0a10 10 0 0 1 50 50"),
         ("M0 0a1 1 0 0 1.5.5a1 1 0 01.5.5", 10, "m0 0a10 10 0 0 1 5 5 10 10 0 0 1 5 5"),
         ("M0 0a20 10 30 1110 10", 1, "m0 0a20 10 30 1 1 10 10"),
-        ("M0 0C1 1 2 2 3 3S5 5 6 6", 1, "m0 0c1 1 2 2 3 3s2 2 3 3"),
+        ("M0 0C0 3 3 6 6 6S12 9 12 12", 1, "m0 0c0 3 3 6 6 6s6 3 6 6"),
+        ("M0 0C1 1 2 2 3 3S5 5 6 6", 1, "m0 0 3 3 3 3"),  # curves that are nowhere off their chords
+        ("M0 0c0 .6.4 1 1 1", 1, "m0 0 1 1"),
+        ("M0 0c0 .6.4 1 1 1", 10, "m0 0c0 6 4 10 10 10"),
+        ("M0 0c5 0-5 0 3 0", 1, "m0 0c5 0-5 0 3 0"),  # beyond its ends
+        ("M0 0a1 1 0 0 0 0 2s0 2 2 2", 10.667, "m0 0c-6 0-11 5-11 11 0 6 5 10 11 10 0 0 0 22 21 22"),
+        ("M5 5c0 .1.1.1.1.1", 1, "m5 5h.1-.1"),
         ("M0 0Q3 3 6 0T12 0", 1, "m0 0q3 3 6 0t6 0"),
         ("M0 0l.4 0 .4 0 .4 0 .4 0", 1, "m0 0h1 1"),  # rounding does not accumulate
         ("M5 5h3zm2 2h1", 1, "m5 5h3zm2 2h1"),
         ("M5 5h.001", 1, "m5 5h.1-.1"),  # a dot of its round cap survives
         ("M5 5h.001v.001zM9 9h1", 1, "m5 5h.1-.1zm4 4h1"),
         ("M1 1l0 0 0 4", 1, "m1 1v4"),
+        ("M0 0a1 1 0 0 1 1e-200 0h9", 1, "m0 0h9"),
+        ("M0 0a1e-320 1e-300 0 0 1 9 0", 1, "m0 0h9"),
+        ("M0 0a1e7 1e-8 0 1 1 9 0", 1, "m0 0h9"),
         ("", 1, ""),
     ],
 )
 def test_written_form(d: str, scale: float, written: str) -> None:
     assert scale_path(d, scale) == written
     assert scale_path(written, 1) == written
+
+
+def test_flags_are_read_whatever_they_touch() -> None:
+    spaced = "M0 0a9 9 0 0 1 5.5.5 9 9 0 1 0-5 5A9 9 30 0 1 1 1"
+    for glued in ("M0 0a9 9 0 015.5.5 9 9 0 10-5 5A9 9 30 011 1", "M0,0a9,9,0,0,1,5.5,.5,9,9,0,1,0-5,5A9 9 30 01 1 1"):
+        assert scale_path(glued, 3) == scale_path(spaced, 3)
+
+
+def test_how_much_rounding_moves() -> None:
+    assert path_slip(parse_path("M0 0h10v10", 1)) == 0
+    assert path_slip(parse_path("M0.25 0v10", 1)) == pytest.approx(2.5)
+    assert path_slip(parse_path("M0.25 0v10", 4)) == 0
+    assert path_slip(parse_path("M0.25 0h10", 1)) == 0  # along the line
 
 
 def test_origin_and_decimals() -> None:

@@ -1,0 +1,116 @@
+"""What resvg draws, in a process of its own: it may hang or crash on hostile input, and reads files through hrefs."""
+
+import io
+import re
+import select
+import struct
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+from lxml import etree
+
+SIDE = 64  # pixels
+SECONDS = 5.0
+MAX_BYTES = 20_000_000
+SVG = "{http://www.w3.org/2000/svg}"
+_HREFS = ("href", "{http://www.w3.org/1999/xlink}href")
+_BITMAPS = (f"{SVG}image", f"{SVG}feImage", "image", "feImage")
+
+
+class Renderer:
+    """Draws on white; a process that takes too long or dies is replaced."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def draw(self, svg: str) -> np.ndarray | None:
+        """[64, 64, 3] of uint8; None for what cannot be drawn in time."""
+        if self.process is None:
+            command = [sys.executable, "-m", "benchmarks.drawing"]
+            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        process, data = self.process, svg.encode("utf-8", "surrogatepass")
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(struct.pack("<I", len(data)) + data)
+        process.stdin.flush()
+        ready, _, _ = select.select([process.stdout], [], [], SECONDS)
+        header = process.stdout.read(4) if ready else b""
+        if len(header) < 4:
+            self.close()
+            return None
+        pixels = process.stdout.read(struct.unpack("<I", header)[0])
+        return np.frombuffer(pixels, np.uint8).reshape(SIDE, SIDE, 3) if pixels else None
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.communicate()
+            self.process = None
+
+
+def comparable(svg: bytes | str) -> str:
+    """The drawing without its bitmaps, which no canonical drawing has, and on a canvas of whole pixels: resvg rounds
+    the size of a picture up and stretches the drawing to it, which has nothing to do with the drawing."""
+    data = svg.encode("utf-8", "surrogatepass") if isinstance(svg, str) else svg
+    if data.startswith(b"\x1f\x8b"):
+        data = zlib.decompressobj(wbits=31).decompress(data, MAX_BYTES)
+    parser = etree.XMLParser(resolve_entities="internal", no_network=True, load_dtd=False)
+    try:
+        root = etree.fromstring(data, parser)
+    except etree.XMLSyntaxError:  # resvg may be more lenient
+        return data.decode("utf-8", "replace")
+    for bitmap in list(root.iter(*_BITMAPS)):
+        parent = bitmap.getparent()
+        if parent is not None and not any(bitmap.get(name, "").startswith("#") for name in _HREFS):
+            parent.remove(bitmap)
+    box = [float(number) for number in root.get("viewBox", "").replace(",", " ").split()] or [0.0] * 4
+    width, height = _pixels(root.get("width", "100%"), box[2]), _pixels(root.get("height", "100%"), box[3])
+    if not width or not height:
+        return etree.tostring(root, encoding="unicode")
+    root.set("width", str(width))
+    root.set("height", str(height))
+    canvas = etree.Element(f"{SVG}svg", width=str(SIDE), height=str(SIDE), viewBox=f"0 0 {width} {height}")
+    canvas.set("preserveAspectRatio", "xMinYMin")
+    canvas.append(root)
+    return etree.tostring(canvas, encoding="unicode")
+
+
+def _pixels(length: str, whole: float) -> float:
+    """0 for what is not a length (`1em`, `auto`) where nothing says how long the whole is."""
+    match = re.fullmatch(r"\s*([\d.]+)(px|pt|pc|mm|cm|in|%|)\s*", length)
+    if match is None:
+        return whole
+    factors = {"pt": 4 / 3, "pc": 16.0, "mm": 96 / 25.4, "cm": 96 / 2.54, "in": 96.0, "%": whole / 100}
+    return float(match[1]) * factors.get(match[2], 1.0)
+
+
+def difference(before: np.ndarray, after: np.ndarray) -> float:
+    """Mean absolute difference of the two pictures in 1/255."""
+    return float(np.abs(before.astype(np.int16) - after.astype(np.int16)).mean())
+
+
+def _serve() -> None:
+    import resvg_py
+    from PIL import Image
+
+    requests, replies = sys.stdin.buffer, sys.stdout.buffer
+    while len(header := requests.read(4)) == 4:
+        svg = requests.read(struct.unpack("<I", header)[0]).decode("utf-8", "surrogatepass")
+        try:  # dpi: with its default of 0 nothing in points is drawn
+            png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SIDE, height=SIDE, dpi=96))
+        except ValueError:
+            png = b""
+        pixels = b""
+        if png:
+            canvas = Image.new("RGBA", (SIDE, SIDE), "white")
+            picture = Image.open(io.BytesIO(png)).convert("RGBA").crop((0, 0, SIDE, SIDE))
+            canvas.alpha_composite(picture)
+            pixels = canvas.convert("RGB").tobytes()
+        replies.write(struct.pack("<I", len(pixels)) + pixels)
+        replies.flush()
+
+
+if __name__ == "__main__":
+    _serve()
