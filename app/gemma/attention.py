@@ -112,13 +112,9 @@ class _Blockwise(torch.autograd.Function):
         batch, heads, length, width = query.shape
         output = query.new_empty(batch, length, heads, width).transpose(1, 2)  # as the projection after it reads it
         lse = query.new_empty(batch, heads, length, 1, dtype=_exact(query.dtype))
-        factor = scale / (softcap or 1.0)
-        for i in range(batch):
-            with torch.autocast("cpu", enabled=False):
-                queries = _grouped(query[i], len(key[i]), factor)
-                attended, row_lse = _forward_row(queries, *_copies(key[i], value[i]), plan[i], softcap)
-            output[i].unflatten(0, attended.shape[:2]).copy_(attended)
-            lse[i].unflatten(0, attended.shape[:2]).copy_(row_lse)
+        with torch.autocast("cpu", enabled=False):
+            for i in range(batch):
+                _forward_row(query[i], key[i], value[i], output[i], lse[i], plan[i], scale, softcap)
         ctx.save_for_backward(query, key, value, output, lse)
         ctx.plan, ctx.scale, ctx.softcap = plan, scale, softcap
         return output
@@ -127,54 +123,50 @@ class _Blockwise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, output, lse = ctx.saved_tensors
-        gradients = [torch.empty_like(tensor) for tensor in (query, key, value)]
-        factor = ctx.scale / (ctx.softcap or 1.0)
-        for i in range(len(query)):
-            kv_heads = len(key[i])
-            delta = (upstream[i].to(lse.dtype) * output[i]).sum(dim=-1, keepdim=True)
-            with torch.autocast("cpu", enabled=False):
-                query_gradient, key_gradient, value_gradient = _backward_row(
-                    _grouped(query[i], kv_heads, factor), *_copies(key[i], value[i]),
-                    _grouped(upstream[i], kv_heads, 1.0), _grouped(lse[i], kv_heads, -1.0),
-                    _grouped(delta, kv_heads, 1.0), ctx.plan[i], ctx.softcap,
+        query_gradient = torch.empty_like(query)
+        key_gradient, value_gradient = (torch.zeros_like(tensor, dtype=lse.dtype) for tensor in (key, value))
+        with torch.autocast("cpu", enabled=False):
+            for i in range(len(query)):
+                _backward_row(
+                    query[i], key[i], value[i], output[i], lse[i], upstream[i],
+                    query_gradient[i], key_gradient[i], value_gradient[i], ctx.plan[i], ctx.scale, ctx.softcap,
                 )  # fmt: skip
-            gradients[0][i].unflatten(0, (kv_heads, -1)).copy_(query_gradient.mul_(ctx.scale))
-            gradients[1][i].copy_(key_gradient.mul_(ctx.softcap or 1.0))
-            gradients[2][i].copy_(value_gradient)
-        return *gradients, None, None, None
+        return query_gradient, key_gradient.to(key.dtype), value_gradient.to(value.dtype), None, None, None
 
 
 def _exact(dtype: torch.dtype) -> torch.dtype:
-    """fp32, or fp64 for fp64."""
+    """fp32, or fp64 for fp64. Matrix products of small blocks are no faster in bf16."""
     return torch.promote_types(dtype, torch.float32)
 
 
-def _grouped(rows: Tensor, kv_heads: int, factor: float) -> Tensor:
-    """[Hq, S, D] → [Hkv, S, G, D] times factor: queries of one group are neighbours, and see the same keys."""
-    heads, length, width = rows.shape
-    grouped = rows.new_empty(kv_heads, length, heads // kv_heads, width, dtype=_exact(rows.dtype))
-    return grouped.copy_(rows.unflatten(0, (kv_heads, -1)).transpose(1, 2)).mul_(factor)
+def _rows(tensor: Tensor, own: slice, kv_heads: int) -> Tensor:
+    """[Hq, S, D] → [Hkv, queries · G, D]: queries of one group are neighbours, and see the same keys."""
+    return tensor[:, own].unflatten(0, (kv_heads, -1)).transpose(1, 2).to(_exact(tensor.dtype)).flatten(1, 2)
 
 
-def _copies(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """One row's keys and values, contiguous and exact: matrix products of small blocks are no faster in bf16."""
-    exact = _exact(key.dtype)
-    return key.to(exact).contiguous(), value.to(exact).contiguous()
+def _put(rows: Tensor, tensor: Tensor, own: slice) -> None:
+    """The inverse of `_rows`."""
+    block = tensor[:, own].unflatten(0, (len(rows), -1)).transpose(1, 2)
+    block.copy_(rows.view(block.shape))
 
 
 def _forward_row(
-    query: Tensor, key: Tensor, value: Tensor, blocks: tuple[Block, ...], softcap: float | None
-) -> tuple[Tensor, Tensor]:
-    """Of one row: attended values [Hkv, G, S, D] and log-sum-exps of its scores [Hkv, G, S, 1].
-
-    query [Hkv, S, G, D] times scale / softcap; key, value [Hkv, S, D].
-    """
-    kv_heads, _, groups, _ = query.shape
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    lse: Tensor,
+    blocks: tuple[Block, ...],
+    scale: float,
+    softcap: float | None,
+) -> None:
+    """One row: writes output [Hq, S, D] and the log-sum-exps of its scores, lse [Hq, S, 1]."""
+    kv_heads, groups = len(key), len(query) // len(key)
+    key, value = key.to(lse.dtype), value.to(lse.dtype)
     cap = softcap or 1.0
-    output, lse = torch.empty_like(query), query.new_empty(*query.shape[:3], 1)
     for block in blocks:
         own = slice(block.first, block.last)
-        rows = query[:, own].flatten(1, 2)  # [Hkv, queries · G, D]
+        rows = _rows(query, own, kv_heads) * (scale / cap)
         top = torch.full_like(rows[..., :1], torch.finfo(rows.dtype).min)
         total, attended = torch.zeros_like(top), torch.zeros_like(rows)
         for tile in block.tiles:
@@ -193,33 +185,33 @@ def _forward_row(
             total.mul_(fade).add_(scores.sum(dim=-1, keepdim=True))
             attended.mul_(fade).baddbmm_(scores, value[:, seen])
             top = highest
-        torch.div(attended, total, out=output[:, own].flatten(1, 2))
-        lse[:, own] = total.log_().add_(top, alpha=cap).view(kv_heads, -1, groups, 1)
-    return output.transpose(1, 2), lse.transpose(1, 2)
+        _put(attended.div_(total), output, own)
+        _put(total.log_().add_(top, alpha=cap), lse, own)
 
 
 def _backward_row(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    output: Tensor,
+    lse: Tensor,
     upstream: Tensor,
-    negative_lse: Tensor,
-    delta: Tensor,
+    query_gradient: Tensor,
+    key_gradient: Tensor,
+    value_gradient: Tensor,
     blocks: tuple[Block, ...],
+    scale: float,
     softcap: float | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Of one row: gradients for query [Hkv, G, S, D], to be scaled; key [Hkv, S, D], to be capped; value [Hkv, S, D].
-
-    query, upstream [Hkv, S, G, D]; negative_lse and delta (upstream · output) [Hkv, S, G, 1]; key, value [Hkv, S, D].
-    """
-    kv_heads, _, groups, _ = query.shape
+) -> None:
+    """One row: writes query_gradient [Hq, S, D], adds to key_gradient and value_gradient [Hkv, S, D]."""
+    kv_heads, groups = len(key), len(query) // len(key)
+    key, value = key.to(lse.dtype), value.to(lse.dtype)
     cap = softcap or 1.0
-    query_gradient, key_gradient, value_gradient = map(torch.zeros_like, (query, key, value))
     for block in blocks:
         own = slice(block.first, block.last)
-        rows, rows_upstream, rows_lse, rows_delta, rows_gradient = (
-            tensor[:, own].flatten(1, 2) for tensor in (query, upstream, negative_lse, delta, query_gradient)
-        )
+        rows, rows_upstream = _rows(query, own, kv_heads) * (scale / cap), _rows(upstream, own, kv_heads)
+        rows_delta = (rows_upstream * _rows(output, own, kv_heads)).sum(dim=-1, keepdim=True)
+        rows_lse, rows_gradient = -_rows(lse, own, kv_heads), torch.zeros_like(rows)
         for tile in block.tiles:
             seen = slice(tile.first, tile.last)
             scores = torch.bmm(rows, key[:, seen].transpose(1, 2))  # in units of cap
@@ -233,5 +225,5 @@ def _backward_row(
             if softcap is not None:  # times 1 - tanh²
                 torch.ops.aten.tanh_backward.grad_input(gradient, scores, grad_input=gradient)
             rows_gradient.baddbmm_(gradient, key[:, seen])
-            key_gradient[:, seen].baddbmm_(gradient.transpose(1, 2), rows)
-    return query_gradient.transpose(1, 2), key_gradient, value_gradient
+            key_gradient[:, seen].baddbmm_(gradient.transpose(1, 2), rows, alpha=cap)
+        _put(rows_gradient.mul_(scale), query_gradient, own)
