@@ -13,7 +13,7 @@ from transformers import Gemma2ForCausalLM
 from app.errors import UserError
 from app.gemma import blocks, flex
 from app.gemma.attention import softcapped_attention
-from tests.tiny import VOCABULARY, gemma2_config
+from tests.tiny import VOCABULARY, gemma2_config, objective, save_model
 
 PACKINGS = [[1200], [300], [1, 127, 128, 44], [40, 40, 40, 40, 40, 40, 40, 20], [200, 1, 1, 1, 700]]
 CAPS_AND_WINDOWS = [(None, None), (2.0, None), (50.0, 16), (None, 129), (2.0, 700)]
@@ -185,6 +185,13 @@ def test_the_registered_attention_in_a_whole_gemma_2():
     torch.testing.assert_close(*logits, atol=1e-6, rtol=0)
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_the_log_names_the_attention(tmp_path, capsys):
+    folder = save_model(tmp_path)
+    for name, words in (("eager", "eager (transformers' reference"), ("blockwise", "blockwise (online softmax")):
+        objective(folder, attention=name)
+        assert f"attention: {words}" in capsys.readouterr().err
 
 
 def test_a_model_with_attention_dropout_is_told_so():

@@ -141,7 +141,8 @@ def _exact(dtype: torch.dtype) -> torch.dtype:
 
 def _rows(tensor: Tensor, own: slice, kv_heads: int) -> Tensor:
     """[Hq, S, D] → [Hkv, queries · G, D]: queries of one group are neighbours, and see the same keys."""
-    return tensor[:, own].unflatten(0, (kv_heads, -1)).transpose(1, 2).to(_exact(tensor.dtype)).flatten(1, 2)
+    grouped: Tensor = tensor[:, own].unflatten(0, (kv_heads, -1))
+    return grouped.transpose(1, 2).to(_exact(tensor.dtype)).flatten(1, 2)
 
 
 def _put(rows: Tensor, tensor: Tensor, own: slice) -> None:
