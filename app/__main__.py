@@ -77,6 +77,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 def _prepare(arguments: argparse.Namespace) -> int:
     from data_pipeline.prepare import prepare
 
+    if arguments.json and not os.path.isdir(os.path.dirname(os.path.abspath(arguments.json))):
+        raise UserError(f"--json {arguments.json}: its folder does not exist")
     values = {name: getattr(arguments, name) for name in PrepareConfig.model_fields}
     report = prepare(arguments.source, configs.validated(PrepareConfig, values))
     if arguments.json:
@@ -144,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     prepare = command("prepare", _prepare, "raw SVG sources to Parquet shards")
-    prepare.add_argument("source", nargs="+", help="Parquet file or folder, folder of .svg, .jsonl, phosphor, scenes:N")
+    prepare.add_argument("source", nargs="+", help="file, folder or URI, phosphor, scenes:N; A@2 B@1 mixes 2 : 1")
     for name, field in PrepareConfig.model_fields.items():
         prepare.add_argument(
             f"--{name.replace('_', '-')}",

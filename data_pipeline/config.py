@@ -1,6 +1,6 @@
 """The `data` section. Imports neither Ray nor a tokenizer, so that a bad value fails at once."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -42,9 +42,15 @@ class PrepareConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     out: str = Field(description="folder (or file system URI) that receives the shards")
-    svg_column: str = Field("svg", description="column or key of the drawing")
-    caption_column: str = Field("caption", description="column or key of the caption")
-    id_column: str = Field("id", description="column or key of the id; empty: rows are numbered")
+    svg_column: str | None = Field(None, description="column or key of the drawing (default: a known name)")
+    caption_column: str | None = Field(None, description="column or key of the caption (default: the known names)")
+    id_column: str | None = Field(
+        None, description="column or key of the id (default: a known name); empty or none known: rows are numbered"
+    )
+    captions: Literal["first", "random", "all"] = Field(
+        "first",
+        description="of a drawing with several: the `first` that is not empty, a `random` one, or `all`, each apart",
+    )
     validation_share: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.05, description="share of the concepts that are held out for validation"
     )
@@ -52,7 +58,15 @@ class PrepareConfig(BaseModel):
     max_svg_bytes: Annotated[int, Field(ge=64)] = Field(
         1_000_000, description="a longer raw drawing is refused (bytes)"
     )
-    max_rows: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="read the first N rows of each source only (rows); null: all"
+    max_told_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.05, description="share of the rows whose SVG text may contain their own caption; above it all is refused"
     )
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the split and of the order of rows")
+    max_rows: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="read the first N examples of each source only (rows; default: all)"
+    )
+    processes: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        None, description="processes that clean drawings (default: one for each CPU that this one may use)"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(
+        0, description="seed of the split, of the order of rows, and of what is chosen at random"
+    )

@@ -1,36 +1,41 @@
-"""Raw sources → a prepared dataset: clean, split by concept, shuffle, write. Knows no tokens.
+"""Raw sources → a prepared dataset: clean, without duplicates, split by concept and drawing, shuffled, written.
 
-Drawings pass through the disk: rows are spooled into buckets by their place in the shuffled order, and one
-bucket at a time is sorted. In memory stay a hash and an id per row, whatever the size of the corpus.
+Knows no tokens. Drawings pass through the disk ($TMPDIR): rows are spooled into buckets by their place in the
+shuffled order, and one bucket at a time is sorted. In memory stay 27 bytes a row, whatever the size of the corpus.
 """
 
-import hashlib
+import dataclasses
 import pickle
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from tqdm import tqdm
 
+from data_pipeline.clean import CleanRow, clean
 from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import DataError
-from data_pipeline.rows import Row, split_of, stable_hash
-from data_pipeline.shards import QuarantineRow, ShardRow, ShardWriter
-from data_pipeline.sources import read_source
-from data_pipeline.svg import SVGRefused, canonicalise
+from data_pipeline.leakage import Leakage, measure_leakage
+from data_pipeline.mixture import mix
+from data_pipeline.rows import Row
+from data_pipeline.shards import ShardRow, ShardWriter
+from data_pipeline.splits import Decision, Fingerprints, decide
 
 _NUM_BUCKETS = 64  # 2 million drawings of 2 KB: 64 MB a bucket
-_FIRST_BYTES = 256  # of a refused drawing are kept
 
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """Counts of rows: read == written + duplicates + sum(quarantined), written == train + validation."""
+    """Counts of examples (a drawing with one caption; see `captions.examples`):
+
+    read == written + duplicates + sum(quarantined), written == train + validation == sum(sources).
+    """
 
     read: int
     written: int
@@ -38,122 +43,156 @@ class PrepareReport:
     validation: int
     duplicates: int
     quarantined: dict[str, int]
+    left_out: int  # for the weights of the sources; not read
     sources: dict[str, int]  # written rows of each
+    moved_to_train: int  # because a drawing of theirs, or of their concept, is in training too
+    tell_their_caption: int  # written rows whose SVG text contains the caption
+    leakage: Leakage
     digest: str
     seconds: float
 
+    def __str__(self) -> str:
+        quarantined = ", ".join(f"{reason} {number:,}" for reason, number in self.quarantined.items())
+        seen = self.leakage
+        return (
+            f"{self.read:,} examples read = {self.written:,} written + {self.duplicates:,} duplicates + "
+            f"{sum(self.quarantined.values()):,} in quarantine ({quarantined or 'none'}); "
+            f"{self.left_out:,} left out by weight\n"
+            f"{self.train:,} to train on, {self.validation:,} for validation ({self.moved_to_train:,} moved to "
+            f"training for a drawing that is there too)\n"
+            f"in both, by what was written: {seen.drawings_in_both} of {seen.train_drawings:,} and "
+            f"{seen.validation_drawings:,} drawings, {seen.examples_in_both} examples, {seen.captions_in_both} "
+            f"captions; {self.tell_their_caption:,} rows contain their own caption"
+        )
+
 
 def prepare(sources: Sequence[str], config: PrepareConfig, *, progress: bool = True) -> PrepareReport:
-    """Read the sources (see `read_source`) and put a dataset (see `shards`) into `config.out`.
+    """Read the sources (see `mix` and `read_source`) and put a dataset (see `shards`) into `config.out`.
 
-    Rows are in an order that depends on seed and ids, not on the order of the sources. An exact duplicate
-    (same canonical SVG, same caption) is dropped; a refused SVG or an empty caption goes to quarantine.
-    Raises DataError; the folder is then as it was.
+    Rows are in an order that depends on seed and ids, not on the order of the sources. Of equal examples (same
+    canonical SVG, same caption) the first is kept; a refused SVG or an empty caption goes to quarantine; no
+    concept and no drawing is in two splits. Raises DataError; the folder is then as it was.
     """
     started = time.monotonic()
-    opened = [islice(read_source(spec, config), config.max_rows) for spec in sources]
+    mixture = mix(sources, config, progress=progress)
     writer = ShardWriter(config.out, shard_rows=config.shard_rows)
     try:
         with tempfile.TemporaryDirectory(prefix="svgscribe-") as folder:
-            counts = _Counts()
-            rows = tqdm(
-                chain.from_iterable(opened),
-                desc="prepare",
-                unit=" rows",
-                mininterval=1.0,
-                disable=not progress,
-            )
-            _spool(rows, Path(folder), config, writer, counts)
-            for split, row in _shuffled(Path(folder)):
+            counts, rows = _Counts(left_out=mixture.left_out), Fingerprints()
+            bar = partial(tqdm, unit=" rows", mininterval=1.0, disable=not progress)
+            _spool(bar(chain.from_iterable(mixture.rows), desc="clean"), Path(folder), config, writer, counts, rows)
+            decision = decide(rows)
+            counts.decided(rows, decision)
+            _check(counts, sources, config)
+            for split, row in bar(_shuffled(Path(folder), decision), desc="write", total=counts.written):
                 writer.add(split, row)
-        report = counts.report(writer.close(), time.monotonic() - started)
-        if not report.train:
-            refused = ", ".join(f"{reason} {number}" for reason, number in report.quarantined.items())
-            raise DataError(
-                f"no row to train on in {', '.join(sources)}: {report.read} read, "
-                f"{report.validation} for validation, refused: {refused or 'none'}"
-            )
+                counts.sources[row.source] += 1
+        digest = writer.close()
+        leakage = measure_leakage(writer.written("train"), writer.written("validation"))
+        assert not leakage.drawings_in_both, leakage
+        assert not leakage.examples_in_both, leakage
+        report = counts.report(leakage, digest, time.monotonic() - started)
     except BaseException:
         writer.abandon()
         raise
-    writer.commit(_manifest(report, config))
+    writer.commit(_manifest(report, config), dataclasses.asdict(report))
     return report
 
 
 @dataclass
 class _Counts:
+    left_out: int
     read: int = 0
+    written: int = 0
+    validation: int = 0
     duplicates: int = 0
-    splits: Counter[str] = field(default_factory=Counter)
+    moved: int = 0
+    tells: int = 0
     quarantined: Counter[str] = field(default_factory=Counter)
     sources: Counter[str] = field(default_factory=Counter)
 
-    def report(self, digest: str, seconds: float) -> PrepareReport:
+    def decided(self, rows: Fingerprints, decision: Decision) -> None:
+        self.written = int(decision.kept.sum())
+        self.duplicates = len(rows) - self.written
+        self.validation = int(decision.validation.sum())
+        self.moved = decision.num_moved
+        self.tells = sum(told for told, kept in zip(rows.tells, decision.kept, strict=True) if kept)
+
+    def report(self, leakage: Leakage, digest: str, seconds: float) -> PrepareReport:
         return PrepareReport(
             read=self.read,
-            written=self.splits.total(),
-            train=self.splits["train"],
-            validation=self.splits["validation"],
+            written=self.written,
+            train=self.written - self.validation,
+            validation=self.validation,
             duplicates=self.duplicates,
             quarantined=dict(sorted(self.quarantined.items())),
+            left_out=self.left_out,
             sources=dict(sorted(self.sources.items())),
+            moved_to_train=self.moved,
+            tell_their_caption=self.tells,
+            leakage=leakage,
             digest=digest,
             seconds=round(seconds, 3),
         )
 
 
-def _spool(rows: "tqdm[Row]", folder: Path, config: PrepareConfig, writer: ShardWriter, counts: _Counts) -> None:
-    """Clean every row and put it into the bucket of its place in the shuffled order."""
-    seen: set[bytes] = set()
-    ids: Counter[str] = Counter()
+def _check(counts: _Counts, sources: Sequence[str], config: PrepareConfig) -> None:
+    """Raises DataError for a corpus that is no use, before it is written."""
+    if counts.written == counts.validation:
+        refused = ", ".join(f"{reason} {number}" for reason, number in sorted(counts.quarantined.items()))
+        raise DataError(
+            f"no row to train on in {', '.join(sources)}: {counts.read} read, "
+            f"{counts.validation} for validation, refused: {refused or 'none'}"
+        )
+    if counts.tells > config.max_told_share * counts.written:
+        raise DataError(
+            f"{counts.tells:,} of {counts.written:,} drawings contain their own caption in their text "
+            f"({counts.tells / counts.written:.1%}, at most {config.max_told_share:.1%}): caption them otherwise, "
+            "take their text out, or allow it with --max-told-share"
+        )
+
+
+def _spool(
+    source: Iterable[Row],
+    folder: Path,
+    config: PrepareConfig,
+    writer: ShardWriter,
+    counts: _Counts,
+    rows: Fingerprints,
+) -> None:
+    """Clean every row and put it into the bucket of its place in the shuffled order, with its number."""
     with ExitStack() as stack:
         buckets = [stack.enter_context((folder / str(n)).open("wb")) for n in range(_NUM_BUCKETS)]
-        for row in rows:
+        for cleaned in chain.from_iterable(clean(source, config)):
             counts.read += 1
-            id_, caption = _text(row.id), _text(row.caption).strip()
-            try:
-                if not caption:
-                    raise SVGRefused("no_caption", "the caption is empty")
-                svg = canonicalise(row.svg, max_bytes=config.max_svg_bytes)
-            except SVGRefused as refusal:
-                counts.quarantined[refusal.reason] += 1
-                writer.refuse(_refused(id_, row, refusal))
+            if not isinstance(cleaned, CleanRow):
+                counts.quarantined[cleaned.reason] += 1
+                writer.refuse(cleaned)
                 continue
-            content = hashlib.blake2b(f"{svg}\0{caption}".encode(), digest_size=16).digest()
-            if content in seen:
-                counts.duplicates += 1
-                continue
-            seen.add(content)
-            ids[id_] += 1
-            if ids[id_] > 1:  # ids name rows in ledgers and galleries: two sources may both count from 0
-                id_ = f"{id_}#{ids[id_]}"
-            split = split_of(row.concept, seed=config.seed, validation_share=config.validation_share)
-            counts.splits[split] += 1
-            counts.sources[row.source] += 1
-            place = stable_hash(config.seed, id_)
-            record = place, split, ShardRow(id_, svg, caption, row.source)
-            pickle.dump(record, buckets[place % _NUM_BUCKETS])
+            record = cleaned.place, tuple(cleaned.row), cleaned.content, len(rows)
+            pickle.dump(record, buckets[cleaned.place % _NUM_BUCKETS], protocol=pickle.HIGHEST_PROTOCOL)
+            rows.content.append(cleaned.content)
+            rows.drawing.append(cleaned.drawing)
+            rows.concept.append(cleaned.concept)
+            rows.validation.append(cleaned.validation)
+            rows.tells.append(cleaned.tells)
 
 
-def _refused(id_: str, row: Row, refusal: SVGRefused) -> QuarantineRow:
-    first = row.svg[:_FIRST_BYTES]
-    first_bytes = first.encode("utf-8", "replace") if isinstance(first, str) else first
-    return QuarantineRow(id_, row.source, refusal.reason, _text(refusal.detail), first_bytes)
-
-
-def _shuffled(folder: Path) -> Iterator[tuple[str, ShardRow]]:
+def _shuffled(folder: Path, decision: Decision) -> Iterator[tuple[str, ShardRow]]:
+    """Kept rows by their place. Of rows with one id all but the first get another: ids name rows in ledgers."""
     for number in range(_NUM_BUCKETS):
         records = []
         with (folder / str(number)).open("rb") as bucket:
             while bucket.peek(1):
-                records.append(pickle.load(bucket))
-        for _, split, row in sorted(records):
-            yield split, row
-
-
-def _text(text: str) -> str:
-    """Without lone surrogates, which JSON can spell and UTF-8 cannot."""
-    return text.encode("utf-8", "replace").decode()
+                record = pickle.load(bucket)
+                if decision.kept[record[-1]]:
+                    records.append(record)
+        previous = None
+        for _, values, content, row_number in sorted(records):
+            row = ShardRow(*values)
+            named = row._replace(id=f"{row.id}#{content:016x}") if row.id == previous else row
+            previous = row.id
+            yield "validation" if decision.validation[row_number] else "train", named
 
 
 def _manifest(report: PrepareReport, config: PrepareConfig) -> dict[str, object]:
@@ -163,5 +202,5 @@ def _manifest(report: PrepareReport, config: PrepareConfig) -> dict[str, object]
         "sources": report.sources,
         "duplicates": report.duplicates,
         "quarantined": report.quarantined,
-        "config": config.model_dump(exclude={"out"}),
+        "config": config.model_dump(exclude={"out", "processes"}),
     }

@@ -3,12 +3,12 @@
 train-00000.parquet …       id, svg, caption, source, split; row groups of ROW_GROUP_ROWS
 validation-00000.parquet …
 quarantine.parquet          id, source, reason, detail, first_bytes: what was refused, and why
+report.json                 what `prepare` counted, and its proof that no drawing is in two splits
 dataset.json                counts, digest, configuration; written last: without it there is no dataset
 """
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,11 +18,13 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from data_pipeline.errors import DataError
+from data_pipeline.files import filesystem as filesystem  # also for what is written beside the shards
 
 SPLITS = ("train", "validation")
 ROW_GROUP_ROWS = 256  # what a read of one row costs
 MANIFEST = "dataset.json"
 QUARANTINE = "quarantine.parquet"
+REPORT = "report.json"
 
 _SHARD = pa.schema([(name, pa.string()) for name in ("id", "svg", "caption", "source", "split")])
 _QUARANTINE = pa.schema(
@@ -49,19 +51,8 @@ class QuarantineRow(NamedTuple):
     first_bytes: bytes
 
 
-def filesystem(folder: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """A local path or a URI (`s3://bucket/key`) → file system and path in it. Raises DataError."""
-    if "://" not in folder:
-        return pyarrow.fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(folder))
-    try:
-        fs, path = pyarrow.fs.FileSystem.from_uri(folder)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"cannot open {folder!r}: {error}") from None
-    return fs, str(path).rstrip("/")
-
-
 def _is_ours(name: str) -> bool:
-    return name in (MANIFEST, QUARANTINE) or (
+    return name in (MANIFEST, QUARANTINE, REPORT) or (
         name.endswith(".parquet") and name.startswith(tuple(f"{split}-" for split in SPLITS))
     )
 
@@ -130,11 +121,20 @@ class ShardWriter:
         self._quarantine.close()
         return hashlib.sha256(b"".join(digest.digest() for digest in self._digests.values())).hexdigest()
 
-    def commit(self, manifest: Mapping[str, Any]) -> None:
+    def written(self, split: str) -> Iterator[ShardRow]:
+        """The rows of a split as they lie on disk; after `close`."""
+        for number in range(self._num_shards[split]):
+            path = f"{self._partial}/{split}-{number:05d}.parquet"
+            with pq.ParquetFile(path, filesystem=self._fs) as file:
+                for batch in file.iter_batches(ROW_GROUP_ROWS, columns=list(ShardRow._fields)):
+                    yield from map(ShardRow, *(column.to_pylist() for column in batch.select(ShardRow._fields)))
+
+    def commit(self, manifest: Mapping[str, Any], report: Mapping[str, Any]) -> None:
         """Replace the dataset in the folder by the one just written; other files there are left alone."""
         fs, path = self._fs, self._path
-        with fs.open_output_stream(f"{self._partial}/{MANIFEST}") as stream:
-            stream.write(json.dumps(manifest, indent=1).encode())
+        for name, value in ((REPORT, report), (MANIFEST, manifest)):
+            with fs.open_output_stream(f"{self._partial}/{name}") as stream:
+                stream.write(json.dumps(value, indent=1).encode())
         fs.create_dir(path, recursive=True)
         old = sorted((name for name in _names(fs, path) if _is_ours(name)), key=lambda name: name != MANIFEST)
         for name in old:

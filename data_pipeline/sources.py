@@ -1,26 +1,24 @@
-"""Every input format → rows, streamed. Knows no cleaning, no splits and no shards."""
+"""Every source that people have → rows, streamed. Knows no cleaning, no splits and no shards."""
 
-import csv
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 from data_pipeline.config import PrepareConfig
+from data_pipeline.drawing_files import SVG_SUFFIXES, folder_rows, tar_rows
 from data_pipeline.errors import DataError
+from data_pipeline.files import SourceFile, find_files
+from data_pipeline.iconify import is_set, set_rows
 from data_pipeline.icons import phosphor_icons
+from data_pipeline.records import json_rows, parquet_rows
 from data_pipeline.rows import Row
 from data_pipeline.scenes import Style, scenes
+from data_pipeline.shards import QUARANTINE
 
-_BATCH_ROWS = 512  # of a Parquet file that are in memory at once
-_TEXT = {pa.string(), pa.large_string(), pa.string_view()}
-_BYTES = {pa.binary(), pa.large_binary(), pa.binary_view()}
-_READABLE: dict[str, Any] = {"encoding": "utf-8-sig", "errors": "replace"}
-_CAPTION_FILES = ("captions.json", "captions.jsonl", "captions.csv")
+PARQUET, TARS, JSONS = (".parquet",), (".tar", ".tar.gz", ".tgz"), (".jsonl", ".json")
+_HEAD_BYTES = 1 << 16  # of an Iconify set name its prefix and begin its icons
+_EXPECTED = "expected .parquet, .tar, .svg, .jsonl or .json"
 
 
 def read_source(spec: str, config: PrepareConfig) -> Iterator[Row]:
@@ -29,12 +27,17 @@ def read_source(spec: str, config: PrepareConfig) -> Iterator[Row]:
     `spec` is one of
     - `phosphor`: the icons of the package py-phosphor-icons;
     - `scenes:N`, `scenes:N:SEED` or `scenes:N:SEED:STYLE`: N procedurally drawn scenes, captions `plain` or `list`;
-    - a `.parquet` file, or a folder of them, with the columns that `config` names;
-    - a `.jsonl` file: one object per line, with the same names as keys;
-    - a folder of `.svg` files (subfolders too) with, beside them, one `captions.json` ({file: caption}),
-      `captions.jsonl` or `captions.csv` (rows with the configured id and caption columns, the id being the
-      file's path in the folder, with or without `.svg`), or else a `.txt` next to each `.svg`.
-      A drawing without a caption is a row with an empty one.
+    - a file, a folder with everything below it, or a URI of either (`s3://bucket/key`, `hf://datasets/owner/name`;
+      see `files`). A folder's format is the first of these of which it holds a file:
+      - `.parquet`, with the columns of a known dataset (see `captions`) or those that `config` names;
+      - `.tar`, `.tar.gz`: WebDataset samples `KEY.svg` with `KEY.txt` or `KEY.json`;
+      - `.svg`, `.svgz`, with one captions file (`captions.json` of {file: caption}, or rows in `captions.jsonl`,
+        `captions.csv`, `metadata.jsonl`, `metadata.csv`, whose id is the file's path in the folder, with or
+        without its suffix), or else a `.txt` next to each;
+      - `.jsonl`, `.json`: records in lines or in an array, with columns as Parquet has; or an Iconify set.
+
+    Without captions a source is refused: what StarVector's svg-stack calls `Filename` is a hash. `caption_column`
+    takes any column for one.
 
     Raises DataError.
     """
@@ -42,27 +45,53 @@ def read_source(spec: str, config: PrepareConfig) -> Iterator[Row]:
         return phosphor_icons()
     if spec.startswith("scenes:"):
         return _scenes(spec)
-    path = Path(spec).expanduser()
-    if path.is_dir():
-        if files := sorted(path.glob("*.parquet")):
-            return _parquet(files, path.name, config)
-        return _folder(path, config)
-    if not path.exists():
-        raise DataError(
-            f"source {spec!r} does not exist: give a .parquet or .jsonl file, a folder, phosphor or scenes:N"
-        )
-    if path.suffix == ".parquet":
-        return _parquet([path], path.name, config)
-    if path.suffix == ".jsonl":
-        return _jsonl(path, config)
-    raise DataError(f"source {spec!r} is neither a folder nor a .parquet or .jsonl file")
+    source, files = find_files(spec)
+    files = [file for file in files if file.name != QUARANTINE]  # of a prepared dataset, which is a source too
+    if found := _ending(files, PARQUET):
+        return chain.from_iterable([parquet_rows(file, source, config) for file in found])
+    if found := _ending(files, TARS):
+        return _chained(tar_rows, found, source, config)
+    if found := _ending(files, SVG_SUFFIXES):
+        return folder_rows(found, files, source, config)
+    if found := _ending(files, JSONS):
+        sets = [file for file in found if _is_iconify(file)]
+        return _chained(_icon_set, sets, source, config) if sets else _chained(json_rows, found, source, config)
+    if not files:
+        raise DataError(f"source {spec!r} is an empty folder: {_EXPECTED}")
+    suffixes = sorted({"." + file.name.rpartition(".")[2] for file in files})
+    raise DataError(f"source {spec!r} holds no drawings, only {', '.join(suffixes[:5])}: {_EXPECTED}")
 
 
-def _row(id_: object, svg: object, caption: object, source: str) -> Row:
-    """Rows with the same caption, whatever its case and spacing, are one concept."""
-    text = "" if caption is None else str(caption)
-    drawing = svg if isinstance(svg, str | bytes) else ""  # to quarantine: not XML
-    return Row(str(id_), drawing, text, source, concept=" ".join(text.lower().split()))
+def _ending(files: Sequence[SourceFile], suffixes: tuple[str, ...]) -> list[SourceFile]:
+    return [file for file in files if file.name.lower().endswith(suffixes)]
+
+
+def _chained(
+    rows_of: Callable[[SourceFile, str, PrepareConfig], Iterator[Row]],
+    files: Sequence[SourceFile],
+    source: str,
+    config: PrepareConfig,
+) -> Iterator[Row]:
+    """The first file is checked at once, the others when they are opened: there may be thousands."""
+    first = rows_of(files[0], source, config)
+    return chain(first, chain.from_iterable(rows_of(file, source, config) for file in files[1:]))
+
+
+def _is_iconify(file: SourceFile) -> bool:
+    if not file.name.lower().endswith(".json"):
+        return False
+    head = file.head(_HEAD_BYTES)
+    return b'"prefix"' in head and b'"icons"' in head  # a package's info.json has a prefix, too
+
+
+def _icon_set(file: SourceFile, source: str, config: PrepareConfig) -> Iterator[Row]:
+    try:
+        icons = json.loads(file.text())
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file.path} is not JSON: {error}") from None
+    if not is_set(icons):
+        raise DataError(f"{file.path} is not an Iconify set: expected an object with prefix and icons")
+    return set_rows(icons)
 
 
 def _scenes(spec: str) -> Iterator[Row]:
@@ -71,115 +100,3 @@ def _scenes(spec: str) -> Iterator[Row]:
         raise DataError(f"source {spec!r}: write scenes:N, scenes:N:SEED or scenes:N:SEED:STYLE (plain or list)")
     style: Style = "list" if parts[3] == "list" else "plain"
     return scenes(int(parts[1]), seed=int(parts[2] or 0), style=style)
-
-
-def _required(config: PrepareConfig) -> dict[str, str]:
-    """Column → the flag that names it. An empty id column numbers the rows instead."""
-    columns = {config.svg_column: "--svg-column", config.caption_column: "--caption-column"}
-    return columns | ({config.id_column: "--id-column"} if config.id_column else {})
-
-
-def _check_columns(path: Path, found: Sequence[str], required: Mapping[str, str]) -> None:
-    for column, flag in required.items():
-        if column not in found:
-            raise DataError(
-                f"{path} has no column {column!r}, only {', '.join(sorted(found))}: name the right one with {flag}"
-            )
-
-
-def _parquet(paths: list[Path], source: str, config: PrepareConfig) -> Iterator[Row]:
-    for path in paths:
-        try:
-            schema = pq.read_schema(path)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(f"{path} is not a readable Parquet file: {error}") from None
-        _check_columns(path, schema.names, _required(config))
-        for column, kinds in ((config.svg_column, _TEXT | _BYTES), (config.caption_column, _TEXT)):
-            if schema.field(column).type not in kinds:
-                raise DataError(f"{path}: column {column!r} holds {schema.field(column).type}, not text")
-    return _parquet_rows(paths, source, config)
-
-
-def _parquet_rows(paths: list[Path], source: str, config: PrepareConfig) -> Iterator[Row]:
-    columns = list(_required(config))
-    for path in paths:
-        number = 0
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
-                for record in batch.to_pylist():
-                    yield _from_record(record, f"{path.stem}:{number}", source, config)
-                    number += 1
-
-
-def _from_record(record: dict[str, Any], number: str, source: str, config: PrepareConfig) -> Row:
-    id_ = record[config.id_column] if config.id_column else number
-    return _row(id_, record[config.svg_column], record[config.caption_column], source)
-
-
-def _json_lines(path: Path, required: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    with path.open(**_READABLE) as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.isspace():
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError:
-                record = None
-            if not isinstance(record, dict):
-                raise DataError(f"{path}, line {number}: not a JSON object")
-            _check_columns(Path(f"{path}, line {number},"), list(record), required)
-            yield record
-
-
-def _jsonl(path: Path, config: PrepareConfig) -> Iterator[Row]:
-    required = _required(config)
-    if next(_json_lines(path, required), None) is None:
-        raise DataError(f"{path} is empty")
-    return (
-        _from_record(record, f"{path.stem}:{number}", path.name, config)
-        for number, record in enumerate(_json_lines(path, required))
-    )
-
-
-def _folder(path: Path, config: PrepareConfig) -> Iterator[Row]:
-    drawings = sorted(path.rglob("*.svg"))
-    if not drawings:
-        raise DataError(f"{path} holds no .parquet and no .svg file")
-    captions = _captions(path, config)
-    if not captions and not any(drawing.with_suffix(".txt").exists() for drawing in drawings):
-        raise DataError(f"{path} has no captions: put {', '.join(_CAPTION_FILES)} or a .txt beside each .svg into it")
-    return _drawings(path, drawings, captions)
-
-
-def _captions(path: Path, config: PrepareConfig) -> dict[str, str]:
-    """File → caption, from the first captions file there is; empty without one."""
-    required = {config.id_column or "id": "--id-column", config.caption_column: "--caption-column"}
-    id_, caption = required
-    found = next((path / name for name in _CAPTION_FILES if (path / name).exists()), None)
-    if found is None:
-        return {}
-    if found.suffix == ".json":
-        try:
-            captions = json.loads(found.read_text(**_READABLE))
-        except ValueError as error:
-            raise DataError(f"{found} is not JSON: {error}") from None
-        if not isinstance(captions, dict):
-            raise DataError(f"{found} must be an object of file names and captions")
-        return captions
-    if found.suffix == ".jsonl":
-        return {str(record[id_]): record[caption] for record in _json_lines(found, required)}
-    with found.open(**_READABLE, newline="") as lines:
-        table = csv.DictReader(lines)
-        _check_columns(found, list(table.fieldnames or ()), required)
-        return {record[id_]: record[caption] for record in table}
-
-
-def _drawings(path: Path, drawings: list[Path], captions: dict[str, str]) -> Iterator[Row]:
-    for drawing in drawings:
-        name = drawing.relative_to(path).as_posix()
-        stem = name.removesuffix(".svg")
-        caption = captions.get(name, captions.get(stem))
-        beside = drawing.with_suffix(".txt")
-        if caption is None and beside.exists():
-            caption = beside.read_text(**_READABLE).strip()
-        yield _row(stem, drawing.read_bytes(), caption, path.name)

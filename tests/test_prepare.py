@@ -1,22 +1,35 @@
 """Sources → dataset: every row is accounted for, concepts stay together, the order is reproducible."""
 
+import dataclasses
+import itertools
 import json
+import multiprocessing
+import os
+import select
 import subprocess
 import sys
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from app.__main__ import main
+from data_pipeline.clean import clean
 from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import DataError
 from data_pipeline.icons import concept
+from data_pipeline.leakage import Leakage, measure_leakage, tells_its_caption
 from data_pipeline.prepare import PrepareReport, prepare
-from data_pipeline.rows import split_of
+from data_pipeline.rows import Row, split_of
 from data_pipeline.shards import ShardRow, open_shards
+from data_pipeline.splits import Fingerprints, decide
 from data_pipeline.svg import canonicalise
 
 
@@ -62,6 +75,7 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
     assert manifest["quarantined"] == report.quarantined
     assert manifest["config"]["max_svg_bytes"] == 2000
     assert "out" not in manifest["config"]
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == dataclasses.asdict(report)
     refused = {row["id"]: row for row in pq.read_table(tmp_path / "out" / "quarantine.parquet").to_pylist()}
     assert set(refused) == {"mute", "none", "text", "long", "path", "number"}
     assert refused["text"]["first_bytes"] == b"hello"
@@ -124,11 +138,210 @@ def test_icons_of_the_demo(tmp_path: Path) -> None:
     assert sides["validation"]
 
 
-def test_sources_with_the_same_ids_keep_all_rows(tmp_path: Path) -> None:
-    paths = [source(tmp_path / f"{name}.jsonl", [(n, drawing(n), f"{name} {n}") for n in range(5)]) for name in "ab"]
-    report = run(tmp_path / "out", *paths, validation_share=0)
+def test_sources_with_the_same_ids_keep_all_rows_under_names_of_their_own(tmp_path: Path) -> None:
+    a, b = (source(tmp_path / f"{name}.jsonl", [(n, drawing(n), f"{name} {n}") for n in range(5)]) for name in "ab")
+    report = run(tmp_path / "1", a, b, validation_share=0)
     assert report.sources == {"a.jsonl": 5, "b.jsonl": 5}
-    assert len({row.id for row in rows_of(tmp_path / "out", "train")}) == 10
+    ids = [row.id for row in rows_of(tmp_path / "1", "train")]
+    assert len(set(ids)) == 10
+    assert {id_.partition("#")[0] for id_ in ids} == set("01234")
+    assert run(tmp_path / "2", b, a, validation_share=0).digest == report.digest
+    again = run(tmp_path / "3", str(tmp_path / "1"), a, validation_share=0)
+    assert (again.written, again.duplicates) == (10, 5)
+
+
+def test_a_drawing_ties_the_concepts_that_use_it(tmp_path: Path) -> None:
+    sides: dict[str, list[str]] = {"train": [], "validation": []}
+    for n in range(100):
+        name = f"caption {n}"
+        sides[split_of(name, seed=0, validation_share=0.5)].append(name)
+    trained, (tied, further, alone) = sides["train"][0], sides["validation"][:3]
+    records = [
+        ("a", drawing(0), trained),
+        ("b", drawing(0), tied),
+        ("c", drawing(1), tied),
+        ("d", drawing(1).replace("M0,0", "M0 0"), further),
+        ("e", drawing(2), further),
+        ("f", drawing(3), alone),
+    ]
+    report = run(tmp_path / "out", source(tmp_path / "a.jsonl", records), validation_share=0.5)
+    assert {row.id for row in rows_of(tmp_path / "out", "train")} == set("abcde")
+    assert {row.id for row in rows_of(tmp_path / "out", "validation")} == {"f"}
+    assert (report.written, report.moved_to_train) == (6, 4)
+    assert (report.leakage.train_drawings, report.leakage.train_examples) == (3, 5)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 2)), max_size=25))
+def test_splits_against_connected_components(examples: list[tuple[int, int, int]]) -> None:
+    rows = Fingerprints()
+    for drawn, named, caption in examples:
+        rows.content.append(drawn * 100 + named * 10 + caption)
+        rows.drawing.append(drawn)
+        rows.concept.append(named)
+        rows.validation.append(named >= 5)
+        rows.tells.append(False)
+    decision = decide(rows)
+    kept = [n for n, example in enumerate(examples) if example not in examples[:n]]
+    assert np.flatnonzero(decision.kept).tolist() == kept
+    component = list(range(10))  # of each concept
+    for _ in component:
+        for a, b in itertools.product(kept, kept):
+            if examples[a][0] == examples[b][0]:
+                one, other = (component[examples[n][1]] for n in (a, b))
+                component = [min(one, other) if c in (one, other) else c for c in component]
+    trained = {component[examples[n][1]] for n in kept if examples[n][1] < 5}
+    held = [n for n in kept if component[examples[n][1]] not in trained]
+    assert np.flatnonzero(decision.validation).tolist() == held
+    assert decision.num_moved == sum(examples[n][1] >= 5 for n in kept) - len(held)
+
+
+def test_leakage_is_measured_by_what_is_there() -> None:
+    train = [ShardRow("a", "<svg>1</svg>", "x", ""), ShardRow("b", "<svg>2</svg>", "y", "")]
+    validation = [
+        ShardRow("c", "<svg>1</svg>", "x", ""), ShardRow("d", "<svg>2</svg>", "z", ""),
+        ShardRow("e", "<svg>3</svg>", "y", ""), ShardRow("f", "<svg>3</svg>", "v", ""),
+    ]  # fmt: skip
+    assert measure_leakage(train, validation) == Leakage(
+        train_drawings=2, validation_drawings=3, drawings_in_both=2,
+        train_examples=2, validation_examples=4, examples_in_both=1, captions_in_both=2,
+    )  # fmt: skip
+    assert measure_leakage(train, []).drawings_in_both == 0
+
+
+@pytest.mark.parametrize(
+    ("inside", "caption", "told"),
+    [
+        ("<text>Stop, here!</text>", "stop  here", True),
+        ("<text>stop</text>", "Stop.", True),
+        ("<text>nonstop</text>", "stop", False),
+        ("<text>here stop</text>", "stop here", False),
+        ("<text>A &amp; B co</text>", "a & b co", True),
+        ('<g id="red-cat"/>', "red cat", True),
+        ('<circle fill="red"/>', "red", False),
+        ('<circle fill="red"/>', "circle", False),
+        ('<path fill="red"/>', "path fill", False),
+        ("<text>a <tspan>cat</tspan></text>", "a cat", True),
+        ('<path d="m1 2"/>', "m1", False),
+        ("<text>a cat</text>", "a cat on a mat", False),
+        ("<text>a cat</text>", "!", False),
+    ],
+)
+def test_a_drawing_that_tells_its_caption(inside: str, caption: str, told: bool) -> None:
+    assert tells_its_caption(f"<svg>{inside}</svg>", caption) == told
+
+
+def test_a_corpus_that_tells_its_captions_is_refused(tmp_path: Path) -> None:
+    records = [(n, drawing(n), f"caption {n}") for n in range(18)]
+    titled = [
+        (n, drawing(n).replace("<path", f"<title>caption {n}</title><path"), f"caption {n}") for n in range(18, 40)
+    ]
+    lettered = [
+        (n, drawing(n).replace("<path", f'<text x="9" y="9">Caption {n}</text><path'), f"caption {n}")
+        for n in range(40, 50)
+    ]
+    path = source(tmp_path / "a.jsonl", records + titled + lettered)
+    with pytest.raises(
+        DataError, match=r"10 of 50 drawings contain their own caption.*20\.0%.*5\.0%.*--max-told-share"
+    ):
+        run(tmp_path / "out", path)
+    assert not (tmp_path / "out").exists()
+    assert run(tmp_path / "out", path, max_told_share=0.2).tell_their_caption == 10
+
+
+def test_weights_mix_sources_in_proportion(tmp_path: Path) -> None:
+    a, b, c = (
+        source(tmp_path / f"{name}.jsonl", [(f"{name}{n}", drawing(n), f"{name} {n}") for n in range(size)])
+        for name, size in (("a", 100), ("b", 300), ("c", 60))
+    )
+    mixed = {f"{a}@2": "a.jsonl", f"{b}@3": "b.jsonl", c: "c.jsonl"}
+    report = run(tmp_path / "1", *mixed, validation_share=0)
+    assert report.sources == {"a.jsonl": 100, "b.jsonl": 150, "c.jsonl": 50}
+    assert (report.read, report.left_out) == (300, 160)
+    assert run(tmp_path / "2", *reversed(mixed), validation_share=0).digest == report.digest
+    assert run(tmp_path / "3", *mixed, validation_share=0, seed=1).sources == report.sources
+    ids = [{row.id for row in rows_of(tmp_path / name, "train") if row.id[0] == "b"} for name in "13"]
+    assert ids[0] != ids[1]
+    assert 30 < sum(int(id_[1:]) < 100 for id_ in ids[0]) < 70  # not the first rows of the source
+    assert run(tmp_path / "4", a, b, c, validation_share=0).sources == {"a.jsonl": 100, "b.jsonl": 300, "c.jsonl": 60}
+    assert run(tmp_path / "5", f"{a}@1", f"{b}@0.5", max_rows=40).sources == {"a.jsonl": 40, "b.jsonl": 20}
+    with pytest.raises(DataError, match="weight 0"):
+        run(tmp_path / "6", f"{a}@0")
+
+
+def test_each_caption_is_an_example_and_counts_as_one(tmp_path: Path) -> None:
+    records = [
+        {"id": n, "svg": drawing(n) if n else "broken", "caption": f"caption {n}", "description": f"shape {n}",
+         "detail": f"caption {n}" if n % 2 else ""}
+        for n in range(40)
+    ]  # fmt: skip
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps(record) for record in [*records, {"id": 40, "svg": drawing(40)}]))
+    report = run(tmp_path / "out", str(path), captions="all", validation_share=0.3)
+    assert report.quarantined == {"no_caption": 1, "not_xml": 2}
+    assert report.duplicates == 20
+    assert report.written == 2 * 39
+    assert report.read == report.written + report.duplicates + sum(report.quarantined.values())
+    drawn = [{row.svg for row in rows_of(tmp_path / "out", split)} for split in ("train", "validation")]
+    assert drawn[0].isdisjoint(drawn[1])
+    assert 5 < len(drawn[1]) < 20
+
+
+def test_the_number_of_processes_changes_nothing(tmp_path: Path) -> None:
+    records = [(n, drawing(n) if n % 7 else f"broken {n}", f"caption {n}") for n in range(2500)]
+    path = source(tmp_path / "a.jsonl", records)
+    one, three = (run(tmp_path / str(n), path, processes=n) for n in (1, 3))
+    assert dataclasses.replace(one, seconds=0) == dataclasses.replace(three, seconds=0)
+    tables = [pq.read_table(tmp_path / name / "quarantine.parquet") for name in "13"]
+    assert tables[0] == tables[1]
+    assert tables[0]["id"].to_pylist() == [str(n) for n in range(2500) if n % 7 == 0]
+
+
+def test_a_killed_process_is_named_with_the_fix() -> None:
+    def rows() -> Iterator[Row]:
+        for n in range(3000):
+            if n == 2000:
+                for process in multiprocessing.active_children():
+                    process.kill()
+            yield Row(str(n), drawing(n), f"caption {n}", "made", f"caption {n}")
+
+    with pytest.raises(DataError, match=r"one of 2 processes.*--processes"):
+        list(clean(rows(), PrepareConfig(out="unused", processes=2)))
+
+
+def test_processes_end_with_a_killed_parent() -> None:
+    code = (
+        "import itertools, multiprocessing\n"
+        "from data_pipeline.clean import clean\n"
+        "from data_pipeline.config import PrepareConfig\n"
+        "from data_pipeline.rows import Row\n"
+        "rows = itertools.repeat(Row('a', '<svg/>', 'x', 'made', 'x'))\n"
+        "for _ in clean(rows, PrepareConfig(out='unused', processes=2)):\n"
+        "    print(*(process.pid for process in multiprocessing.active_children()), flush=True)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        lines = (parent.stdout.readline() for _ in itertools.repeat(None))
+        children = [os.pidfd_open(int(pid)) for pid in next(line for line in lines if line.strip()).split()]
+        parent.kill()
+    assert len(children) == 2
+    for child in children:
+        assert select.select([child], [], [], 20)[0], "still there"
+        os.close(child)
+
+
+def test_the_command_line_writes_and_prints_the_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = [(n, drawing(n), f"caption {n}") for n in range(30)]
+    path = source(tmp_path / "a.jsonl", [*records, (30, drawing(3), "caption 3"), (31, "no drawing", "x")])
+    counts = tmp_path / "counts.json"
+    assert main(["prepare", path, "--out", str(tmp_path / "out"), "--json", str(counts)]) == 0
+    written = json.loads(counts.read_text())
+    assert {key: written[key] for key in ("read", "written", "duplicates", "quarantined")} == {
+        "read": 32, "written": 30, "duplicates": 1, "quarantined": {"not_xml": 1},
+    }  # fmt: skip
+    assert main(["prepare", path, "--out", str(tmp_path / "b"), "--json", str(tmp_path / "no" / "x.json")]) == 2
+    assert not (tmp_path / "b").exists()
+    assert "32 examples read = 30 written + 1 duplicates + 1 in quarantine (not_xml 1)" in capsys.readouterr().out
 
 
 def test_a_failure_leaves_the_old_dataset_alone(tmp_path: Path) -> None:
@@ -139,6 +352,11 @@ def test_a_failure_leaves_the_old_dataset_alone(tmp_path: Path) -> None:
     broken.write_text(broken.read_text() + '\n{"id": ')
     with pytest.raises(DataError, match=r"b\.jsonl, line 6"):
         run(out, str(broken))
+    source(broken, [(n, drawing(n), "y") for n in range(1500)])  # enough for a pool of processes
+    broken.write_text(broken.read_text() + '\n{"id": ')
+    with pytest.raises(DataError, match=r"b\.jsonl, line 1501"):
+        run(out, str(broken), processes=2)
+    assert multiprocessing.active_children() == []
     with pytest.raises(DataError, match=r"no row to train on.*5 read.*not_xml 5"):
         run(out, source(tmp_path / "c.jsonl", [(n, "hello", "y") for n in range(5)]))
     with pytest.raises(DataError, match="does not exist"):

@@ -2,13 +2,15 @@
 
 import itertools
 import re
+from typing import get_args
 
 import pytest
 
 from data_pipeline.rows import split_of
-from data_pipeline.scenes import COLOURS, RELATIONS, SHAPES, SIZES, scenes
+from data_pipeline.scenes import BASE_STYLES, COLOURS, RELATIONS, SHAPES, SIZES, Style, scenes
 from data_pipeline.svg import canonicalise
 
+STYLES = get_args(Style)
 PLAIN = re.compile(
     rf"(?:a|two|three|four) ({'|'.join(SIZES)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})s?"
     rf"(?: ({'|'.join(RELATIONS)}) a ({'|'.join(SIZES)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)}))?"
@@ -26,12 +28,36 @@ def centres(svg):
 
 
 def test_the_same_seed_gives_the_same_scenes_and_styles_share_their_drawings():
-    plain, again, listed = (list(scenes(50, seed=4, style=style)) for style in ("plain", "plain", "list"))
-    assert plain == again
-    assert [row.svg for row in plain] == [row.svg for row in listed]
-    assert all(one.caption != two.caption for one, two in zip(plain, listed, strict=True))
+    plain = list(scenes(50, seed=4))
+    assert plain == list(scenes(50, seed=4, style="plain"))
+    styled = {style: list(scenes(50, seed=4, style=style)) for style in STYLES}
+    for rows in styled.values():
+        assert [row.svg for row in plain] == [row.svg for row in rows]
+    assert len({row.caption for rows in styled.values() for row in rows}) == 50 * len(STYLES)
     assert list(scenes(50, seed=5)) != plain
     assert list(itertools.islice(scenes(1000, seed=4), 50)) == plain
+
+
+def test_every_style_names_the_same_things():
+    """Words of each caption in plain order, whatever order and punctuation its style has."""
+    for rows in zip(*(scenes(100, seed=6, style=style) for style in STYLES), strict=True):
+        named = [
+            [sorted(re.findall(rf"\b({'|'.join(words)})s?\b", row.caption)) for words in (SIZES, COLOURS, SHAPES)]
+            for row in rows
+        ]
+        assert all(names == named[0] for names in named), [row.caption for row in rows]
+    literal = {style: next(scenes(1, seed=1, style=style)).caption for style in STYLES}
+    assert literal == {
+        "plain": "a small gray star to the left of a large black circle",
+        "sentence": "There is one star, gray and small, and to the right of it one circle, black and large.",
+        "table": "Colours gray, black; sizes small, large; shapes star, circle; first to the left of second",
+        "compact": "left=small/gray/star other=large/black/circle",
+        "list": "Contents: star x1 (gray, small) at the left; circle x1 (black, large) opposite.",
+    }
+
+
+def test_the_base_never_sees_the_style_of_the_benchmark():
+    assert set(BASE_STYLES) == set(STYLES) - {"list"}
 
 
 def test_captions_are_exact():

@@ -29,7 +29,7 @@ def write(folder: Path | str, rows: list[ShardRow], *, shard_rows: int = 700) ->
     for n, row in enumerate(rows):
         writer.add("validation" if n % 10 == 9 else "train", row)
     writer.refuse(QuarantineRow("bad", "made", "empty", "nothing is drawn", b"<svg"))
-    writer.commit({"digest": writer.close()})
+    writer.commit({"digest": writer.close()}, {"read": len(rows)})
     return open_shards(str(folder))
 
 
@@ -46,6 +46,7 @@ def test_layout(shards: Shards) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [
         "dataset.json",
         "quarantine.parquet",
+        "report.json",
         "train-00000.parquet",
         "train-00001.parquet",
         "validation-00000.parquet",
@@ -106,10 +107,20 @@ def test_a_new_dataset_replaces_the_old_and_nothing_else(tmp_path: Path) -> None
         "dataset.json",
         "notes.txt",
         "quarantine.parquet",
+        "report.json",
         "train-00000.parquet",
         "validation-00000.parquet",
     ]
     assert not Path(f"{tmp_path}.partial").exists()
+
+
+def test_what_was_written_is_read_back_before_the_commit(tmp_path: Path) -> None:
+    writer = ShardWriter(str(tmp_path / "a"), shard_rows=400)
+    for row in ROWS:
+        writer.add("train", row)
+    writer.close()
+    assert list(writer.written("train")) == ROWS
+    assert list(writer.written("validation")) == []
 
 
 def test_until_the_commit_the_old_dataset_is_whole(tmp_path: Path) -> None:

@@ -1,16 +1,22 @@
 """Every input format → rows, and every wrong input → one sentence before the first row."""
 
 import csv
+import gzip
+import io
 import json
+import re
 import subprocess
 import sys
+import tarfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import DataError
@@ -25,7 +31,7 @@ def config(**changes: Any) -> PrepareConfig:
     return PrepareConfig(out="unused", **changes)
 
 
-def write_parquet(path: Path, **columns: list[Any]) -> Path:
+def write_parquet(path: Path, **columns: Any) -> Path:
     pq.write_table(pa.table(columns), path)
     return path
 
@@ -42,6 +48,42 @@ def test_a_folder_of_parquet_is_read_in_the_order_of_its_names(tmp_path: Path) -
     rows = list(read_source(str(tmp_path), config()))
     assert [row.id for row in rows] == ["a"] * 600 + ["b"] * 600
     assert {row.source for row in rows} == {tmp_path.name}
+
+
+def test_other_kinds_of_text_columns(tmp_path: Path) -> None:
+    path = write_parquet(
+        tmp_path / "a.parquet",
+        svg=pa.array([SVG]).dictionary_encode(),
+        caption=pa.array([["a", "b"]], pa.large_list(pa.string())),
+    )
+    assert [(row.id, row.svg, row.caption) for row in read_source(str(path), config())] == [("a:0", SVG, "a, b")]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
+def test_text_that_is_not_utf8_does_not_end_the_corpus(tmp_path: Path, kind: pa.DataType) -> None:
+    binary = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
+    captions = pa.array([b"caf\xe9", "café".encode(), None], binary[kind]).view(kind)
+    path = write_parquet(tmp_path / "a.parquet", id=[1, 2, 3], svg=[SVG] * 3, caption=captions)
+    rows = list(read_source(str(path), config()))
+    assert [(row.id, row.caption) for row in rows] == [("1", "caf\ufffd"), ("2", "café"), ("3", "")]
+
+
+def test_a_parquet_file_that_breaks_off_is_named(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", svg=[SVG * 50] * 2000, caption=[str(n) for n in range(2000)])
+    data = bytearray(path.read_bytes())
+    data[100:600] = b"\xff" * 500  # a page, not the footer
+    path.write_bytes(data)
+    rows = read_source(str(path), config())
+    with pytest.raises(DataError, match=r"a\.parquet cannot be read to its end"):
+        list(rows)
+
+
+def test_nested_json_is_refused(tmp_path: Path) -> None:
+    deep = '{"svg": ' + "[" * 100_000
+    for name, text in {"a.jsonl": deep, "b.json": f"[{deep}"}.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(DataError, match=r"line 1: not a JSON object|record 1: nested too deeply"):
+            read_source(str(tmp_path / name), config())
 
 
 def test_other_columns_and_numbered_rows(tmp_path: Path) -> None:
@@ -90,40 +132,305 @@ def test_scenes() -> None:
     assert list(read_source("scenes:5:1", config())) == list(read_source("scenes:5:1", config()))
 
 
+KNOWN = {
+    "svg-stack-with-captions": (
+        {"Filename": "ab.svg", "Svg": SVG, "caption_blip2": "blip", "caption_llava": "llava", "caption_cogvlm": "cog"},
+        [("ab.svg", "cog")],
+    ),
+    "mmsvg": (
+        {"id": "7", "svg": SVG, "description": "a cup", "keywords": "cup, tea", "detail": "a blue cup"},
+        [("7", "a cup")],
+    ),
+    "mmsvg-keyword-list": ({"id": "7", "svg": SVG, "keywords": ["cup", "tea"]}, [("7", "cup, tea")]),
+    "svgx-core": (
+        {"uuid": "u", "name": "x", "svg_code": SVG, "qwen_caption": "", "blip_caption": "a bird"},
+        [("u", "a bird")],
+    ),
+    "svgx-sft-describe": ({"instruction": "Describe.", "input": SVG, "output": "a dog"}, [("f:0", "a dog")]),
+    "svgx-sft-draw": ({"instruction": "Draw.", "input": "a dog", "output": SVG}, [("f:0", "a dog")]),
+}
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl", "lines.json", "array.json", "bytes.parquet"])
+@pytest.mark.parametrize("name", KNOWN)
+def test_known_datasets_are_read_as_they_are(tmp_path: Path, name: str, suffix: str) -> None:
+    record, expected = KNOWN[name]
+    path = tmp_path / f"f.{suffix}"
+    if suffix == "bytes.parquet":
+        record = {key: value.encode() if value == SVG else value for key, value in record.items()}
+    if suffix.endswith("parquet"):
+        write_parquet(path, **{key: [value] for key, value in record.items()})
+    else:
+        path.write_text(json.dumps([record]) if suffix == "array.json" else f"{json.dumps(record)}\n")
+    rows = list(read_source(str(path), config()))
+    assert [(row.id, row.caption) for row in rows] == expected
+    assert rows[0].svg == (SVG.encode() if suffix == "bytes.parquet" else SVG)
+
+
+def test_the_sides_of_a_pair_are_found_record_by_record(tmp_path: Path) -> None:
+    pairs = [("a cat", SVG), (f"<?xml version='1.0'?>\n{SVG}", "a dog"), ("neither", "of them")]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps({"input": a, "output": b}) for a, b in pairs))
+    rows = list(read_source(str(path), config()))
+    assert [row.caption for row in rows] == ["a cat", "a dog", "neither"]
+    assert [str(row.svg)[-6:] for row in rows] == ["</svg>", "</svg>", "f them"]
+
+
+def test_a_large_array_is_read_in_pieces(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    drawing = SVG.replace("</svg>", " " * 700_000 + "</svg>")  # records that end in another chunk than they begin
+    path.write_text(json.dumps([{"id": n, "svg": drawing, "caption": f"[{n}], é"} for n in range(5)], indent=2))
+    assert [(row.id, row.caption) for row in read_source(str(path), config())] == [
+        (str(n), f"[{n}], é") for n in range(5)
+    ]
+    path.write_text(path.read_text()[:-800_000])
+    with pytest.raises(DataError, match=r"a\.json, record 4: not a JSON object"):
+        list(read_source(str(path), config()))
+
+
+CAPTIONED = [
+    {"Filename": "a", "Svg": SVG, "caption_cogvlm": "Long  one", "caption_llava": "", "caption_blip2": "short"},
+    {"Filename": "b", "Svg": SVG, "caption_cogvlm": None, "caption_llava": " ", "caption_blip2": "long ONE"},
+    {"Filename": "c", "Svg": SVG, "caption_cogvlm": "", "caption_llava": "", "caption_blip2": ""},
+]
+
+
+def captioned(tmp_path: Path, **changes: Any) -> list[Row]:
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps(record) for record in CAPTIONED))
+    return list(read_source(str(path), config(**changes)))
+
+
+def test_the_first_caption_that_is_not_empty(tmp_path: Path) -> None:
+    assert [row.caption for row in captioned(tmp_path)] == ["Long  one", "long ONE", ""]
+
+
+def test_a_caption_by_its_name(tmp_path: Path) -> None:
+    assert [row.caption for row in captioned(tmp_path, caption_column="caption_blip2")] == ["short", "long ONE", ""]
+
+
+def test_each_caption_as_an_example_of_one_concept(tmp_path: Path) -> None:
+    rows = captioned(tmp_path, captions="all")
+    assert [(row.id, row.caption) for row in rows] == [
+        ("a:caption_cogvlm", "Long  one"),
+        ("a:caption_blip2", "short"),
+        ("b", "long ONE"),
+        ("c", ""),
+    ]
+    assert [row.concept for row in rows] == ["long one"] * 3 + [""]
+
+
+def test_a_random_caption_depends_on_seed_and_id(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    records = [{"id": n, "svg": SVG, "caption": "x", "description": "y"} for n in range(200)]
+
+    def chosen(records: list[dict[str, Any]], seed: int) -> dict[str, str]:
+        path.write_text("\n".join(json.dumps(record) for record in records))
+        return {row.id: row.caption for row in read_source(str(path), config(captions="random", seed=seed))}
+
+    first = chosen(records, 0)
+    assert first == chosen(records[::-1], 0) != chosen(records, 1)
+    assert 70 < list(first.values()).count("x") < 130
+
+
+def moved(svg: str | bytes, x: float, y: float) -> tuple[str, float, float]:
+    """The viewBox, and where the group's transform puts a point."""
+    view_box, transform = re.search(r'viewBox="(.*?)"><g transform="(.*?)">', str(svg)).groups()  # type: ignore[union-attr]
+    for name, values in reversed(re.findall(r"(\w+)\((.*?)\)", transform)):
+        a, *b = map(float, values.split())
+        if name == "translate":
+            x, y = x + a, y + b[0]
+        elif name == "scale":
+            x, y = x * a, y * b[0]
+        else:
+            x, y = {90: (-y, x), 180: (-x, -y), -90: (y, -x)}[int(a)]
+    return view_box, x, y
+
+
+def test_iconify_sets(tmp_path: Path) -> None:
+    icons = {
+        "prefix": "made",
+        "info": {"name": "Made"},
+        "icons": {
+            "arrow-left": {"body": "<path d='M1 2H3'/>"},
+            "box": {"body": "<path/>", "width": 9, "top": -1},
+            "twice": {"body": "<use xlink:href='#a'/>"},
+        },
+        "aliases": {
+            "arrow-right": {"parent": "arrow-left", "hFlip": True},
+            "arrow_down": {"parent": "arrow-right", "rotate": 1},
+            "box-up": {"parent": "box", "hFlip": True, "vFlip": True},
+            "box-back": {"parent": "box", "rotate": 3},
+            "nothing": {"parent": "gone"},
+            "wide": {"parent": "box", "width": "wide"},
+            "round": {"parent": "round"},
+        },
+        "width": 24,
+    }
+    (tmp_path / "made.json").write_text(json.dumps(icons, indent=1))
+    (tmp_path / "info.json").write_text('{"prefix": "made", "license": "MIT"}')
+    rows = {row.id: row for row in read_source(str(tmp_path), config())}
+    assert [row.caption for row in rows.values()] == [
+        "arrow left", "box", "twice", "arrow right", "arrow down", "box up", "box back", "nothing", "wide", "round",
+    ]  # fmt: skip
+    head = '<svg xmlns="http://www.w3.org/2000/svg" viewBox='
+    assert rows["made:arrow-left"].svg == f"{head}\"0 0 24 16\"><path d='M1 2H3'/></svg>"
+    assert rows["made:box"].svg == f'{head}"0 -1 9 16"><path/></svg>'
+    # (1, 2) in 24 × 16 is, flipped, at (23, 2), and turned clockwise then in 16 × 24 at (16 - 2, 23).
+    assert moved(rows["made:arrow-right"].svg, 1, 2) == ("0 0 24 16", 23, 2)
+    assert moved(rows["made:arrow_down"].svg, 1, 2) == ("0 0 16 24", 14, 23)
+    assert moved(rows["made:box-up"].svg, 4, 6) == ("0 0 9 16", 9 - 4, 16 - 7)
+    assert moved(rows["made:box-back"].svg, 4, 6) == ("0 0 16 9", 7, 9 - 4)
+    assert rows["made:nothing"].svg == rows["made:wide"].svg == rows["made:round"].svg == ""
+    assert rows["made:arrow-right"].concept == rows["made:arrow_down"].concept == "arrow"
+    assert 'xmlns:xlink="http://www.w3.org/1999/xlink"' in str(rows["made:twice"].svg)
+    assert {row.source for row in rows.values()} == {"made"}
+    assert list(read_source(str(tmp_path / "made.json"), config())) == list(rows.values())
+
+
+def test_compressed_drawings_are_handed_on_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "a.svgz").write_bytes(gzip.compress(SVG.encode()))
+    (tmp_path / "B.SVG").write_text(SVG)
+    (tmp_path / ".hidden.svg").write_text(SVG)
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.svgz,a cat\nB.SVG,a dog\n")
+    rows = list(read_source(str(tmp_path), config()))
+    assert [(row.id, row.caption) for row in rows] == [("B", "a dog"), ("a", "a cat")]
+    assert gzip.decompress(rows[1].svg) == SVG.encode()  # type: ignore[arg-type]
+
+
+def test_a_huge_file_is_read_no_further_than_it_takes_to_refuse_it(tmp_path: Path) -> None:
+    (tmp_path / "a.svg").write_text(SVG + " " * 10_000)
+    (tmp_path / "a.txt").write_text("a cat")
+    (row,) = read_source(str(tmp_path), config(max_svg_bytes=1000))
+    assert len(row.svg) == 1001
+
+
+def test_several_captions_in_one_file(tmp_path: Path) -> None:
+    (tmp_path / "a.svg").write_text(SVG)
+    (tmp_path / "captions.json").write_text(json.dumps({"a": ["a cat", "", "a pet"]}))
+    assert [row.caption for row in read_source(str(tmp_path), config())] == ["a cat"]
+    assert [row.caption for row in read_source(str(tmp_path), config(captions="all"))] == ["a cat", "a pet"]
+
+
+def write_tar(path: Path, members: dict[str, str]) -> Path:
+    with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w") as archive:
+        for name, text in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(text.encode())
+            archive.addfile(info, io.BytesIO(text.encode()))
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
+def test_webdataset_tars(tmp_path: Path, suffix: str) -> None:
+    members = {
+        "a/0.svg": SVG, "a/0.png": "…", "a/0.txt": " a cat\n",
+        "a/1.txt": "a dog", "a/1.svg": SVG,
+        "b/1.json": '{"caption": "a cow", "width": 3}', "b/1.svg": SVG,
+        "b/2.png": "no drawing", "b/2.txt": "x",
+        "b/3.json": "half {", "b/3.svg": SVG,
+        "b/4.svg": SVG,
+    }  # fmt: skip
+    write_tar(tmp_path / f"0.{suffix}", members)
+    write_tar(tmp_path / f"1.{suffix}", {"z.svg": SVG + " " * 2000, "z.txt": "a bee"})
+    rows = list(read_source(str(tmp_path), config(max_svg_bytes=1000)))
+    assert [(row.id, row.caption) for row in rows] == [
+        ("a/0", "a cat"), ("a/1", "a dog"), ("b/1", "a cow"), ("b/3", ""), ("b/4", ""), ("z", "a bee"),
+    ]  # fmt: skip
+    assert rows[0].svg == SVG.encode()
+    assert len(rows[-1].svg) == 1001
+
+
+def test_sources_may_lie_anywhere(tmp_path: Path) -> None:
+    for suffix in ("svg", "txt"):
+        (tmp_path / f"a.{suffix}").write_text(SVG if suffix == "svg" else "a cat")
+    assert [row.caption for row in read_source(f"file://{tmp_path}", config())] == ["a cat"]
+    memory = fsspec.filesystem("memory")  # pyarrow's way to a hub is the same as to this
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"Filename": ["a", "b"], "Svg": [SVG, SVG], "caption_blip2": ["x", "y"]}), buffer)
+    for name, data in {
+        "set/data/a.parquet": buffer.getvalue(),
+        "lines/a.jsonl": json.dumps({"svg": SVG, "caption": "x"}).encode(),
+        "tars/a.tar": write_tar(tmp_path / "a.tar", {"k.svg": SVG, "k.txt": "x"}).read_bytes(),
+        "icons/a.json": b'{"prefix": "p", "icons": {"x": {"body": "<path/>"}}}',
+    }.items():
+        memory.pipe(f"/test_sources/{name}", data)
+    for name, expected in {"set": "xy", "lines": "x", "tars/a.tar": "x"}.items():
+        rows = list(read_source(f"fsspec+memory://test_sources/{name}", config()))
+        assert "".join(row.caption for row in rows) == expected
+        assert {row.source for row in rows} == {name.rpartition("/")[2]}
+    assert [row.id for row in read_source("fsspec+memory://test_sources/icons", config())] == ["p:x"]
+
+
+class Unreachable(MemoryFileSystem):  # type: ignore[misc]
+    """A hub without a network."""
+
+    protocol = "unreachable"
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        raise RuntimeError("Name or service\nnot known")
+
+
+def test_a_hub_that_cannot_be_reached_is_named() -> None:
+    fsspec.register_implementation("unreachable", Unreachable)
+    with pytest.raises(DataError, match=r"fsspec\+unreachable://a/b.*Name or service not known"):
+        read_source("fsspec+unreachable://a/b", config())
+
+
 def test_wrong_inputs_are_named_before_the_first_row(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "mute").mkdir()
-    (tmp_path / "mute" / "a.svg").write_text(SVG)
-    (tmp_path / "list").mkdir()
-    (tmp_path / "list" / "a.svg").write_text(SVG)
+    for name in ("empty", "mute", "list", "nameless", "vacant", "long"):
+        (tmp_path / name).mkdir()
+        if name != "empty":
+            (tmp_path / name / "a.svg").write_text(SVG)
     (tmp_path / "list" / "captions.json").write_text("[1]")
+    (tmp_path / "nameless" / "captions.csv").write_text("picture,caption\na,b\n")
+    (tmp_path / "vacant" / "captions.csv").write_text("id,caption\n")
+    (tmp_path / "long" / "captions.csv").write_text(f"id,caption\na,{'x' * 200_000}\n")
     (tmp_path / "text.parquet").write_text("not parquet")
     (tmp_path / "empty.jsonl").write_text("\n")
-    (tmp_path / "list.jsonl").write_text("[1]\n")
+    (tmp_path / "list.jsonl").write_text("1\n")
+    (tmp_path / "numbers.json").write_text("[1]\n")
     (tmp_path / "other.jsonl").write_text('{"svg": "", "caption": ""}\n')
+    (tmp_path / "pair.jsonl").write_text('{"input": "a", "output": "b"}\n')
     (tmp_path / "a.zip").write_text("")
-    write_parquet(tmp_path / "other.parquet", id=["a"], Svg=[SVG], caption=["x"])
+    (tmp_path / "text.tar").write_text("not a tar")
+    write_tar(tmp_path / "mute.tar", {"a.svg": SVG})
+    write_tar(tmp_path / "other.tar", {"a.txt": "x"})
+    write_parquet(tmp_path / "other.parquet", id=["a"], Picture=[SVG], caption=["x"])
+    write_parquet(tmp_path / "svg-stack.parquet", Filename=["a"], Svg=[SVG])
     write_parquet(tmp_path / "number.parquet", id=["a"], svg=[1], caption=["x"])
-    for name, words in {
-        "missing": ["missing", "does not exist"],
-        "empty": ["empty", "no .parquet and no .svg"],
-        "mute": ["mute", "captions.json", ".txt"],
-        "list": ["captions.json", "object"],
-        "text.parquet": ["text.parquet", "not a readable Parquet file"],
-        "empty.jsonl": ["empty.jsonl", "is empty"],
-        "list.jsonl": ["list.jsonl, line 1", "not a JSON object"],
-        "other.jsonl": ["other.jsonl, line 1", "'id'", "caption, svg", "--id-column"],
-        "a.zip": ["a.zip", "neither"],
-        "other.parquet": ["other.parquet", "'svg'", "Svg, caption, id", "--svg-column"],
-        "number.parquet": ["number.parquet", "'svg'", "int64"],
-    }.items():
+    cases: dict[str, tuple[dict[str, Any], list[str]]] = {
+        "missing": ({}, ["missing", "does not exist"]),
+        "empty": ({}, ["empty", "is an empty folder", ".parquet", ".svg"]),
+        "mute": ({}, ["mute", "captions.json", ".txt"]),
+        "list": ({}, ["captions.json", "object"]),
+        "nameless": ({}, ["captions.csv", "picture, caption", "--id-column"]),
+        "vacant": ({}, ["captions.csv", "is empty"]),
+        "long": ({}, ["captions.csv", "is not CSV", "limit"]),
+        "text.parquet": ({}, ["text.parquet", "not a readable Parquet file"]),
+        "empty.jsonl": ({}, ["empty.jsonl", "is empty"]),
+        "list.jsonl": ({}, ["list.jsonl, line 1", "not a JSON object"]),
+        "numbers.json": ({}, ["numbers.json, record 1", "not a JSON object"]),
+        "other.jsonl": ({"id_column": "key"}, ["other.jsonl", "'key'", "caption, svg", "--id-column"]),
+        "pair.jsonl": ({}, ["pair.jsonl", "neither input nor output holds an SVG"]),
+        "a.zip": ({}, ["a.zip", "only .zip", ".parquet"]),
+        "text.tar": ({}, ["text.tar", "not a readable tar"]),
+        "mute.tar": ({}, ["mute.tar", "no captions", "KEY.txt"]),
+        "other.tar": ({}, ["other.tar", "no .svg"]),
+        "other.parquet": ({}, ["other.parquet", "Picture, caption, id", "svg, svg_code", "--svg-column"]),
+        "svg-stack.parquet": ({}, ["no column of captions", "Filename, Svg", "--caption-column", "text2svg-stack"]),
+        "number.parquet": ({}, ["number.parquet", "'svg'", "int64"]),
+    }
+    for name, (changes, words) in cases.items():
         with pytest.raises(DataError) as error:
-            read_source(str(tmp_path / name), config())
+            read_source(str(tmp_path / name), config(**changes))
         assert all(word in str(error.value) for word in words), (name, str(error.value))
         assert "\n" not in str(error.value)
     for spec in ("scenes:", "scenes:x", "scenes:3:1:2", "scenes:-1"):
         with pytest.raises(DataError, match="scenes:N"):
             read_source(spec, config())
+    with pytest.raises(DataError, match="nosuch"):
+        read_source("nosuch://a/b", config())
 
 
 @pytest.mark.parametrize(
