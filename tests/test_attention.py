@@ -156,6 +156,9 @@ def test_layers_of_one_batch_share_a_plan_and_another_batch_has_its_own():
     assert len(made) == 2
     blocks.once(one.add_(1), ("test",), lambda: made.append(1))  # the same tensor, other documents
     assert len(made) == 3
+    before = len(blocks._kept)
+    del one, other, tensor
+    assert len(blocks._kept) == before - 2
 
 
 def test_a_simulation_without_values_takes_one_document_a_row():

@@ -44,7 +44,7 @@ def softcapped_attention(
 
     query [B, Hq, S, D]; key, value [B, Hkv, S, D] with Hq a multiple of Hkv (grouped queries); document_ids [B, S]:
     a document is a run of equal ids, None: one document a row. A query sees itself and the keys of its own document
-    before it, of which the last `window` - 1 (None: all). Computed in fp32 at least, whatever the inputs are.
+    before it, of which the last `window` - 1 (None: all). On a CPU computed in fp32 at least, whatever the inputs are.
     Which blocks that needs is planned once for a `document_ids` tensor, not once a layer.
     """
     assert key.shape[2] == query.shape[2], "packed rows have no cache"

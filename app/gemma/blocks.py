@@ -110,14 +110,16 @@ def _masks(starts: Ints, first: int, left: int, right: int, masks: Masks) -> tup
     return masks[kind]
 
 
-_kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+_kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # tensor → (its version, {what: result})
 
 
 def once(tensor: Tensor, what: tuple[Any, ...], make: Callable[[], T]) -> T:
     """make(), computed once for this tensor in its present state: layers of one batch share it, the next does not."""
-    kept = _kept.setdefault(tensor, {})
-    key = (tensor._version, *what)
-    if key not in kept:
-        kept[key] = make()
-    result: T = kept[key]
+    version, results = _kept.get(tensor, (None, {}))
+    if version != tensor._version:
+        results = {}
+        _kept[tensor] = (tensor._version, results)
+    if what not in results:
+        results[what] = make()
+    result: T = results[what]
     return result
