@@ -161,7 +161,7 @@ def test_layers_of_one_batch_share_a_plan_and_another_batch_has_its_own():
     assert len(blocks._kept) == before - 2
 
 
-def test_a_simulation_without_values_takes_one_document_a_row():
+def test_a_simulation_without_values_has_the_same_shapes():
     with FakeTensorMode():
         tensors = [torch.empty(1, heads, 600, 8, requires_grad=True) for heads in (4, 2, 2)]
         ids = torch.zeros(1, 600, dtype=torch.int64)

@@ -5,6 +5,7 @@ pass (Dao et al. 2022, arXiv:2205.14135). CUDA: FlexAttention. What lies outside
 computed. transformers' `eager` is the reference.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -51,8 +52,11 @@ def softcapped_attention(
     if query.device.type == "cuda":
         return flex.attend(query, key, value, scale=scale, softcap=softcap, window=window, document_ids=document_ids)
     batch, _, length, _ = query.shape
-    if document_ids is None or isinstance(document_ids, FakeTensor):
-        # A simulation knows no documents: one a row is the most that a row can take.
+    if isinstance(query, FakeTensor):
+        # A simulation of memory has no documents to read, and every block takes as much as the last one's first tile.
+        last = plan_blocks(None, 1, length, window)[0][-1]
+        plan: Plan = ((replace(last, tiles=last.tiles[:1]),),) * batch
+    elif document_ids is None:
         plan = plan_blocks(None, batch, length, window)
     else:
         plan = once(document_ids, ("blocks", window), lambda: plan_blocks(document_ids, batch, length, window))
