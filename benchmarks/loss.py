@@ -49,7 +49,7 @@ def main() -> None:
     for case, labelled in (("", 1.0), ("_captions_only", 0.08)):
         candidates = {name: step(512, labelled, name) for name in ("ours", "reference")}
         ours, theirs = (candidates[name]() for name in ("ours", "reference"))
-        seconds = medians(candidates, 5)
+        seconds = medians(candidates)
         extra = {name: peak_bytes(step, 512, labelled, name) for name in candidates}
         figures[f"time_vs_reference{case}"] = seconds["ours"] / seconds["reference"]
         figures[f"memory_vs_reference{case}"] = extra["ours"] / extra["reference"]

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-REPEATS = 7
+REPEATS = 5
 
 
 def one_thread() -> None:
@@ -21,10 +21,10 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def medians(candidates: Mapping[str, Callable[[], Any]], repeats: int = REPEATS) -> dict[str, float]:
+def medians(candidates: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
     """Median CPU seconds of each candidate; they alternate, after one round that does not count."""
     taken: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(repeats + 1):
+    for _ in range(REPEATS + 1):
         for name, run in candidates.items():
             started = time.process_time()
             run()
