@@ -1,40 +1,229 @@
-"""Block-wise attention against transformers' eager attention, document by document: outputs and gradients."""
+"""Block-wise attention against the definition with [S, S] matrices: outputs, gradients, memory; inside Gemma 2."""
+
+import itertools
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import Gemma2ForCausalLM
 
-from app.gemma.attention import BLOCK, softcapped_attention
+from app.errors import UserError
+from app.gemma import blocks, flex
+from app.gemma.attention import softcapped_attention
+from tests.tiny import VOCABULARY, gemma2_config, objective, save_model
+
+PACKINGS = [[1200], [300], [1, 127, 128, 44], [40, 40, 40, 40, 40, 40, 40, 20], [200, 1, 1, 1, 700]]
+CAPS_AND_WINDOWS = [(None, None), (2.0, None), (50.0, 16), (None, 129), (2.0, 700)]
 
 
-def eager(query, key, value, *, scale, softcap, window, position_ids):
-    """The definition, with whole [S, S] matrices."""
-    length = query.shape[2]
+def visible(document_ids, window):
+    """[B, S, S]: which key (last) each query sees."""
+    places = torch.arange(document_ids.shape[1])
+    back = places[:, None] - places
+    seen = (document_ids[:, :, None] == document_ids[:, None, :]) & (back >= 0)
+    return seen if window is None else seen & (back < window)
+
+
+def naive(query, key, value, *, scale, softcap, window, document_ids):
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     scores = query @ key.transpose(2, 3) * scale
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    document = (position_ids == 0).cumsum(dim=1)
-    place = torch.arange(length)
-    seen = (document[:, :, None] == document[:, None, :]) & (place[:, None] >= place[None, :])
-    if window is not None:
-        seen &= place[:, None] - place[None, :] < window
-    return scores.masked_fill(~seen[:, None], float("-inf")).softmax(dim=-1) @ value
+    return scores.masked_fill(~visible(document_ids, window)[:, None], float("-inf")).softmax(dim=-1) @ value
 
 
-@pytest.mark.parametrize("lengths", [[300], [1, 127, 128, 44], [40, 40, 40, 40, 40, 40, 40, 20], [200, 1, 1, 1, 97]])
-@pytest.mark.parametrize(("softcap", "window"), [(None, None), (2.0, None), (50.0, 16), (2.0, 129)])
-def test_outputs_and_gradients_equal_the_definition(lengths, softcap, window):
+def packed(*orders):
+    """document_ids [B, S]."""
+    return torch.stack([torch.repeat_interleave(torch.arange(len(order)), torch.tensor(order)) for order in orders])
+
+
+def inputs(batch, length, *, heads=4, kv_heads=2, width=8, dtype=torch.float64, spread=1.0):
+    """Queries as transformers has them, a transposed [B, S, Hq, D]; and what flows back into the output."""
     torch.manual_seed(0)
+    made = [
+        (torch.randn(batch, length, num, width, dtype=torch.float64) * spread).to(dtype).transpose(1, 2)
+        for num in (heads, kv_heads, kv_heads, heads)
+    ]
+    return [tensor.requires_grad_() for tensor in made[:3]], made[3].detach()
+
+
+def with_gradients(attention, tensors, upstream, **how):
+    output = attention(*tensors, **how)
+    return (output, *torch.autograd.grad(output, tensors, upstream))
+
+
+@pytest.mark.parametrize("lengths", PACKINGS, ids=str)
+@pytest.mark.parametrize(("softcap", "window"), CAPS_AND_WINDOWS)
+def test_outputs_and_gradients_equal_the_definition(lengths, softcap, window):
+    document_ids = packed(lengths, lengths[::-1])
+    how = {"scale": 0.3, "softcap": softcap, "window": window, "document_ids": document_ids}
+    tensors, upstream = inputs(2, sum(lengths))
+    ours = with_gradients(softcapped_attention, tensors, upstream, **how)
+    theirs = with_gradients(naive, tensors, upstream, **how)
+    for mine, reference in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, reference, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(8, 4, 16), (8, 1, 32), (2, 2, 64), (6, 2, 10)])
+def test_every_grouping_of_queries(heads, kv_heads, width):
+    how = {"scale": width**-0.5, "softcap": 5.0, "window": 90, "document_ids": packed([150, 90, 60])}
+    tensors, upstream = inputs(1, 300, heads=heads, kv_heads=kv_heads, width=width)
+    ours = with_gradients(softcapped_attention, tensors, upstream, **how)
+    for mine, reference in zip(ours, with_gradients(naive, tensors, upstream, **how), strict=True):
+        torch.testing.assert_close(mine, reference, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_low_precision_is_as_near_the_truth_as_its_rounding(dtype, tolerance):
+    """Relative to the largest entry. Inside, everything is fp32: what bf16 costs is the rounding of in- and outputs."""
+    how = {"scale": 0.125, "softcap": 50.0, "window": 256, "document_ids": packed([400, 200, 100])}
+    tensors, upstream = inputs(1, 700, width=64, dtype=dtype, spread=3.0)
+    ours = with_gradients(softcapped_attention, tensors, upstream, **how)
+    exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    for mine, truth in zip(ours, with_gradients(naive, exact, upstream.double(), **how), strict=True):
+        assert mine.dtype == dtype
+        assert (mine.double() - truth).abs().max() <= tolerance * truth.abs().max()
+
+
+def test_scores_that_leave_the_range_of_fp32_exponentials():
+    """Without a softcap scores differ by thousands; hidden ones may be the largest by far."""
+    how = {"scale": 30.0, "softcap": None, "window": 150, "document_ids": packed([300, 40, 60])}
+    tensors, upstream = inputs(1, 400, spread=4.0)
+    exact = with_gradients(naive, tensors, upstream, **how)
+    single = [tensor.detach().float().requires_grad_() for tensor in tensors]
+    for mine, truth in zip(with_gradients(softcapped_attention, tensors, upstream, **how), exact, strict=True):
+        torch.testing.assert_close(mine, truth, atol=1e-10, rtol=1e-10)
+    for mine in with_gradients(softcapped_attention, single, upstream.float(), **how):
+        assert mine.isfinite().all()
+
+
+@pytest.mark.parametrize("lengths", PACKINGS, ids=str)
+@pytest.mark.parametrize("window", [None, 1, 16, 129, 700])
+def test_a_plan_has_every_visible_key_once_and_no_block_without_one(lengths, window):
     length = sum(lengths)
-    assert length > 2 * BLOCK
-    position_ids = torch.stack([torch.cat([torch.arange(n) for n in order]) for order in (lengths, lengths[::-1])])
-    shapes = [(2, 4, length, 8), (2, 2, length, 8), (2, 2, length, 8)]
-    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
-    upstream = torch.randn(shapes[0], dtype=torch.float64)
-    results = []
-    for attention in (softcapped_attention, eager):
-        output = attention(*inputs, scale=0.3, softcap=softcap, window=window, position_ids=position_ids)
-        results.append((output, *torch.autograd.grad(output, inputs, upstream)))
-    for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)  # the softmax is fp32
+    document_ids = packed(lengths)
+    seen = visible(document_ids, window)[0]
+    planned = torch.zeros(length, length)
+    (row,) = blocks.plan_blocks(document_ids, 1, length, window)
+    for block in row:
+        assert 0 < block.last - block.first <= blocks.QUERIES
+        for tile in block.tiles:
+            assert 0 < tile.last - tile.first <= blocks.KEYS
+            area = planned[block.first : block.last, tile.first : tile.last]
+            area += 1 if tile.seen is None else tile.seen[:, 0]
+            assert area.any()
+            assert (tile.bias is None) == (tile.seen is None)
+            if tile.bias is not None and tile.seen is not None:
+                assert torch.equal(tile.bias.exp(), tile.seen)
+    assert torch.equal(planned, seen.float())
+    assert [block.first for block in row[1:]] == [block.last for block in row[:-1]]
+
+
+def test_many_short_documents_share_blocks():
+    (row,) = blocks.plan_blocks(packed([1] * 500 + [20] * 10), 1, 700, None)
+    assert len(row) == 6
+
+
+class LargestTensor(TorchDispatchMode):
+    """Elements of the largest tensor that any operation makes."""
+
+    size = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.size = max([self.size, *(leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor))])
+        return result
+
+
+@pytest.mark.parametrize("window", [None, 512])
+def test_memory_grows_with_the_row_not_with_its_square(window):
+    how = {"scale": 0.3, "softcap": 50.0, "window": window, "document_ids": packed([4096])}
+    tensors, upstream = inputs(1, 4096, width=16, dtype=torch.float32)
+    with LargestTensor() as largest:
+        with_gradients(softcapped_attention, tensors, upstream, **how)
+    assert largest.size <= max(4 * 4096 * 16, 4 * blocks.QUERIES * blocks.KEYS)
+
+
+def test_layers_of_one_batch_share_a_plan_and_another_batch_has_its_own():
+    made = []
+    one, other = packed([3, 2]), packed([3, 2])
+    for tensor in (one, one, other, one):
+        blocks.once(tensor, ("test",), lambda: made.append(1))
+    assert len(made) == 2
+    blocks.once(one.add_(1), ("test",), lambda: made.append(1))  # the same tensor, other documents
+    assert len(made) == 3
+    before = len(blocks._kept)
+    del one, other, tensor
+    assert len(blocks._kept) == before - 2
+
+
+def test_a_simulation_without_values_has_the_same_shapes():
+    with FakeTensorMode():
+        tensors = [torch.empty(1, heads, 600, 8, requires_grad=True) for heads in (4, 2, 2)]
+        ids = torch.zeros(1, 600, dtype=torch.int64)
+        output = softcapped_attention(*tensors, scale=1.0, softcap=5.0, window=None, document_ids=ids)
+        assert [g.shape for g in torch.autograd.grad(output.sum(), tensors)] == [t.shape for t in tensors]
+
+
+def test_the_registered_attention_in_a_whole_gemma_2():
+    """Two packed rows through four layers, every second one with a window smaller than a document."""
+    torch.manual_seed(0)
+    model = Gemma2ForCausalLM(gemma2_config(num_hidden_layers=4, attn_implementation="eager")).double()
+    assert set(model.config.layer_types) == {"sliding_attention", "full_attention"}
+    ids = torch.randint(0, VOCABULARY, (2, 200))
+    orders = [[90, 60, 50], [1, 30, 169]]
+    position_ids = torch.stack([torch.cat([torch.arange(n) for n in order]) for order in orders])
+    logits, gradients = [], []
+    for name in ("eager", "blockwise"):
+        model.set_attn_implementation(name)
+        model.zero_grad()
+        out = model(input_ids=ids, position_ids=position_ids, use_cache=False).logits
+        (out * torch.linspace(-1, 1, VOCABULARY)).sum().backward()
+        logits.append(out.detach())
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    torch.testing.assert_close(*logits, atol=1e-6, rtol=0)
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_the_log_names_the_attention(tmp_path, capsys):
+    folder = save_model(tmp_path)
+    for name, words in (("eager", "eager (transformers' reference"), ("blockwise", "blockwise (online softmax")):
+        objective(folder, attention=name)
+        assert f"attention: {words}" in capsys.readouterr().err
+
+
+def test_a_model_with_attention_dropout_is_told_so():
+    model = Gemma2ForCausalLM(gemma2_config(attention_dropout=0.1, attn_implementation="blockwise")).train()
+    with pytest.raises(UserError, match=r"attention_dropout=0\.1 .* set model\.attention=eager"):
+        model(input_ids=torch.zeros(1, 4, dtype=torch.int64), use_cache=False)
+
+
+@pytest.mark.parametrize("lengths", [[300], [1, 127, 128, 44], [200, 1, 1, 1, 97], [64] * 8], ids=str)
+@pytest.mark.parametrize("window", [None, 16, 129, 256])
+def test_the_block_mask_for_gpus_is_flexattentions_own(lengths, window):
+    document_ids = packed(lengths, lengths[::-1])
+    ours = flex.block_mask(document_ids, window)
+    theirs = create_block_mask(ours.mask_mod, 2, None, sum(lengths), sum(lengths), device="cpu")
+    assert torch.equal(ours.to_dense(), theirs.to_dense())
+    seen = [ours.mask_mod(torch.tensor(row), None, torch.arange(sum(lengths))[:, None], torch.arange(sum(lengths)))
+            for row in range(2)]  # fmt: skip
+    assert torch.equal(torch.stack(seen), visible(document_ids, window))
+    for row, query in itertools.product(range(2), range(ours.full_kv_num_blocks.shape[2])):
+        for key in ours.full_kv_indices[row, 0, query, : ours.full_kv_num_blocks[row, 0, query]]:
+            assert seen[row][query * 128 : (query + 1) * 128, key * 128 : (key + 1) * 128].all()  # needs no mask
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize(("softcap", "window"), CAPS_AND_WINDOWS[1:])
+def test_what_gpus_are_told_to_compute_is_the_same_attention(softcap, window):
+    how = {"scale": 0.3, "softcap": softcap, "window": window, "document_ids": packed([200, 1, 99], [30, 270])}
+    tensors, _ = inputs(2, 300)
+    with torch.no_grad():
+        tensors = [tensor.detach() for tensor in tensors]  # on a CPU it refuses what needs a gradient
+        ours = flex_attention(*tensors, **flex.arguments(tensors[0], **how))
+        torch.testing.assert_close(ours, naive(*tensors, **how), atol=1e-12, rtol=0)

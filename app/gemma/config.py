@@ -16,7 +16,9 @@ class ModelConfig(BaseModel):
     name: str = Field("tiny", description="`tiny` (shipped, 2 M parameters), a hub name or a local folder")
     revision: str | None = Field(None, description="hub revision; null: the newest")
     attention: Literal["eager", "blockwise", "flash_attention_2", "flex_attention"] = Field(
-        "eager", description="attention implementation; each applies Gemma 2's softcap, windows and document borders"
+        "eager",
+        description="attention implementation: eager is the reference, blockwise takes O(tokens) memory (on a GPU: "
+        "FlexAttention); each applies Gemma 2's softcap, windows and document borders",
     )
 
 

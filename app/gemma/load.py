@@ -1,5 +1,6 @@
 """The model: Gemma 2 from a hub name, a folder or the shipped tiny one, in NF4, with a LoRA adapter."""
 
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, BitsAndBytesConfig, Gemma2ForCausalLM
 
 from app.errors import UserError
-from app.gemma import attention  # noqa: F401  registers `blockwise` with transformers
+from app.gemma import attention
 from app.gemma.config import LoraConfig, ModelConfig, QuantizationConfig
 from app.gemma.loss import softcapped_cross_entropy
 
@@ -66,6 +67,7 @@ def load_base(
     )
     for parameter in base.parameters():
         parameter.requires_grad_(False)
+    print(f"attention: {attention.in_words(model.attention, device)}", file=sys.stderr)
     return base
 
 
@@ -168,5 +170,5 @@ class CaptionLoss(nn.Module):
                 hidden.flatten(0, 1),
                 inner.lm_head.weight,
                 targets.flatten(),
-                softcap_at=inner.config.final_logit_softcapping,
+                softcap=inner.config.final_logit_softcapping,
             )
