@@ -46,7 +46,7 @@ COMPARED_ROWS, TURNS, RESUMES = 4_000, 3, 6
 LOGICAL_CPUS = 4
 TRAINER_STEPS = 60
 
-Figures = dict[str, float]
+Figures = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ def main() -> None:
         for number, (part, measure) in enumerate(parts, 1):
             print(f"[{number}/{len(parts)}] {part} ({time.monotonic() - started:.0f} s so far)", flush=True)
             measured = measure()
-            print("".join(f"      {name} {value:.4g}\n" for name, value in measured.items()), end="", flush=True)
+            for name, value in measured.items():
+                print(f"      {name} {value:.4g}" if isinstance(value, float) else f"      {name} {value}", flush=True)
             figures |= measured
     report = {"figures": figures, "corpus": corpus.says, "seconds": round(time.monotonic() - started, 1)}
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
@@ -94,8 +95,7 @@ def main() -> None:
 def canonical() -> Figures:
     from benchmarks.canonical import figures
 
-    measured: Figures = figures()
-    return measured
+    return figures()
 
 
 def data_config(shards: str, **changes: Any) -> DataConfig:
