@@ -66,7 +66,7 @@ class PrepareConfig(BaseModel):
     )
     shard_rows: Annotated[int, Field(ge=1)] = Field(2048, description="rows in one shard at most (rows)")
     max_svg_bytes: Annotated[int, Field(ge=64)] = Field(
-        1_000_000, description="a longer raw drawing is refused (bytes)"
+        4_000_000, description="a longer raw drawing is refused (bytes)"
     )
     max_told_share: Annotated[float, Field(ge=0, le=1)] = Field(
         0.05, description="share of the rows whose SVG text may contain their own caption; above it all is refused"

@@ -79,22 +79,13 @@ def search(
             "search.space is empty: name a config path, e.g. optim.learning_rate: {loguniform: [1e-5, 1e-3]}"
         )
 
-    def trainable(trial_config: dict[str, Any]) -> None:
-        final = run_trial(trial_config[_OVERRIDES], ray.tune.get_context().get_trial_id())
-        # Through the queue of the intermediate reports: `ray.tune.report` beside it deadlocks when the
-        # last of them has not been fetched yet. `done` makes Tune stop this trial, so wait for that.
-        last = {TIME: final[TIME], METRIC: final[METRIC], _FINISHED: True, "done": True}
-        callback: Any = TuneReportCallback()
-        callback.after_report(None, [last], None)
-        threading.Event().wait()
-
     _quiet()
     searcher, param_space = _strategy(config)
     progress = _Progress(config.num_trials, on_trial_end)
     tuner = ray.tune.Tuner(
         # Next to nothing: the nested trainer reserves for its workers. Ray refuses 0, and a whole CPU
         # for each trial would starve the workers.
-        ray.tune.with_resources(trainable, {"CPU": 0.01}),
+        ray.tune.with_resources(_trainable(run_trial), {"CPU": 0.01}),
         param_space=param_space,
         tune_config=ray.tune.TuneConfig(
             num_samples=config.num_trials if searcher else 1,
@@ -115,6 +106,19 @@ def search(
     if len(outcomes) < config.num_trials:
         raise KeyboardInterrupt  # Tune catches it and stops the trials
     return SearchResult(outcomes, _best(outcomes))
+
+
+def _trainable(run_trial: RunTrial) -> Callable[[dict[str, Any]], None]:
+    def trainable(trial_config: dict[str, Any]) -> None:
+        final = run_trial(trial_config[_OVERRIDES], ray.tune.get_context().get_trial_id())
+        # Through the queue of the intermediate reports: `ray.tune.report` beside it deadlocks when the
+        # last of them has not been fetched yet. `done` makes Tune stop this trial, so wait for that.
+        last = {TIME: final[TIME], METRIC: final[METRIC], _FINISHED: True, "done": True}
+        callback: Any = TuneReportCallback()
+        callback.after_report(None, [last], None)
+        threading.Event().wait()
+
+    return trainable
 
 
 def _strategy(config: SearchConfig) -> tuple[Searcher | None, dict[str, Any] | None]:

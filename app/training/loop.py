@@ -80,19 +80,14 @@ def train(
         started = time.monotonic()
         micro_batches, state.position = [batch for batch, _ in taken], taken[-1][1]
         totals = step_totals(micro_batches, world)
-        before = state.progress
-        state.progress = (state.step + 1) / config.max_steps if config.max_steps else progress_of(state.position)
         # The rate in the middle of the step: neither the first nor the last step is spent at 0.
-        rate = learning_rate(optim, (before + state.progress) / 2)
+        done = (state.step + 1) / config.max_steps if config.max_steps else progress_of(state.position)
+        rate, state.progress = learning_rate(optim, (state.progress + done) / 2), done
         loss, norm = train_step(
             objective, optimizer, micro_batches, num_targets=totals.targets, rate=rate,
             max_grad_norm=optim.max_grad_norm, seed=(config.seed, state.step), world=world,
         )  # fmt: skip
-        state.step += 1
-        state.num_examples += totals.examples
-        state.num_left_out += totals.left_out
-        state.num_truncated += totals.truncated
-        state.num_tokens += totals.tokens
+        _count(state, totals)
         after_step(state.step, micro_batches)
         if world.rank == 0:
             seconds = time.monotonic() - started
@@ -115,6 +110,14 @@ def train(
         save = config.save_every_steps is not None
         evaluate(objective, validation, config=config, state=state, world=world, save=save)
     return state
+
+
+def _count(state: State, totals: "StepTotals") -> None:
+    state.step += 1
+    state.num_examples += totals.examples
+    state.num_left_out += totals.left_out
+    state.num_truncated += totals.truncated
+    state.num_tokens += totals.tokens
 
 
 def finished(state: State, config: TrainConfig) -> bool:
