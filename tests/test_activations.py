@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 
+from app.errors import UserError
 from app.gemma.activations import Host, save_memory
 from app.gemma.config import MemoryConfig
 from app.gemma.load import evaluating, gemma
@@ -16,7 +17,7 @@ from data_pipeline.pack import pack
 from tests.test_attention import naive
 from tests.test_lean import saved_bytes
 from tests.test_load import tensors
-from tests.tiny import CPU, examples, objective, save_model
+from tests.tiny import CPU, VOCABULARY, examples, objective, save_model
 
 POLICIES = {
     "kept": MemoryConfig(gradient_checkpointing=False),
@@ -121,6 +122,19 @@ def test_trained_embeddings_get_their_gradient_through_the_layers(folder):
     theirs = loss_and_gradients(jogged(objective(folder, train_embeddings=True)), batch)
     ours = jogged(objective(folder, train_embeddings=True, memory=POLICIES["all"]))
     assert furthest(loss_and_gradients(ours, batch), theirs) < 2e-5
+
+
+def test_an_embedding_on_the_host_is_no_parameter_and_changes_nothing(folder):
+    """On a CPU the host is the device: what is left to test is the way through it."""
+    batch, memory = row(), MemoryConfig(embedding="host")
+    theirs = loss_and_gradients(jogged(objective(folder)), batch)
+    ours = jogged(objective(folder, memory=memory))
+    assert furthest(loss_and_gradients(ours, batch), theirs) < 2e-5
+    inner = gemma(ours.model)
+    assert inner.lm_head.weight is inner.model.embed_tokens.weight
+    assert VOCABULARY * 64 not in {parameter.numel() for parameter in ours.parameters()}
+    with pytest.raises(UserError, match=r"lora\.train_embeddings=false"):
+        objective(folder, train_embeddings=True, memory=memory)
 
 
 def test_rows_of_a_batch_and_layers_without_an_adapter(folder):

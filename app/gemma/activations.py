@@ -15,19 +15,41 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import Gemma2ForCausalLM
 
+from app.errors import UserError
 from app.gemma.config import MemoryConfig
 from app.gemma.lean import lean, replace_forward
 
 
 def save_memory(model: Gemma2ForCausalLM, memory: MemoryConfig) -> None:
-    """Make a frozen base with its adapter keep no more than `memory` says; loss and gradients stay what they are."""
+    """Make a frozen base with its adapter keep no more than `memory` says; loss and gradients stay what they are.
+
+    Raises UserError where `memory` cannot be had.
+    """
     lean(model)
+    layers = model.model.layers
+    host = Host(model.device) if memory.offload else None
+    if memory.embedding == "host":
+        _embed_on_host(model)
     if not memory.gradient_checkpointing:
         return
-    host = Host(model.device) if memory.offload else None
-    layers = model.model.layers
     for layer in layers[: len(layers) - memory.keep_layers]:
         replace_forward(layer, _forward, host, memory.tile_tokens)
+
+
+def _embed_on_host(model: Gemma2ForCausalLM) -> None:
+    """The tied embedding and head in page-locked memory. No parameter any more: DDP wants all of them on one device."""
+    embedding: Any = model.model.embed_tokens
+    if embedding.weight.requires_grad:
+        raise UserError("memory.embedding=host is for a frozen embedding: set lora.train_embeddings=false, or device")
+    weight, scale = embedding.weight.detach(), embedding.embed_scale
+    if weight.device.type == "cuda":
+        weight = weight.cpu().pin_memory()
+    for module, name, tensor in (
+        (embedding, "weight", weight), (model.lm_head, "weight", weight), (embedding, "embed_scale", scale.cpu()),
+    ):  # fmt: skip
+        delattr(module, name)
+        setattr(module, name, tensor)
+    replace_forward(embedding, lambda _, plain, ids: plain(ids.cpu()).to(ids.device))
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
