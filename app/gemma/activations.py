@@ -32,7 +32,7 @@ def save_memory(model: Gemma2ForCausalLM, memory: MemoryConfig) -> None:
         _embed_on_host(model)
     if not memory.gradient_checkpointing:
         return
-    for layer in layers[: len(layers) - memory.keep_layers]:
+    for layer in layers[: max(0, len(layers) - memory.keep_layers)]:
         replace_forward(layer, _forward, host, memory.tile_tokens)
 
 
