@@ -7,8 +7,9 @@ from transformers import Gemma2ForCausalLM
 
 from app.config import load
 from app.errors import UserError
+from app.gemma.base import TINY
 from app.gemma.config import LoraConfig, ModelConfig, QuantizationConfig
-from app.gemma.load import TINY, CaptionLoss, add_lora, evaluating, gemma, load_base, num_parameters
+from app.gemma.load import CaptionLoss, add_lora, evaluating, gemma, load_base, num_parameters
 from data_pipeline.pack import pack
 from tests.tiny import CPU, examples, gemma2_config, objective, save_model
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from app.config import absolute, load, override
 from app.errors import UserError
 from app.evaluation.evaluate import evaluate_job
-from app.gemma.load import TINY
+from app.gemma.base import TINY
 from app.search import run_search
 from app.storage import read_json
 from app.tracking import check

@@ -12,63 +12,66 @@ from bitsandbytes.nn.modules import Linear4bit, Params4bit
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import AutoConfig, BitsAndBytesConfig, Gemma2ForCausalLM
+from transformers import BitsAndBytesConfig, Gemma2ForCausalLM
 
-from app.errors import UserError
 from app.gemma import attention
+from app.gemma.base import config_of, require_agreement, source_of, stored_quantization
 from app.gemma.config import LoraConfig, ModelConfig, QuantizationConfig
 from app.gemma.loss import softcapped_cross_entropy
 
 transformers.utils.logging.disable_progress_bar()  # one bar per worker, on top of one another
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft 0.21 on transformers 5
 
-TINY = Path(__file__).parent / "tiny"
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-
-
-def source_of(name: str) -> str:
-    """Folder or hub name of a configured model; `tiny` is the shipped one."""
-    return str(TINY) if name == "tiny" else name
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def load_base(
     model: ModelConfig, quantization: QuantizationConfig, *, device: torch.device, dtype: torch.dtype
 ) -> Gemma2ForCausalLM:
-    """The frozen base on one device, its linear layers quantised while loading, everything else in dtype.
+    """The frozen base on one device: linear layers in 4 bits, everything else and all products in dtype.
 
-    Softcaps, sliding window, layer types and query scale are the checkpoint's own. Raises UserError for a model
-    that is not to be had or not a Gemma 2.
+    4-bit weights are read as they are where the model is stored so (`python -m app quantize`), else quantised from
+    the stored weights one by one: both give the same bits, in any dtype. Sliding window, layer types and query scale
+    are the checkpoint's own, and so are the softcaps that the config does not switch off. Raises UserError for a
+    model that is not to be had, not a Gemma 2, or stored in another kind of 4 bits than the config says.
     """
-    source = source_of(model.name)
+    config = config_of(model)
+    stored = stored_quantization(model, config)
+    if stored is not None:
+        require_agreement(model, quantization, stored)
     quantized = None
-    if quantization.kind != "none":
+    if quantization.kind != "none" and stored is None:
         quantized = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type=quantization.kind,
             bnb_4bit_use_double_quant=quantization.double,
             bnb_4bit_compute_dtype=dtype,
         )
-    try:
-        kind = AutoConfig.from_pretrained(source, revision=model.revision).model_type
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"model.name={model.name!r} is neither a model folder nor to be had from the hub: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
-    if kind != "gemma2":
-        raise UserError(f"model.name={model.name!r} is a {kind!r} model: give a Gemma 2, such as google/gemma-2-9b-it")
     base = Gemma2ForCausalLM.from_pretrained(
-        source,
+        source_of(model.name),
+        config=config,
         revision=model.revision or "main",
-        dtype=dtype,
+        dtype=dtype if quantization.kind == "none" else "auto",
         attn_implementation=model.attention,
         quantization_config=quantized,
         device_map={"": device},
     )
-    for parameter in base.parameters():
-        parameter.requires_grad_(False)
+    _compute_in(base, dtype)
     print(f"attention: {attention.in_words(model.attention, device)}", file=sys.stderr)
     return base
+
+
+def _compute_in(base: Gemma2ForCausalLM, dtype: torch.dtype) -> None:
+    """Freezes the base; what is not in 4 bits becomes dtype, and so do products, whatever dtype was stored."""
+    for module in base.modules():
+        if isinstance(module, Linear4bit):
+            module.compute_dtype = dtype
+            assert isinstance(module.weight, Params4bit)
+            module.weight.quant_state.dtype = dtype
+    for parameter in base.parameters():
+        parameter.requires_grad_(False)
+        if not isinstance(parameter, Params4bit):
+            parameter.data = parameter.data.to(dtype)
 
 
 def add_lora(base: Gemma2ForCausalLM, lora: LoraConfig, *, seed: int) -> PeftModel:
