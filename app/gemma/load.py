@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, Gemma2ForCausalLM
 
 from app.gemma import attention
-from app.gemma.base import config_of, require_agreement, source_of, stored_quantization
+from app.gemma.base import config_of, require_agreement, source_of, stored_quantization, weight_files
 from app.gemma.config import LoraConfig, ModelConfig, QuantizationConfig
 from app.gemma.loss import softcapped_cross_entropy
 
@@ -36,6 +36,7 @@ def load_base(
     model that is not to be had, not a Gemma 2, or stored in another kind of 4 bits than the config says.
     """
     config = config_of(model)
+    weight_files(model)  # safetensors or a UserError
     stored = stored_quantization(model, config)
     if stored is not None:
         require_agreement(model, quantization, stored)

@@ -2,10 +2,12 @@
 
 `adapter_model.safetensors`, `adapter_config.json` (PEFT's own format: any PEFT can load it),
 `optimizer.safetensors` (AdamW moments by parameter name), `state.json` (step, position in the stream, early
-stopping, seed; random numbers are a pure function of seed and step, see loop.train_step).
+stopping, seed; random numbers are a pure function of seed and step, see loop.train_step; name, quantization and
+hash of the base).
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ import torch
 from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from app.errors import UserError
+from app.gemma.base import Base
 
 STATE = "state.json"
 
@@ -47,6 +52,27 @@ def restore_weights(folder: Path, model: PeftModel) -> None:
     weights = load_file(folder / "adapter_model.safetensors")
     unexpected = set_peft_model_state_dict(model, weights).unexpected_keys  # type: ignore[attr-defined]
     assert not unexpected, unexpected
+
+
+def require_base(folder: Path, base: Base) -> None:
+    """Raises UserError if the checkpoint was trained on another base: an adapter on it would be noise.
+
+    A name may change (a folder may move), the bits and how they are quantised may not. An adapter that was not
+    trained here says no base; then this is said.
+    """
+    state = folder / STATE
+    pinned: Base | None = json.loads(state.read_text()).get("base") if state.is_file() else None
+    if pinned is None:
+        print(f"the adapter does not say its base; it is taken for one of {_in_words(base)}", file=sys.stderr)
+    elif any(pinned[key] != base[key] for key in ("sha256", "quantization")):
+        raise UserError(
+            f"the checkpoint was trained on the base {_in_words(pinned)}, not on {_in_words(base)}: "
+            "set model.name and quantization to that base, or train.run_name to a new job"
+        )
+
+
+def _in_words(base: Base) -> str:
+    return f"{base['name']} ({base['quantization']}; sha256 {base['sha256'][:16]}…)"
 
 
 def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

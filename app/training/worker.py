@@ -17,13 +17,14 @@ from peft import PeftModel
 
 from app.config import Config
 from app.errors import UserError
+from app.gemma.base import Base, pin
 from app.gemma.load import DTYPES, CaptionLoss, add_lora, gemma, load_base, num_parameters
 from app.storage import join
 from app.tracking import Tracker, attach
 from app.training import checkpoint, loop
 from app.training.loop import State, TrainingDiverged
 from app.training.optim import adamw
-from app.training.parallel import World, all_reduce, wrap
+from app.training.parallel import World, all_reduce, gather, wrap
 from data_pipeline.ledger import Ledger
 from data_pipeline.stream import batches as batches_of
 from data_pipeline.windows import Batch, Position, Stream, progress, validation_batches
@@ -74,10 +75,13 @@ class RayWorld:
     """The loop's `World` inside Ray Train."""
 
     def __init__(self, job: Job, model: PeftModel, optimizer: torch.optim.Optimizer) -> None:
+        """The base is hashed once a node, and must be the same on all."""
         context = ray.train.get_context()
         self.rank, self.size = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
         self._job, self._model, self._optimizer = job, model, optimizer
+        first = context.get_local_rank() == 0
+        self.base = _agreed(gather(pin(job.config.model, job.config.quantization) if first else None, self))
         self._progress = Progress()
         self.ledger: Ledger | None = None
         if job.config.data.ledger:
@@ -102,6 +106,7 @@ class RayWorld:
                 "state": loop.as_json(state),
                 "eval_loss": eval_loss,
                 "seed": self._job.config.train.seed,
+                "base": self.base,
             }
             checkpoint.save(Path(folder), self._model, self._optimizer, saved)
             self.tracker.log_checkpoint(
@@ -137,16 +142,19 @@ def _work(job: Job) -> dict[str, Any]:
         base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     objective = CaptionLoss(model, dtype).train()
     optimizer = adamw(objective, config.optim)
+    world = RayWorld(job, model, optimizer)
     state, restored = State(), ray.train.get_checkpoint()
     if restored is not None:
         with restored.as_directory() as folder:
+            checkpoint.require_base(Path(folder), world.base)
             state = loop.from_json(checkpoint.restore(Path(folder), model, optimizer)["state"])
     if config.train.compile:
         gemma(model).model.compile()
-    world = RayWorld(job, model, optimizer)
     if world.rank == 0:
         trained, total = num_parameters(model)
-        world.tracker.set_tags({"trained_parameters": str(trained), "parameters": str(total)})
+        world.tracker.set_tags(
+            {"trained_parameters": str(trained), "parameters": str(total), "base.sha256": world.base["sha256"]}
+        )
     validation = validation_batches(
         job.stream, micro_batch_rows=config.evaluate.batch_rows, rank=world.rank, num_workers=world.size
     )
@@ -178,6 +186,18 @@ def _work(job: Job) -> dict[str, Any]:
     return {"step": state.step, "eval_loss": final_loss, "num_examples": state.num_examples,
             "num_left_out": state.num_left_out, "num_truncated": state.num_truncated, "num_tokens": state.num_tokens,
             "num_validation_left_out": num_validation_left_out, "progress": state.progress}  # fmt: skip
+
+
+def _agreed(bases: list[Base | None]) -> Base:
+    """The base of all nodes. Raises UserError if two have different ones under one name."""
+    first, *others = (base for base in bases if base is not None)
+    for other in others:
+        if other != first:
+            raise UserError(
+                f"model.name={first['name']!r} is not the same on all nodes (sha256 {first['sha256'][:16]}… on one, "
+                f"{other['sha256'][:16]}… on another): give them the same files"
+            )
+    return first
 
 
 def prepare_device(config: Config, device: torch.device) -> None:
