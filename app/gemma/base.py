@@ -23,7 +23,8 @@ def source_of(name: str) -> str:
 
 
 def config_of(model: ModelConfig) -> Gemma2Config:
-    """The model's own config. Raises UserError for a model that is not to be had or not a Gemma 2."""
+    """The model's own config, without the softcaps that are switched off. Raises UserError for a model that is not to
+    be had or not a Gemma 2."""
     try:
         config = AutoConfig.from_pretrained(source_of(model.name), revision=model.revision)
     except (OSError, ValueError) as error:
@@ -35,6 +36,10 @@ def config_of(model: ModelConfig) -> Gemma2Config:
         raise UserError(
             f"model.name={model.name!r} is a {config.model_type!r} model: give a Gemma 2, such as google/gemma-2-9b-it"
         )
+    if not model.attention_softcap:
+        config.attn_logit_softcapping = None
+    if not model.logit_softcap:
+        config.final_logit_softcapping = None
     return config
 
 

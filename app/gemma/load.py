@@ -59,6 +59,9 @@ def load_base(
     )
     _compute_in(base, dtype)
     print(f"attention: {attention.in_words(model.attention, device)}", file=sys.stderr)
+    for on, what in ((model.attention_softcap, "attention scores"), (model.logit_softcap, "output logits")):
+        if not on:
+            print(f"softcap of {what}: OFF, for study; the model was trained with it", file=sys.stderr)
     return base
 
 
@@ -73,6 +76,13 @@ def _compute_in(base: Gemma2ForCausalLM, dtype: torch.dtype) -> None:
         parameter.requires_grad_(False)
         if not isinstance(parameter, Params4bit):
             parameter.data = parameter.data.to(dtype)
+    if dtype == torch.float16:
+        base.get_input_embeddings().register_forward_hook(lambda _module, _inputs, output: output.float())
+
+
+def residual_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of what layers add to: fp16's range is too small for Gemma 2's sums, though its products fit."""
+    return torch.float32 if dtype == torch.float16 else dtype
 
 
 def add_lora(base: Gemma2ForCausalLM, lora: LoraConfig, *, seed: int) -> PeftModel:
@@ -103,12 +113,12 @@ def load_adapter(base: Gemma2ForCausalLM, folder: str | Path) -> PeftModel:
 
 def _trainable_in_fp32(model: PeftModel) -> PeftModel:
     inner = gemma(model)
-    dtype = inner.dtype
+    dtype = residual_dtype(inner.dtype)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     if inner.get_input_embeddings().weight.requires_grad:
-        # A trained embedding is fp32; the residual stream that it feeds stays in the compute dtype.
+        # A trained embedding is fp32; the residual stream that it feeds stays in its dtype.
         inner.get_input_embeddings().register_forward_hook(lambda _module, _inputs, output: output.to(dtype))
     return model
 
@@ -171,7 +181,7 @@ class CaptionLoss(nn.Module):
         with autocast(input_ids.device, self.dtype):
             hidden = inner.model(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
             return softcapped_cross_entropy(
-                hidden.flatten(0, 1),
+                hidden.flatten(0, 1).to(self.dtype),
                 inner.lm_head.weight,
                 targets.flatten(),
                 softcap=inner.config.final_logit_softcapping,

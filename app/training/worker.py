@@ -22,7 +22,8 @@ from app.gemma.load import DTYPES, CaptionLoss, add_lora, gemma, load_base, num_
 from app.storage import join
 from app.tracking import Tracker, attach
 from app.training import checkpoint, loop
-from app.training.loop import State, TrainingDiverged
+from app.training.finite import TrainingDiverged
+from app.training.loop import State
 from app.training.optim import adamw
 from app.training.parallel import World, all_reduce, gather, wrap
 from data_pipeline.ledger import Ledger
@@ -185,6 +186,7 @@ def _work(job: Job) -> dict[str, Any]:
     world.tracker.flush()
     return {"step": state.step, "eval_loss": final_loss, "num_examples": state.num_examples,
             "num_left_out": state.num_left_out, "num_truncated": state.num_truncated, "num_tokens": state.num_tokens,
+            "num_skipped_steps": state.num_skipped_steps, "num_skipped_examples": state.num_skipped_examples,
             "num_validation_left_out": num_validation_left_out, "progress": state.progress}  # fmt: skip
 
 
