@@ -33,7 +33,12 @@ STEPS = 12
 @pytest.fixture(scope="module")
 def config(ray_local, tmp_path_factory):
     folder = tmp_path_factory.mktemp("jobs")
-    prepare(["scenes:400:7:list"], PrepareConfig(out=str(folder / "shards"), validation_share=0.1), progress=False)
+    (folder / "refused.jsonl").write_text('{"svg": "<svg", "caption": "cut off"}\n')
+    prepare(
+        ["scenes:400:7:list", str(folder / "refused.jsonl")],
+        PrepareConfig(out=str(folder / "shards"), validation_share=0.1),
+        progress=False,
+    )
     made = absolute(
         load(
             "demo",
@@ -179,6 +184,8 @@ def test_the_best_checkpoint_is_restored_and_linked_to_its_step(config, uninterr
     assert {4, 8, 12} <= linked
     assert run.data.params["lora.rank"] == "16"
     assert {dataset.dataset.name for dataset in run.inputs.dataset_inputs} == {"train", "validation"}
+    counted = {name: value for name, value in run.data.metrics.items() if name.startswith("prepare/quarantined")}
+    assert counted == {"prepare/quarantined": 1, "prepare/quarantined/not_xml": 1}
 
 
 def test_evaluation_writes_a_gallery_and_figures_beside_their_baselines(config, uninterrupted):
