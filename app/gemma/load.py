@@ -67,7 +67,7 @@ def load_base(
     )
     for parameter in base.parameters():
         parameter.requires_grad_(False)
-    print(f"attention: {attention.in_words(model.attention, device)}", file=sys.stderr)
+    print(f"attention: {attention.in_words(model.attention)}", file=sys.stderr)
     return base
 
 

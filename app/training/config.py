@@ -4,6 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+Strategy = Literal["ddp", "zero2", "fsdp"]
+
 
 class OptimConfig(BaseModel):
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) and its learning-rate schedule."""
@@ -88,7 +90,11 @@ class ParallelConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    strategy: Literal["ddp"] = Field("ddp", description="every worker holds the model; gradients are summed")
+    strategy: Strategy = Field(
+        "ddp",
+        description="what is cut over the workers: ddp nothing, zero2 the trained weights with gradients and optimizer "
+        "moments, fsdp the frozen base as well; losses and checkpoints are the same",
+    )
     timeout_seconds: Annotated[int, Field(ge=10)] = Field(
         1800, description="longest wait for another worker in a collective operation (seconds)"
     )

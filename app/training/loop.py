@@ -10,7 +10,6 @@ import math
 import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from app.gemma.load import evaluating
 from app.training.config import OptimConfig, TrainConfig
 from app.training.optim import learning_rate
-from app.training.parallel import World, all_reduce
+from app.training.parallel import World, accumulating, all_reduce, clip, reshard
 from data_pipeline.encode import IGNORED
 from data_pipeline.windows import Batch, Position
 
@@ -65,7 +64,7 @@ def train(
 ) -> State:
     """Train until the stream ends, `max_steps` is reached, or the evaluation loss stops falling.
 
-    `objective` maps (input_ids, position_ids, targets) to (loss sum, target count); it may be wrapped in DDP.
+    `objective` maps (input_ids, position_ids, targets) to (loss sum, target count); it may be wrapped (parallel.wrap).
     Each batch comes with the stream's position after it, of which `progress_of` gives the share that is done.
     `after_step` is told what each step trained on.
     """
@@ -171,15 +170,14 @@ def train_step(
     loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
     for i, batch in enumerate(micro_batches):
         torch.manual_seed(int(np.random.SeedSequence((*seed, i * world.size + world.rank)).generate_state(1)[0]))
-        last = i == len(micro_batches) - 1
-        with nullcontext() if last or world.size == 1 else objective.no_sync():  # type: ignore[operator]
+        with accumulating(objective, last=i == len(micro_batches) - 1):
             part, _ = objective(**tensors(batch, world.device))
-            # DDP averages gradients over workers; the loss is a mean over the targets of all of them.
+            # Gradients are averaged over workers; the loss is a mean over the targets of all of them.
             (part * (world.size / num_targets)).backward()
         loss_sum += part.detach().double()
     loss = all_reduce(loss_sum, world).item() / num_targets
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = float(nn.utils.clip_grad_norm_(trained, max_grad_norm))
+    norm = clip(trained, max_grad_norm)
     if not math.isfinite(loss) or not math.isfinite(norm):
         raise TrainingDiverged(
             f"step {seed[1] + 1}: loss {loss}, gradient norm {norm}; "
@@ -221,6 +219,7 @@ def mean_loss(objective: nn.Module, batches: Iterable[Batch], world: World) -> f
         for batch in batches:
             loss_sum, count = inner(**tensors(batch, world.device))
             sums += torch.stack([loss_sum.double(), count.double()])
+    reshard(inner)
     loss_sum, count = all_reduce(sums, world).tolist()
     return float(loss_sum / count)
 
