@@ -138,7 +138,7 @@ def test_two_workers_of_which_one_is_killed_train_as_one_that_is_not(config, uni
     assert MlflowClient(config.tracking.uri).get_run(trained.run_id).info.status == "FINISHED"
 
 
-def test_a_job_that_goes_on_with_other_numbers_of_workers_trains_on_every_row_once_per_epoch(config, tmp_path):
+def test_a_job_that_goes_on_with_other_workers_and_strategies_trains_on_every_row_once_per_epoch(config, tmp_path):
     rows = open_shards(config.data.shards).read("train", 0, 50)
     encoder = PromptEncoder(str(TINY), config.data.system)
     lengths = [len(encoder.encode(row.svg, row.caption).input_ids) for row in rows]
@@ -146,8 +146,9 @@ def test_a_job_that_goes_on_with_other_numbers_of_workers_trains_on_every_row_on
     changes = {"train__epochs": 2, "train__evaluate_every_steps": 100, "train__save_every_steps": 100,
                "data__max_train_rows": len(rows), "data__max_row_tokens": limit, "data__too_long": "truncate",
                "data__ledger": True, "data__cache": str(tmp_path)}  # fmt: skip
-    for num_workers, max_steps in ((2, 4), (3, 8), (1, None)):
-        part = job(config, "rescaled", **changes, scaling__num_workers=num_workers, train__max_steps=max_steps)
+    for num_workers, strategy, max_steps in ((2, "fsdp", 4), (3, "zero2", 8), (1, "ddp", None)):
+        part = job(config, "rescaled", **changes, scaling__num_workers=num_workers, parallel__strategy=strategy,
+                   train__max_steps=max_steps)  # fmt: skip
         trained = driver.train(part)
     entries = ledger_of(part)
     assert sorted((epoch, row_id) for epoch, _, _, row_id in entries) == sorted(

@@ -45,16 +45,15 @@ def wrap(objective: CaptionLoss, strategy: Strategy, *, size: int, device: torch
         devices = [device] if device.type == "cuda" else None
         return DistributedDataParallel(objective, device_ids=devices, forward_sync_buffers=False)
     mesh = init_device_mesh(device.type, (size,))
-    layers = [*gemma(objective.model).model.layers]
-    if strategy == "zero2":
-        frozen = {parameter for parameter in objective.parameters() if not parameter.requires_grad}
-        for module in [*layers, objective]:
-            fully_shard(module, mesh=mesh, reshard_after_forward=False, ignored_params=frozen)
-        return objective
+    frozen = {parameter for parameter in objective.parameters() if not parameter.requires_grad}
     # PEFT keeps the embedding that a trained one replaces: in a group of its own it is cut and never gathered.
     replaced = [m.original_module for m in objective.modules() if isinstance(m, ModulesToSaveWrapper)]
-    for group in [*layers, *([replaced] if replaced else []), objective]:
-        fully_shard(group, mesh=mesh, reshard_after_forward=True)
+    for group in [*gemma(objective.model).model.layers, *([replaced] if replaced else []), objective]:
+        fully_shard(
+            group, mesh=mesh,
+            reshard_after_forward=False if strategy == "zero2" else None,  # None: all but the outermost group
+            ignored_params=frozen if strategy == "zero2" else None,
+        )  # fmt: skip
     return objective
 
 
