@@ -10,6 +10,7 @@ import math
 import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from app.gemma.load import evaluating
 from app.training.config import OptimConfig, TrainConfig
 from app.training.optim import learning_rate
-from app.training.parallel import World, accumulating, all_reduce, clip, reshard
+from app.training.parallel import World, all_reduce, reshard
 from data_pipeline.encode import IGNORED
 from data_pipeline.windows import Batch, Position
 
@@ -170,14 +171,15 @@ def train_step(
     loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
     for i, batch in enumerate(micro_batches):
         torch.manual_seed(int(np.random.SeedSequence((*seed, i * world.size + world.rank)).generate_state(1)[0]))
-        with accumulating(objective, last=i == len(micro_batches) - 1):
+        summed_later = isinstance(objective, nn.parallel.DistributedDataParallel) and i < len(micro_batches) - 1
+        with objective.no_sync() if summed_later else nullcontext():  # type: ignore[operator]
             part, _ = objective(**tensors(batch, world.device))
             # Gradients are averaged over workers; the loss is a mean over the targets of all of them.
             (part * (world.size / num_targets)).backward()
         loss_sum += part.detach().double()
     loss = all_reduce(loss_sum, world).item() / num_targets
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = clip(trained, max_grad_norm)
+    norm = float(nn.utils.clip_grad_norm_(trained, max_grad_norm))
     if not math.isfinite(loss) or not math.isfinite(norm):
         raise TrainingDiverged(
             f"step {seed[1] + 1}: loss {loss}, gradient norm {norm}; "

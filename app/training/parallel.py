@@ -1,7 +1,6 @@
 """How workers share a step: who holds what, and sums over torch.distributed; nothing at all with one worker."""
 
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -10,7 +9,6 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from app.gemma.load import CaptionLoss, gemma
@@ -35,9 +33,10 @@ def wrap(objective: CaptionLoss, strategy: Strategy, *, size: int, device: torch
     """What a step calls; build the optimizer after it, over what this worker then holds.
 
     `ddp`: every worker holds the whole model. `zero2`: the trained weights, their gradients and moments are cut over
-    the workers (ZeRO, Rajbhandari et al. 2020, arXiv:1910.02054), gathered once a micro-batch; the frozen base is
-    whole. `fsdp`: the base's packed 4-bit weights and embedding are cut as well, and gathered a layer at a time.
-    The constants of the 4-bit weights (3 % of their bytes) stay whole. With one worker: the module itself.
+    the workers (ZeRO, Rajbhandari et al. 2020, arXiv:1910.02054); the weights are gathered once a micro-batch, and
+    gradients are summed into shards in each, so that no worker accumulates whole ones. The frozen base stays whole.
+    `fsdp`: the base's packed 4-bit weights and embedding are cut as well, and gathered a layer at a time. The
+    constants of the 4-bit weights (3 % of their bytes) stay whole. With one worker: the module itself.
     """
     if size == 1:
         return objective
@@ -60,20 +59,6 @@ def wrap(objective: CaptionLoss, strategy: Strategy, *, size: int, device: torch
 def loading_device(strategy: Strategy, *, size: int, device: torch.device) -> torch.device:
     """Where the base is loaded: for `fsdp` in host memory, from which `wrap` moves and cuts one layer after another."""
     return torch.device("cpu") if strategy == "fsdp" and size > 1 else device
-
-
-def accumulating(objective: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-    """Around one micro-batch. DDP sums gradients over workers in the last only; shards are summed in each, so that no
-    worker keeps a whole gradient."""
-    if last or not isinstance(objective, DistributedDataParallel):
-        return nullcontext()
-    return objective.no_sync()
-
-
-def clip(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-    """Scale gradients down to a global norm (over all shards) of at most `max_norm`; returns the norm before."""
-    norm = nn.utils.clip_grad_norm_(parameters, max_norm)
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
 def reshard(objective: nn.Module) -> None:
