@@ -19,7 +19,7 @@ from data_pipeline.pack import pack
 from tests.test_attention import naive
 from tests.test_lean import saved_bytes
 from tests.test_load import tensors
-from tests.tiny import CPU, VOCABULARY, examples, objective, save_model
+from tests.tiny import VOCABULARY, examples, objective, save_model
 
 POLICIES = {
     "kept": MemoryConfig(gradient_checkpointing=False),
