@@ -35,7 +35,12 @@ STEPS = 12
 @pytest.fixture(scope="module")
 def config(ray_local, tmp_path_factory):
     folder = tmp_path_factory.mktemp("jobs")
-    prepare(["scenes:400:7:list"], PrepareConfig(out=str(folder / "shards"), validation_share=0.1), progress=False)
+    (folder / "refused.jsonl").write_text('{"svg": "<svg", "caption": "cut off"}\n')
+    prepare(
+        ["scenes:400:7:list", str(folder / "refused.jsonl")],
+        PrepareConfig(out=str(folder / "shards"), validation_share=0.1),
+        progress=False,
+    )
     made = absolute(
         load(
             "demo",
@@ -135,7 +140,7 @@ def test_two_workers_of_which_one_is_killed_train_as_one_that_is_not(config, uni
     assert MlflowClient(config.tracking.uri).get_run(trained.run_id).info.status == "FINISHED"
 
 
-def test_a_job_that_goes_on_with_other_numbers_of_workers_trains_on_every_row_once_per_epoch(config, tmp_path):
+def test_a_job_that_goes_on_with_other_workers_and_strategies_trains_on_every_row_once_per_epoch(config, tmp_path):
     rows = open_shards(config.data.shards).read("train", 0, 50)
     encoder = PromptEncoder(str(TINY), config.data.system)
     lengths = [len(encoder.encode(row.svg, row.caption).input_ids) for row in rows]
@@ -143,8 +148,9 @@ def test_a_job_that_goes_on_with_other_numbers_of_workers_trains_on_every_row_on
     changes = {"train__epochs": 2, "train__evaluate_every_steps": 100, "train__save_every_steps": 100,
                "data__max_train_rows": len(rows), "data__max_row_tokens": limit, "data__too_long": "truncate",
                "data__ledger": True, "data__cache": str(tmp_path)}  # fmt: skip
-    for num_workers, max_steps in ((2, 4), (3, 8), (1, None)):
-        part = job(config, "rescaled", **changes, scaling__num_workers=num_workers, train__max_steps=max_steps)
+    for num_workers, strategy, max_steps in ((2, "fsdp", 4), (3, "zero2", 8), (1, "ddp", None)):
+        part = job(config, "rescaled", **changes, scaling__num_workers=num_workers, parallel__strategy=strategy,
+                   train__max_steps=max_steps)  # fmt: skip
         trained = driver.train(part)
     entries = ledger_of(part)
     assert sorted((epoch, row_id) for epoch, _, _, row_id in entries) == sorted(
@@ -181,6 +187,8 @@ def test_the_best_checkpoint_is_restored_and_linked_to_its_step(config, uninterr
     assert {4, 8, 12} <= linked
     assert run.data.params["lora.rank"] == "16"
     assert {dataset.dataset.name for dataset in run.inputs.dataset_inputs} == {"train", "validation"}
+    counted = {name: value for name, value in run.data.metrics.items() if name.startswith("prepare/quarantined")}
+    assert counted == {"prepare/quarantined": 1, "prepare/quarantined/not_xml": 1}
 
 
 def test_evaluation_writes_a_gallery_and_figures_beside_their_baselines(config, uninterrupted):

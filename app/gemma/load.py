@@ -58,7 +58,7 @@ def load_base(
         device_map={"": device},
     )
     _compute_in(base, dtype)
-    print(f"attention: {attention.in_words(model.attention, device)}", file=sys.stderr)
+    print(f"attention: {attention.in_words(model.attention)}", file=sys.stderr)
     for on, what in ((model.attention_softcap, "attention scores"), (model.logit_softcap, "output logits")):
         if not on:
             print(f"softcap of {what}: OFF, for study; the model was trained with it", file=sys.stderr)
@@ -180,8 +180,10 @@ class CaptionLoss(nn.Module):
         inner = gemma(self.model)
         with autocast(input_ids.device, self.dtype):
             hidden = inner.model(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+            if self.dtype == torch.float16:
+                hidden = hidden.half()  # from the fp32 residual stream
             return softcapped_cross_entropy(
-                hidden.flatten(0, 1).to(self.dtype),
+                hidden.flatten(0, 1),
                 inner.lm_head.weight,
                 targets.flatten(),
                 softcap=inner.config.final_logit_softcapping,

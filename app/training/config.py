@@ -4,12 +4,19 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+Strategy = Literal["ddp", "zero2", "fsdp"]
+
 
 class OptimConfig(BaseModel):
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) and its learning-rate schedule."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    kind: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
+        "adamw",
+        description="moments in fp32; or in 8 bits (bitsandbytes, arXiv:2110.02861); or these in memory that a GPU "
+        "moves to the host when it is short of its own",
+    )
     learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(1e-4, description="peak learning rate")
     schedule: Literal["cosine_with_restarts", "cosine", "linear", "constant"] = Field(
         "cosine_with_restarts", description="shape after the warm-up, as a function of the job's progress"
@@ -95,7 +102,11 @@ class ParallelConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    strategy: Literal["ddp"] = Field("ddp", description="every worker holds the model; gradients are summed")
+    strategy: Strategy = Field(
+        "ddp",
+        description="what is cut over the workers: ddp nothing, zero2 the trained weights with gradients and optimizer "
+        "moments, fsdp the frozen base as well; losses and checkpoints are the same",
+    )
     timeout_seconds: Annotated[int, Field(ge=10)] = Field(
         1800, description="longest wait for another worker in a collective operation (seconds)"
     )

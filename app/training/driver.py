@@ -138,6 +138,9 @@ def _describe(tracker: Tracker, config: Config) -> None:
             context=context,
             source=config.data.shards,
         )
+    refused = {f"prepare/quarantined/{reason}": number for reason, number in shards.quarantined.items()}
+    counted = {"prepare/duplicates": shards.duplicates, "prepare/quarantined": sum(refused.values()), **refused}
+    tracker.log_metrics(0, counted)
 
 
 def _finish(metrics: dict[str, Any], checkpoints: Checkpoints, folder: str, tracker: Tracker) -> Trained:

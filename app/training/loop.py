@@ -23,7 +23,7 @@ from app.gemma.load import evaluating
 from app.training.config import OptimConfig, TrainConfig
 from app.training.finite import FIRST_SCALE, culprit, next_scale, not_finite
 from app.training.optim import learning_rate
-from app.training.parallel import World, all_reduce
+from app.training.parallel import World, all_reduce, reshard
 from data_pipeline.encode import IGNORED
 from data_pipeline.windows import Batch, Position
 
@@ -70,7 +70,7 @@ def train(
 ) -> State:
     """Train until the stream ends, `max_steps` is reached, or the evaluation loss stops falling.
 
-    `objective` maps (input_ids, position_ids, targets) to (loss sum, target count); it may be wrapped in DDP.
+    `objective` maps (input_ids, position_ids, targets) to (loss sum, target count); it may be wrapped (parallel.wrap).
     Each batch comes with the stream's position after it, of which `progress_of` gives the share that is done.
     `after_step` is told what each step trained on.
     """
@@ -239,7 +239,7 @@ def gradients(
         summed_later = isinstance(objective, nn.parallel.DistributedDataParallel) and i < len(micro_batches) - 1
         with objective.no_sync() if summed_later else nullcontext():  # type: ignore[operator]
             part, _ = objective(**tensors(batch, world.device))
-            # DDP averages gradients over workers; the loss is a mean over the targets of all of them.
+            # Gradients are averaged over workers; the loss is a mean over the targets of all of them.
             (part * (scale * world.size / num_targets)).backward()
         loss_sum += part.detach().double()
     if scale != 1.0:
@@ -284,6 +284,7 @@ def mean_loss(objective: nn.Module, batches: Iterable[Batch], world: World) -> f
         for batch in batches:
             loss_sum, count = inner(**tensors(batch, world.device))
             sums += torch.stack([loss_sum.double(), count.double()])
+    reshard(inner)
     loss_sum, count = all_reduce(sums, world).tolist()
     return float(loss_sum / count)
 

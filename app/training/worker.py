@@ -14,18 +14,20 @@ import ray.train
 import ray.train.torch
 import torch
 from peft import PeftModel
+from torch import nn
 
 from app.config import Config
 from app.errors import UserError
+from app.gemma.activations import save_memory
 from app.gemma.base import Base, pin
-from app.gemma.load import DTYPES, CaptionLoss, add_lora, gemma, load_base, num_parameters
+from app.gemma.load import DTYPES, CaptionLoss, add_lora, load_base, num_parameters
 from app.storage import join
 from app.tracking import Tracker, attach
 from app.training import checkpoint, loop
 from app.training.finite import TrainingDiverged
 from app.training.loop import State
 from app.training.optim import adamw
-from app.training.parallel import World, all_reduce, gather, wrap
+from app.training.parallel import World, all_reduce, gather, loading_device, wrap
 from data_pipeline.ledger import Ledger
 from data_pipeline.stream import batches as batches_of
 from data_pipeline.windows import Batch, Position, Stream, progress, validation_batches
@@ -94,12 +96,12 @@ class RayWorld:
         self._progress.say(step, metrics)
 
     def report(self, state: State, eval_loss: float, *, save: bool) -> None:
-        """Rank 0 writes the checkpoint; every rank reports, which is how Ray Train keeps them in step."""
+        """All ranks lend their shards and rank 0 writes; all report, which is how Ray Train keeps them in step."""
         if self.ledger is not None:
             self.ledger.write(state.step)
         metrics = {"step": state.step, "eval_loss": eval_loss, "progress": state.progress,
                    "position": dataclasses.asdict(state.position)}  # fmt: skip
-        if not (save and self.rank == 0):
+        if not save:
             ray.train.report(metrics)
             return
         with tempfile.TemporaryDirectory() as folder:
@@ -109,15 +111,17 @@ class RayWorld:
                 "seed": self._job.config.train.seed,
                 "base": self.base,
             }
-            checkpoint.save(Path(folder), self._model, self._optimizer, saved)
-            self.tracker.log_checkpoint(
-                state.step,
-                Path(folder),
-                name=f"step-{state.step}",
-                metrics={"eval/loss": eval_loss},
-                files=False,
-            )
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+            writer = self.rank == 0
+            checkpoint.save(Path(folder) if writer else None, self._model, self._optimizer, saved)
+            if writer:
+                self.tracker.log_checkpoint(
+                    state.step,
+                    Path(folder),
+                    name=f"step-{state.step}",
+                    metrics={"eval/loss": eval_loss},
+                    files=False,
+                )
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder) if writer else None)
 
 
 def work(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -136,23 +140,19 @@ def _work(job: Job) -> dict[str, Any]:
     config = job.config
     device = ray.train.torch.get_device()
     prepare_device(config, device)
-    dtype = DTYPES[config.train.precision]
-    base = load_base(config.model, config.quantization, device=device, dtype=dtype)
-    model = add_lora(base, config.lora, seed=config.train.seed)
-    if config.memory.gradient_checkpointing:
-        base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    objective = CaptionLoss(model, dtype).train()
-    optimizer = adamw(objective, config.optim)
+    objective = _objective(config, device)
+    model = objective.model
+    trained, total = num_parameters(model)
+    size = ray.train.get_context().get_world_size()
+    wrapped = wrap(objective, config.parallel.strategy, size=size, device=device)
+    optimizer = adamw(wrapped, config.optim)
     world = RayWorld(job, model, optimizer)
     state, restored = State(), ray.train.get_checkpoint()
     if restored is not None:
         with restored.as_directory() as folder:
             checkpoint.require_base(Path(folder), world.base)
             state = loop.from_json(checkpoint.restore(Path(folder), model, optimizer)["state"])
-    if config.train.compile:
-        gemma(model).model.compile()
     if world.rank == 0:
-        trained, total = num_parameters(model)
         world.tracker.set_tags(
             {"trained_parameters": str(trained), "parameters": str(total), "base.sha256": world.base["sha256"]}
         )
@@ -171,7 +171,7 @@ def _work(job: Job) -> dict[str, Any]:
             world.ledger.add(step, micro_batches)
 
     state = loop.train(
-        wrap(objective, world),
+        wrapped,
         optimizer,
         _from_position(_batches(config, world), state.position),
         validation,
@@ -182,12 +182,24 @@ def _work(job: Job) -> dict[str, Any]:
         progress_of=lambda position: progress(position, num_windows),
         after_step=after_step,
     )
-    final_loss = _restore_best(model, objective, validation, world, config)
+    final_loss = _restore_best(model, wrapped, validation, world, config)
     world.tracker.flush()
     return {"step": state.step, "eval_loss": final_loss, "num_examples": state.num_examples,
             "num_left_out": state.num_left_out, "num_truncated": state.num_truncated, "num_tokens": state.num_tokens,
             "num_skipped_steps": state.num_skipped_steps, "num_skipped_examples": state.num_skipped_examples,
             "num_validation_left_out": num_validation_left_out, "progress": state.progress}  # fmt: skip
+
+
+def _objective(config: Config, device: torch.device) -> CaptionLoss:
+    size = ray.train.get_context().get_world_size()
+    start = loading_device(config.parallel.strategy, size=size, device=device)
+    dtype = DTYPES[config.train.precision]
+    base = load_base(config.model, config.quantization, device=start, dtype=dtype)
+    model = add_lora(base, config.lora, seed=config.train.seed)
+    save_memory(base, config.memory)
+    if config.train.compile:
+        base.model.compile()
+    return CaptionLoss(model, dtype).train()
 
 
 def _agreed(bases: list[Base | None]) -> Base:
@@ -242,7 +254,7 @@ def _empty_cache(step: int, every: int, device: torch.device) -> None:
 
 
 def _restore_best(
-    model: PeftModel, objective: CaptionLoss, validation: list[Batch], world: RayWorld, config: Config
+    model: PeftModel, objective: nn.Module, validation: list[Batch], world: RayWorld, config: Config
 ) -> float:
     """Put the weights with the lowest evaluation loss back; returns that loss, measured again."""
     saved = ray.train.get_all_reported_checkpoints() if config.train.save_every_steps else []
