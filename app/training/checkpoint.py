@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from app.training.optim import moments, restore_moments
+
 K = TypeVar("K")
 STATE = "state.json"
 
@@ -24,25 +26,24 @@ def save(folder: Path | None, model: PeftModel, optimizer: torch.optim.Optimizer
     """Write all of it into an existing folder. Of sharded weights every rank calls this, and one has a folder."""
     trained, keep = _trained(model), folder is not None
     weights = _gathered({parameter: parameter for parameter in trained.values()}, keep=keep)
-    kept = {f"{name}/{key}": value for name, own in trained.items() for key, value in optimizer.state[own].items()}
-    moments = _gathered(kept, keep=keep)
+    kept = {f"{name}/{key}": value for name, own in trained.items() for key, value in moments(optimizer, own).items()}
+    remembered = _gathered(kept, keep=keep)
     if folder is not None:
         named = _trained(model, tied=True)
         model.save_pretrained(str(folder), state_dict={name: weights[own] for name, own in named.items()})
-        save_file(moments, folder / "optimizer.safetensors")
+        save_file(remembered, folder / "optimizer.safetensors")
         (folder / STATE).write_text(json.dumps(state, indent=2) + "\n")
 
 
 def restore(folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Load weights and moments in place, of which a sharded model keeps its part; returns the saved state."""
     restore_weights(folder, model)
-    moments = load_file(folder / "optimizer.safetensors")
+    saved = load_file(folder / "optimizer.safetensors")
     for name, parameter in _trained(model).items():
-        optimizer.state[parameter] = {
-            key.rpartition("/")[2]: _part(value, parameter) if value.ndim else value
-            for key, value in moments.items()
-            if key.rpartition("/")[0] == name
-        }
+        own = {key.rpartition("/")[2]: value for key, value in saved.items() if key.rpartition("/")[0] == name}
+        restore_moments(
+            optimizer, parameter, {key: _part(value, parameter) if value.ndim else value for key, value in own.items()}
+        )
     state: dict[str, Any] = json.loads((folder / STATE).read_text())
     return state
 

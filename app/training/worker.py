@@ -18,6 +18,7 @@ from torch import nn
 
 from app.config import Config
 from app.errors import UserError
+from app.gemma.activations import save_memory
 from app.gemma.load import DTYPES, CaptionLoss, add_lora, load_base, num_parameters
 from app.storage import join
 from app.tracking import Tracker, attach
@@ -185,8 +186,7 @@ def _objective(config: Config, device: torch.device) -> CaptionLoss:
     dtype = DTYPES[config.train.precision]
     base = load_base(config.model, config.quantization, device=start, dtype=dtype)
     model = add_lora(base, config.lora, seed=config.train.seed)
-    if config.memory.gradient_checkpointing:
-        base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    save_memory(base, config.memory)
     if config.train.compile:
         base.model.compile()
     return CaptionLoss(model, dtype).train()
