@@ -11,7 +11,8 @@ import torch.multiprocessing
 from app.gemma.config import MemoryConfig
 from app.training import checkpoint
 from app.training.config import OptimConfig, TrainConfig
-from app.training.loop import State, TrainingDiverged, as_json, from_json, mean_loss, train
+from app.training.finite import TrainingDiverged
+from app.training.loop import State, as_json, from_json, mean_loss, train
 from app.training.optim import adamw
 from app.training.parallel import wrap
 from tests.tiny import CPU, Recorder, batches, objective, save_model

@@ -17,7 +17,9 @@ from safetensors.torch import load_file, save_file
 from app.config import absolute, load, override
 from app.errors import UserError
 from app.evaluation.evaluate import evaluate_job
-from app.gemma.load import TINY
+from app.gemma.base import TINY, digest
+from app.gemma.config import ModelConfig, QuantizationConfig
+from app.gemma.quantize import quantize
 from app.search import run_search
 from app.storage import read_json
 from app.tracking import check
@@ -212,6 +214,18 @@ def test_evaluation_writes_a_gallery_and_figures_beside_their_baselines(config, 
 def test_an_evaluation_without_a_trained_adapter_says_so(config):
     with pytest.raises(UserError, match="holds no trained adapter: run `train`"):
         evaluate_job(job(config, "never"))
+
+
+def test_a_checkpoint_of_one_base_is_neither_continued_nor_judged_on_another(config, uninterrupted, tmp_path):
+    quantize(ModelConfig(name="tiny"), QuantizationConfig(), tmp_path / "tiny4")
+    other = job(config, "one", model__name=str(tmp_path / "tiny4"), scaling__num_workers=1, train__max_steps=40)
+    message = rf"trained on the base tiny \(nf4, double; sha256 .*not on {tmp_path}/tiny4 \(nf4, double; sha256"
+    for run in (driver.train, evaluate_job):
+        with pytest.raises(UserError, match=message) as error:
+            run(other)
+        assert "\n" not in str(error.value)
+    run = MlflowClient(config.tracking.uri).get_run(uninterrupted.run_id)
+    assert run.data.tags["base.sha256"] == digest(config.model)
 
 
 def test_a_loss_that_diverges_ends_the_job_once_with_a_sentence_and_a_failed_run(config):

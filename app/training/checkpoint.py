@@ -2,10 +2,12 @@
 
 `adapter_model.safetensors`, `adapter_config.json` (PEFT's own format: any PEFT can load it),
 `optimizer.safetensors` (AdamW moments by parameter name), `state.json` (step, position in the stream, early
-stopping, seed; random numbers are a pure function of seed and step, see loop.train_step).
+stopping, seed; random numbers are a pure function of seed and step, see loop.train_step; name, quantization and
+hash of the base).
 """
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from app.errors import UserError
+from app.gemma.base import Base
 from app.training.optim import moments, restore_moments
 
 K = TypeVar("K")
@@ -57,6 +61,27 @@ def restore_weights(folder: Path, model: PeftModel) -> None:
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(_part(weights[name], parameter))
+
+
+def require_base(folder: Path, base: Base) -> None:
+    """Raises UserError if the checkpoint was trained on another base: an adapter on it would be noise.
+
+    A name may change (a folder may move), the bits and how they are quantised may not. An adapter that was not
+    trained here says no base; then this is said.
+    """
+    state = folder / STATE
+    pinned: Base | None = json.loads(state.read_text()).get("base") if state.is_file() else None
+    if pinned is None:
+        print(f"the adapter does not say its base; it is taken for one of {_in_words(base)}", file=sys.stderr)
+    elif any(pinned[key] != base[key] for key in ("sha256", "quantization")):
+        raise UserError(
+            f"the checkpoint was trained on the base {_in_words(pinned)}, not on {_in_words(base)}: "
+            "set model.name and quantization to that base, or train.run_name to a new job"
+        )
+
+
+def _in_words(base: Base) -> str:
+    return f"{base['name']} ({base['quantization']}; sha256 {base['sha256'][:16]}…)"
 
 
 def _trained(model: nn.Module, *, tied: bool = False) -> dict[str, nn.Parameter]:

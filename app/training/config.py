@@ -72,7 +72,14 @@ class TrainConfig(BaseModel):
     keep_checkpoints: Annotated[int, Field(ge=1)] = Field(
         2, description="checkpoints kept: the best by evaluation loss; the newest is kept besides"
     )
-    precision: Literal["bf16", "fp32"] = Field("bf16", description="dtype of activations and matrix products")
+    precision: Literal["bf16", "fp16", "fp32"] = Field(
+        "bf16",
+        description="dtype of matrix products; fp16, for cards without bf16, scales the loss and keeps the residual "
+        "stream in fp32",
+    )
+    non_finite: Literal["stop", "skip"] = Field(
+        "stop", description="what a step does whose loss or gradient is not finite; either way it is reported"
+    )
     tf32: bool = Field(True, description="allow TF32 in fp32 matrix products on GPUs that have it")
     compile: bool = Field(False, description="torch.compile the model")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="seed of adapter weights and dropout")

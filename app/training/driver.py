@@ -14,7 +14,7 @@ from ray.train.v2.api.result import Result
 from app.cluster import require_resources
 from app.config import Config, flat, to_yaml
 from app.errors import UserError
-from app.gemma.load import source_of
+from app.gemma.base import source_of
 from app.storage import join, read_json, write_json
 from app.tracking import Tracker, final_status, open_run
 from app.training.worker import Job, work

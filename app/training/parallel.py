@@ -76,6 +76,14 @@ def all_reduce(values: Tensor, world: World) -> Tensor:
     return values.cpu()
 
 
+def gather(value: Any, world: World) -> list[Any]:
+    """Every worker's small value, by rank, on all of them."""
+    values = [value] * world.size
+    if world.size > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
 class Alone:
     """One process, nothing recorded: for evaluations outside a job."""
 

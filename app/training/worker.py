@@ -19,13 +19,15 @@ from torch import nn
 from app.config import Config
 from app.errors import UserError
 from app.gemma.activations import save_memory
+from app.gemma.base import Base, pin
 from app.gemma.load import DTYPES, CaptionLoss, add_lora, load_base, num_parameters
 from app.storage import join
 from app.tracking import Tracker, attach
 from app.training import checkpoint, loop
-from app.training.loop import State, TrainingDiverged
+from app.training.finite import TrainingDiverged
+from app.training.loop import State
 from app.training.optim import adamw
-from app.training.parallel import World, all_reduce, loading_device, wrap
+from app.training.parallel import World, all_reduce, gather, loading_device, wrap
 from data_pipeline.ledger import Ledger
 from data_pipeline.stream import batches as batches_of
 from data_pipeline.windows import Batch, Position, Stream, progress, validation_batches
@@ -76,10 +78,13 @@ class RayWorld:
     """The loop's `World` inside Ray Train."""
 
     def __init__(self, job: Job, model: PeftModel, optimizer: torch.optim.Optimizer) -> None:
+        """The base is hashed once a node, and must be the same on all."""
         context = ray.train.get_context()
         self.rank, self.size = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
         self._job, self._model, self._optimizer = job, model, optimizer
+        first = context.get_local_rank() == 0
+        self.base = _agreed(gather(pin(job.config.model, job.config.quantization) if first else None, self))
         self._progress = Progress()
         self.ledger: Ledger | None = None
         if job.config.data.ledger:
@@ -104,6 +109,7 @@ class RayWorld:
                 "state": loop.as_json(state),
                 "eval_loss": eval_loss,
                 "seed": self._job.config.train.seed,
+                "base": self.base,
             }
             writer = self.rank == 0
             checkpoint.save(Path(folder) if writer else None, self._model, self._optimizer, saved)
@@ -140,13 +146,16 @@ def _work(job: Job) -> dict[str, Any]:
     size = ray.train.get_context().get_world_size()
     wrapped = wrap(objective, config.parallel.strategy, size=size, device=device)
     optimizer = adamw(wrapped, config.optim)
+    world = RayWorld(job, model, optimizer)
     state, restored = State(), ray.train.get_checkpoint()
     if restored is not None:
         with restored.as_directory() as folder:
+            checkpoint.require_base(Path(folder), world.base)
             state = loop.from_json(checkpoint.restore(Path(folder), model, optimizer)["state"])
-    world = RayWorld(job, model, optimizer)
     if world.rank == 0:
-        world.tracker.set_tags({"trained_parameters": str(trained), "parameters": str(total)})
+        world.tracker.set_tags(
+            {"trained_parameters": str(trained), "parameters": str(total), "base.sha256": world.base["sha256"]}
+        )
     validation = validation_batches(
         job.stream, micro_batch_rows=config.evaluate.batch_rows, rank=world.rank, num_workers=world.size
     )
@@ -177,6 +186,7 @@ def _work(job: Job) -> dict[str, Any]:
     world.tracker.flush()
     return {"step": state.step, "eval_loss": final_loss, "num_examples": state.num_examples,
             "num_left_out": state.num_left_out, "num_truncated": state.num_truncated, "num_tokens": state.num_tokens,
+            "num_skipped_steps": state.num_skipped_steps, "num_skipped_examples": state.num_skipped_examples,
             "num_validation_left_out": num_validation_left_out, "progress": state.progress}  # fmt: skip
 
 
@@ -190,6 +200,18 @@ def _objective(config: Config, device: torch.device) -> CaptionLoss:
     if config.train.compile:
         base.model.compile()
     return CaptionLoss(model, dtype).train()
+
+
+def _agreed(bases: list[Base | None]) -> Base:
+    """The base of all nodes. Raises UserError if two have different ones under one name."""
+    first, *others = (base for base in bases if base is not None)
+    for other in others:
+        if other != first:
+            raise UserError(
+                f"model.name={first['name']!r} is not the same on all nodes (sha256 {first['sha256'][:16]}… on one, "
+                f"{other['sha256'][:16]}… on another): give them the same files"
+            )
+    return first
 
 
 def prepare_device(config: Config, device: torch.device) -> None:
