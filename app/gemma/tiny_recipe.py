@@ -2,7 +2,7 @@
 
     python -m app.gemma.tiny_recipe --out app/gemma/tiny
 
-About half an hour on one core. The base learns to say what is drawn in several caption styles, so that fine-tuning
+Forty minutes on one quiet core. The base learns to say what is drawn in several caption styles, so that fine-tuning
 has a style to learn and not a language. It never sees an icon, nor the `list` style of the learning benchmark, nor
 a composition that a split by concept holds out.
 """
