@@ -74,8 +74,8 @@ def culprit(objective: nn.Module, run: Callable[[nn.Module], object], world: Wor
     for name, parameter in inner.named_parameters():
         if parameter.grad is not None:
             look(parameter.grad, f"gradient of {_short(name)}")
-    places = [f"{what} (worker {rank})" for rank, what in enumerate(gather("".join(found), world)) if what]
-    return places[0] if places else "nothing in a second run"
+    places = [f"the {what} (worker {rank})" for rank, what in enumerate(gather("".join(found), world)) if what]
+    return places[0] if places else "nothing that a second run shows"
 
 
 def _short(name: str) -> str:

@@ -154,7 +154,7 @@ def _step_or_skip(
         optimizer.zero_grad(set_to_none=True)
         overflow = state.loss_scale < scale and math.isfinite(loss)
         not_finite(
-            state.step + 1, f"loss {loss}, gradient norm {norm}; first in the {where}",
+            state.step + 1, f"loss {loss}, gradient norm {norm}; first in {where}",
             stop=config.non_finite == "stop" and not overflow, world=world,
             fate="the step is skipped" + (f" and the loss scale {scale:.0f} halved" if overflow else ""),
         )  # fmt: skip
@@ -263,7 +263,7 @@ def evaluate(
     if not math.isfinite(loss):
         where = culprit(objective, functools.partial(mean_loss, batches=validation, world=world), world)
         not_finite(
-            state.step, f"evaluation loss {loss}; first in the {where}", world=world, fate="it is no checkpoint",
+            state.step, f"evaluation loss {loss}; first in {where}", world=world, fate="it is no checkpoint",
             stop=config.non_finite == "stop" and state.step > 0,  # before any step, the first one will say it
         )  # fmt: skip
     if loss < state.best_loss - config.early_stopping_threshold:
