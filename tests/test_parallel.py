@@ -7,6 +7,8 @@ import torch.multiprocessing
 from bitsandbytes.nn import Params4bit
 from torch.distributed.tensor import DTensor
 
+from app.gemma.activations import save_memory
+from app.gemma.config import MemoryConfig
 from app.gemma.load import gemma
 from app.training import checkpoint
 from app.training.config import OptimConfig, TrainConfig
@@ -42,10 +44,10 @@ def held(tensors):
 
 
 def run(folder, strategy, rank, size, *, saved, resumed=None, dtype=torch.float32, **config):
-    """What one worker sees of a job with trained embeddings, dropout, checkpointed layers and accumulation."""
+    """What one worker sees of a job with trained embeddings, dropout, recomputed layers and accumulation."""
     loss = objective(folder, dtype=dtype, rank=3, dropout=0.1, train_embeddings=True)
     inner = gemma(loss.model).model
-    gemma(loss.model).activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    save_memory(gemma(loss.model), MemoryConfig(tile_tokens=16, offload=True))
     wrapped = wrap(loss, strategy, size=size, device=CPU)
     optimizer = adamw(wrapped, OPTIM)
     state = State()

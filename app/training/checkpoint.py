@@ -28,13 +28,10 @@ STATE = "state.json"
 
 def save(folder: Path | None, model: PeftModel, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Write all of it into an existing folder. Of sharded weights every rank calls this, and one has a folder."""
-    remembered = {
-        f"{name}/{key}": value
-        for name, parameter in _trained(model).items()
-        for key, value in moments(optimizer, parameter).items()
-    }
-    weights = _gathered({parameter: parameter for parameter in _trained(model).values()}, keep=folder is not None)
-    remembered = _gathered(remembered, keep=folder is not None)
+    trained, keep = _trained(model), folder is not None
+    weights = _gathered({parameter: parameter for parameter in trained.values()}, keep=keep)
+    kept = {f"{name}/{key}": value for name, own in trained.items() for key, value in moments(optimizer, own).items()}
+    remembered = _gathered(kept, keep=keep)
     if folder is not None:
         named = _trained(model, tied=True)
         model.save_pretrained(str(folder), state_dict={name: weights[own] for name, own in named.items()})
