@@ -3,7 +3,7 @@
 import math
 
 from data_pipeline.svg_names import SHAPES
-from data_pipeline.svg_path import PathError, format_number, parse_numbers
+from data_pipeline.svg_numbers import PathError, format_number, parse_numbers
 from data_pipeline.svg_prune import prune
 from data_pipeline.svg_read import SVGRefused
 from data_pipeline.svg_scale import GRID, Space, is_scalable, parse_length, scale_tree

@@ -1,6 +1,49 @@
-"""Elliptical arcs: where their middle is, and the Bézier curves that draw them."""
+"""Elliptical arcs: where their middle is, the Bézier curves that draw them, and what is left of them when rounded."""
 
 import math
+from typing import Any
+
+from data_pipeline.svg_numbers import format_number
+
+# How far rounding may move the middle of an arc (output units). Near half and full turns the rounded radius or chord
+# can move it by many units: the arc becomes cubics.
+SLACK = 0.75
+TINY = 1e-9  # of an arc: below it squares and quotients leave the range of floats
+
+
+def arc_form(
+    x0: float, y0: float, x: float, y: float, rx: float, ry: float, phi: float, large: float, sweep: float, k: float
+) -> tuple[str, Any]:
+    """What the arc from (x0, y0) to (x, y) is written as when all is scaled by k and rounded: `a`, with the text of
+    its rotation and flags; `c`, if rounding would bend it, with the numbers of absolute cubics in input units; or
+    `l`, if rounding flattens it."""
+    dx, dy = x - x0, y - y0
+    if (abs(dx) < TINY and abs(dy) < TINY) or rx < TINY or ry < TINY:
+        return "l", None
+    phi = round(phi, 1) % 180.0 if rx != ry else 0.0
+    written_rx, written_ry = round(rx * k), round(ry * k)
+    px, py = round(x0 * k), round(y0 * k)
+    written_dx, written_dy = round(x * k) - px, round(y * k) - py
+    is_arc = (written_dx or written_dy) and written_rx and written_ry
+    if rx == ry and written_rx and is_arc:
+        bow, written_bow = arc_bow(dx, dy, rx, large), arc_bow(written_dx, written_dy, written_rx, large)
+        if not sweep:
+            bow, written_bow = -bow, -written_bow
+        off_x = (x0 + dx / 2 + dy * bow) * k - px - written_dx / 2 - written_dy * written_bow
+        off_y = (y0 + dy / 2 - dx * bow) * k - py - written_dy / 2 + written_dx * written_bow
+    else:
+        middle_x, middle_y = arc_middle(dx, dy, rx, ry, phi, large, sweep)
+        written_x, written_y = written_dx / 2, written_dy / 2
+        if is_arc:
+            written_x, written_y = arc_middle(written_dx, written_dy, written_rx, written_ry, phi, large, sweep)
+        off_x, off_y = (x0 + middle_x) * k - px - written_x, (y0 + middle_y) * k - py - written_y
+    if off_x * off_x + off_y * off_y <= SLACK * SLACK:
+        if not is_arc:
+            return "l", None
+        turned = format_number(phi, 1) if phi and written_rx != written_ry else "0"
+        return "a", f" {turned} {'1' if large else '0'} {'1' if sweep else '0'}"
+    curves = arc_cubics(dx, dy, rx, ry, phi, large, sweep, big=512 / k)
+    return "c", [(y0 if i % 2 else x0) + number for curve in curves for i, number in enumerate(curve)]
 
 
 def arc_middle(

@@ -9,17 +9,8 @@ import re
 from dataclasses import dataclass, replace
 
 from data_pipeline.svg_names import DEFINITIONS
-from data_pipeline.svg_path import (
-    NUMBER,
-    Path,
-    PathError,
-    format_number,
-    parse_numbers,
-    parse_path,
-    path_slip,
-    write_path,
-    write_points,
-)
+from data_pipeline.svg_numbers import NUMBER, PathError, format_number, parse_numbers
+from data_pipeline.svg_path import scale_path, scale_points
 from data_pipeline.svg_read import SVGRefused
 from data_pipeline.svg_tree import Node
 
@@ -244,10 +235,15 @@ class _Scaler:
             if name not in _NUMERIC:
                 continue
             if name == "d" or name == "points":
-                path = _points(name, value, space, decimals)
-                attributes[name] = write_path(path, decimals) if name == "d" else write_points(path, decimals)
-                if stroke != "none" or (self.dense and fill[:4] not in ("none", "url(")):
-                    moved += path_slip(path)
+                shows = stroke != "none" or (self.dense and fill[:4] not in ("none", "url("))
+                rewrite = scale_path if name == "d" else scale_points
+                try:
+                    attributes[name], slip = rewrite(
+                        value, space.scale, origin=space.origin, decimals=decimals, measured=shows
+                    )
+                except PathError as error:
+                    raise SVGRefused("bad_path", str(error)) from None
+                moved += slip
             elif (positioned and name in _GEOMETRY) or name in _STROKE:
                 attributes[name] = _scale_length(name, value, space, fine, vector=node.tag == "use")
             elif name in _OFFSETS and node.tag in _OFFSET_TAGS:
@@ -263,18 +259,6 @@ class _Scaler:
             inner = _inner_space(node, space)
             for child in node.children:
                 self.scale_numbers(child, inner, lifted, stroke, fill)
-
-
-def _points(name: str, value: str, space: Space, decimals: int) -> Path:
-    scale = space.scale * 10**decimals
-    try:
-        if name == "d":
-            return parse_path(value, scale, space.origin)
-        numbers = parse_numbers(value)
-    except PathError as error:
-        raise SVGRefused("bad_path", str(error)) from None
-    numbers = [(number - space.origin[n % 2]) * scale for n, number in enumerate(numbers[: len(numbers) // 2 * 2])]
-    return Path(["m", *"l" * (len(numbers) // 2 - 1)], numbers, [])
 
 
 def _scale_length(name: str, value: str, space: Space, decimals: int, *, vector: bool) -> str:
