@@ -2,11 +2,13 @@
 
 import math
 
+from data_pipeline.svg_lengths import Space, parse_length
 from data_pipeline.svg_names import SHAPES
 from data_pipeline.svg_numbers import PathError, format_number, parse_numbers
-from data_pipeline.svg_prune import prune
+from data_pipeline.svg_prune import Drawing, prune
 from data_pipeline.svg_read import SVGRefused
-from data_pipeline.svg_scale import GRID, Space, is_scalable, parse_length, scale_tree
+from data_pipeline.svg_scale import is_scalable, scale_tree
+from data_pipeline.svg_transform import GRID
 from data_pipeline.svg_tree import Node, parse, serialise
 
 __all__ = ["GRID", "SVGRefused", "canonicalise"]
@@ -50,15 +52,15 @@ def _rewrite(svg: str | bytes, max_bytes: int, *, more_decimals: int = 0) -> tup
     """The canonical text in one precision, and whether that precision shows."""
     try:
         root = parse(svg, max_bytes=max_bytes)
-        prune(root)
-        if SHAPES.isdisjoint([node.tag for node in root.walk()]):
+        drawing = prune(root)
+        if SHAPES.isdisjoint(drawing.tags):
             raise SVGRefused("empty", "nothing is drawn")
         space, view_box = _page(root)
         for name in _OF_THE_PAGE:
             root.attributes.pop(name, None)
-        if (space.scale, space.origin) != (1.0, (0.0, 0.0)) and not is_scalable(root, space.origin):
-            space = _wrap(root, space)
-        moved = scale_tree(root, space, more_decimals=more_decimals)
+        if (space.scale, space.origin) != (1.0, (0.0, 0.0)) and not is_scalable(drawing, space.origin):
+            drawing, space = _wrap(drawing, space)
+        moved = scale_tree(drawing, space, more_decimals=more_decimals)
     except PathError as error:
         raise SVGRefused("bad_number", str(error)) from None
     root.attributes["viewBox"] = view_box
@@ -99,9 +101,12 @@ def _viewport(box: list[float], aspect: float, preserve: str) -> list[float]:
     return [x - (grown_width - width) * share_x, y - (grown_height - height) * share_y, grown_width, grown_height]
 
 
-def _wrap(root: Node, space: Space) -> Space:
+def _wrap(drawing: Drawing, space: Space) -> tuple[Drawing, Space]:
     """Text, filters, patterns and their like keep their numbers, and a group brings them to the grid."""
+    root, nodes = drawing.root, drawing.nodes
     x, y = space.origin
     shift = f" translate({-x} {-y})" if x or y else ""
-    root.children = [Node("g", {"transform": f"scale({space.scale}){shift}"}, root.children)]
-    return Space(1.0, (0.0, 0.0), space.width, space.height)
+    group = Node("g", {"transform": f"scale({space.scale}){shift}"}, root.children)
+    root.children = [group]
+    wrapped = Drawing(root, [root, group, *nodes[1:]], drawing.tags | {"g"}, drawing.names | {"transform"})
+    return wrapped, Space(1.0, (0.0, 0.0), space.width, space.height)

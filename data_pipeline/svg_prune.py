@@ -1,31 +1,54 @@
 """Drops what no drawn element reaches, and the names that may tell what is drawn. Knows no numbers."""
 
+from dataclasses import dataclass
+
 from data_pipeline.svg_names import DEFINITIONS, GROUPS
 from data_pipeline.svg_tree import Node, append_text
 
+_UNDRAWN = DEFINITIONS | {"defs"}
 
-def prune(root: Node) -> None:
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A tree whose elements are all needed: in document order, their tags, and the names of all attributes."""
+
+    root: Node
+    nodes: list[Node]
+    tags: set[str]
+    names: set[str]
+
+
+def prune(root: Node) -> Drawing:
     """In place: unused definitions, dangling references, empty groups and groups without attributes go."""
     for _ in range(4):  # what was dropped may have held the last reference to something else
-        if not _drop_unused(root):
+        nodes = root.walk()
+        if not _drop_unused(root, nodes):
             break
-    nodes = root.walk()
+    else:
+        nodes = root.walk()
     _rename_ids(nodes)
-    clips = any(node.tag == "clipPath" for node in nodes)
-    for node in nodes:
-        if node.tag == "filter":
-            _rename_results(node)
-        if not clips and "clip-rule" in node.attributes:  # beside fill-rule by habit
-            del node.attributes["clip-rule"]
-    _splice_groups(root)
+    tags = {node.tag for node in nodes}
+    if "filter" in tags:
+        for node in nodes:
+            if node.tag == "filter":
+                _rename_results(node)
+    if "clipPath" not in tags:  # then clip-rule is there by habit, beside fill-rule
+        for node in nodes:
+            node.attributes.pop("clip-rule", "")
+    if "g" in tags and any(node.tag == "g" and not node.attributes for node in nodes):
+        _splice_groups(root)
+        nodes = root.walk()
+    return Drawing(root, nodes, tags, set().union(*[node.attributes for node in nodes]))
 
 
-def _drop_unused(root: Node) -> bool:
+def _drop_unused(root: Node, nodes: list[Node]) -> bool:
     """Drop definitions that nothing drawn reaches, `use` of what is not there, and empty groups."""
     by_id: dict[str, Node] = {}
-    for node in root.walk():
+    for node in nodes:
         if "id" in node.attributes:
             by_id.setdefault(node.attributes["id"], node)
+    if _UNDRAWN.isdisjoint([node.tag for node in nodes]):
+        return _sweep(root, None, by_id)
     reached = {id(root)}
     stack = [root]
     while stack:
@@ -40,17 +63,19 @@ def _drop_unused(root: Node) -> bool:
     return _sweep(root, reached, by_id)
 
 
-def _sweep(node: Node, reached: set[int], by_id: dict[str, Node]) -> bool:
+def _sweep(node: Node, reached: set[int] | None, by_id: dict[str, Node]) -> bool:
+    """Drops what is empty or not `reached` (None: all is); was there any?"""
     dropped = False
     kept: list[Node] = []
     for child in node.children:
         if child.children:
             dropped |= _sweep(child, reached, by_id)
-        useless = not child.children and (child.tag in GROUPS or id(child) not in reached)
         if child.tag == "path":
-            useless |= child.attributes.get("d", "none").strip() in ("", "none")
-        elif child.tag == "use":
-            useless |= child.attributes.get("href", "#")[1:] not in by_id
+            useless = child.attributes.get("d", "none").strip() in ("", "none")
+        else:
+            useless = child.tag == "use" and child.attributes.get("href", "#")[1:] not in by_id
+        if not child.children:
+            useless |= child.tag in GROUPS or (reached is not None and id(child) not in reached)
         if not useless:
             kept.append(child)
         elif child.tail:
@@ -62,15 +87,17 @@ def _sweep(node: Node, reached: set[int], by_id: dict[str, Node]) -> bool:
 
 def _rename_ids(nodes: list[Node]) -> None:
     """Referenced ids become a, b, … in document order (an id may name what is drawn); the others go."""
-    used = {name for node in nodes for name in node.references}
+    used = {name for node in nodes if node.references for name in node.references}
     names: dict[str, str] = {}
     for node in nodes:
-        name = node.attributes.pop("id", "")
-        if name in used and name not in names:
-            names[name] = node.attributes["id"] = _letters(len(names))
-    for node in nodes:
-        if node.references:
-            _rename_references(node, names)
+        if "id" in node.attributes:
+            name = node.attributes.pop("id")
+            if name in used and name not in names:
+                names[name] = node.attributes["id"] = _letters(len(names))
+    if used:
+        for node in nodes:
+            if node.references:
+                _rename_references(node, names)
 
 
 def _rename_references(node: Node, names: dict[str, str]) -> None:
