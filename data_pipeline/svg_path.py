@@ -11,9 +11,8 @@ from data_pipeline.svg_arc import arc_form
 from data_pipeline.svg_numbers import MAGIC, NUMBER, PathError, Readings, Texts, parse_numbers
 
 _COMMANDS = {letter: (letter.lower(), letter.islower()) for letter in "MmZzLlHhVvCcSsQqTtAa"}
-_RARE = re.compile(r"[eE+]")
 _TOKEN = re.compile(rf"(?>{NUMBER.pattern})|[^\s,]")  # the last: a letter, or what cannot be
-_COMMON_TOKEN = re.compile(r"[0-9]++\.?[0-9]*+|-[0-9]*+\.?[0-9]*+|\.[0-9]++|[^\s,]")  # the same faster, without _RARE
+_COMMON_TOKEN = re.compile(r"[-0-9][0-9]*+\.?[0-9]*+|\.[0-9]++|[^\s,]")  # the same faster, where no exponent or + is
 _FLAGS = ("0", "1")
 _DOT = "h.1-.1"  # there and back, so that what follows stays where it is
 
@@ -36,7 +35,7 @@ def scale_path(
     If `measured`, also how much rounding moves the outline: per segment, mean distance of its ends from where they
     are written times length, in squares of the last decimal's unit. Raises PathError.
     """
-    words = (_TOKEN if _RARE.search(d) else _COMMON_TOKEN).findall(d)
+    words = (_TOKEN if "e" in d or "E" in d or "+" in d else _COMMON_TOKEN).findall(d)
     if not d.isascii() or (words and words[0] not in "Mm"):
         raise PathError(f"path data {d.strip()[:40]!r}")
     values = list(map(_READINGS.__getitem__, words))
@@ -146,11 +145,15 @@ def _rewrite(
             x, y = from_x + dx, from_y + dy
             qx, qy = x * k + MAGIC, y * k + MAGIC
             mirror = ""
-            form, found = arc_form(x0, y0, x, y, rx, ry, phi, large, sweep, k)
+            dx, dy = qx - px, qy - py
+            form, found = arc_form(x0, y0, x, y, rx, ry, phi, large, sweep, k, px - MAGIC, py - MAGIC, dx, dy)
             if form == "a":
-                parts += (texts[round(rx * k)],) if letter == "a" else ("a", heads[round(rx * k)])
-                parts += (texts[round(ry * k)], found, texts[qx - px], texts[qy - py])
-                letter = "a"
+                rx, ry = rx * k + MAGIC - MAGIC, ry * k + MAGIC - MAGIC
+                if letter == "a":
+                    parts += (texts[rx], texts[ry], found, texts[dx], texts[dy])
+                else:
+                    parts += ("a", heads[rx], texts[ry], found, texts[dx], texts[dy])
+                    letter = "a"
             elif form == "c":
                 after = [words, values, n, end, kind, relative, base_x, base_y, x, y]
                 words, values, n, end, kind, relative, base_x, base_y = [], found, 0, len(found), "c", False, 0.0, 0.0
