@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from data_pipeline.svg_numbers import NUMBER, format_number, parse_numbers
 
+GRID = 256  # units along the longer side of every canonical drawing
 MAX_REMEMBERED = 24  # characters of a length: a hostile corpus must not fill the memory
 
 _LENGTH = re.compile(rf"({NUMBER.pattern})\s*(px|pt|pc|mm|cm|in|%)?")

@@ -6,13 +6,13 @@ linear parts of transforms not at all. So nested transforms stay correct without
 
 from dataclasses import replace
 
-from data_pipeline.svg_lengths import Space, is_dashes, parse_length, scale_dashes, small
+from data_pipeline.svg_lengths import GRID, Space, is_dashes, parse_length, scale_dashes, small
 from data_pipeline.svg_names import DEFINITIONS
 from data_pipeline.svg_numbers import PathError, format_number, parse_numbers
 from data_pipeline.svg_path import scale_path, scale_points
 from data_pipeline.svg_prune import Drawing
 from data_pipeline.svg_read import SVGRefused
-from data_pipeline.svg_transform import GRID, TRANSFORMS, decimals_for, is_boxed, scale_transforms
+from data_pipeline.svg_transform import TRANSFORMS, decimals_for, is_boxed, scale_transforms
 from data_pipeline.svg_tree import Node
 
 DENSE = 20_000  # characters of path data: a smaller filled drawing cannot show what rounding did to it
@@ -55,6 +55,7 @@ _ROLES = {
 }
 _BOX_UNITS = frozenset(("clipPathUnits", "maskContentUnits", "patternContentUnits", "primitiveUnits"))
 _BOX = "objectBoundingBox"
+_REUNITS = _BOX_UNITS | {"viewBox"}
 
 
 def is_scalable(drawing: Drawing, origin: tuple[float, float]) -> bool:
@@ -182,13 +183,14 @@ def _scale_length(name: str, value: str, space: Space, decimals: int, *, vector:
 def _inner_space(node: Node, space: Space) -> Space:
     """What a unit means to the children, where it isn't the unit of the parent: only ever with scale 1."""
     zoom = space.zoom
-    if node.tag == "g":
-        return space
-    if any(node.attributes.get(units) == _BOX for units in _BOX_UNITS):
-        zoom = max(zoom, GRID)
-    elif "viewBox" in node.attributes:
-        box = parse_numbers(node.attributes["viewBox"])
-        zoom = max(zoom, GRID / max(*box[2:4], 1e-4)) if len(box) == 4 else zoom
-    elif node.tag == "marker":
+    attributes = node.attributes
+    if node.tag == "marker" and "viewBox" not in attributes:
         zoom = max(zoom, 16.0)
+    elif _REUNITS.isdisjoint(attributes):
+        return space
+    if any(attributes.get(units) == _BOX for units in _BOX_UNITS):
+        zoom = max(zoom, GRID)
+    elif "viewBox" in attributes:
+        box = parse_numbers(attributes["viewBox"])
+        zoom = max(zoom, GRID / max(*box[2:4], 1e-4)) if len(box) == 4 else zoom
     return replace(space, zoom=zoom) if zoom != space.zoom else space

@@ -3,12 +3,12 @@
 import math
 import re
 
+from data_pipeline.svg_lengths import GRID
 from data_pipeline.svg_numbers import format_number, parse_numbers
 from data_pipeline.svg_read import SVGRefused
 from data_pipeline.svg_tree import Node
 
-FAR = 2 * 256 - 1  # odd, because 511.5 rounds to 512: what is far stays far when it is written
-GRID = 256  # units along the longer side of every canonical drawing
+FAR = 2 * GRID - 1  # odd, because 511.5 rounds to 512: what is far stays far when it is written
 TRANSFORMS = frozenset(("transform", "gradientTransform", "patternTransform"))
 
 _FUNCTION = re.compile(r"(translate|scale|rotate|skewX|skewY|matrix)\s*\(([^()]*)\)[\s,]*")
