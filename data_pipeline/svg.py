@@ -62,7 +62,7 @@ def _read(svg: str | bytes, max_bytes: int) -> tuple[Drawing, Space, str]:
     drawing = prune(parse(svg, max_bytes=max_bytes))
     if SHAPES.isdisjoint(drawing.tags):
         raise SVGRefused("empty", "nothing is drawn")
-    attributes = drawing.root.attributes
+    attributes = drawing.nodes[0].attributes
     values = [attributes.get(name, "") for name in ("viewBox", "width", "height", "preserveAspectRatio")]
     space, view_box = (_page_short if sum(map(len, values)) < MAX_REMEMBERED else _page)(*values)
     for name in _OF_THE_PAGE:
@@ -76,11 +76,11 @@ def _write(
     drawing: Drawing, space: Space, view_box: str, max_bytes: int, *, more_decimals: int = 0
 ) -> tuple[str, bool]:
     """The canonical text in one precision, and whether that precision shows."""
-    attributes = drawing.root.attributes
+    attributes = drawing.nodes[0].attributes
     attributes.pop("viewBox", None)
     moved = scale_tree(drawing, space, more_decimals=more_decimals)
     attributes["viewBox"] = view_box
-    text = serialise(drawing.root)
+    text = serialise(drawing.nodes[0])
     if len(text) > max_bytes:
         raise SVGRefused("too_large", f"{len(text):,} characters when canonical, more than {max_bytes:,}")
     shows = moved > MAX_MOVED and len(text) <= MAX_REFINED
@@ -122,10 +122,10 @@ def _viewport(box: list[float], aspect: float, preserve: str) -> list[float]:
 
 def _wrap(drawing: Drawing, space: Space) -> tuple[Drawing, Space]:
     """Text, filters, patterns and their like keep their numbers, and a group brings them to the grid."""
-    root, nodes = drawing.root, drawing.nodes
+    root, *below = drawing.nodes
     x, y = space.origin
     shift = f" translate({-x} {-y})" if x or y else ""
     group = Node("g", {"transform": f"scale({space.scale}){shift}"}, root.children)
     root.children = [group]
-    wrapped = Drawing(root, [root, group, *nodes[1:]], drawing.tags | {"g"}, drawing.names | {"transform"})
+    wrapped = Drawing([root, group, *below], drawing.tags | {"g"}, drawing.names | {"transform"})
     return wrapped, Space(1.0, (0.0, 0.0), space.width, space.height)

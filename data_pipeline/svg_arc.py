@@ -8,7 +8,7 @@ from data_pipeline.svg_numbers import MAGIC, format_number
 # How far rounding may move the middle of an arc (output units). Near half and full turns the rounded radius or chord
 # can move it by many units: the arc becomes cubics.
 SLACK = 0.75
-_FLAGS = {0: " 0 0", 1: " 1 0", 2: " 0 1", 3: " 1 1"}  # large + 2 * sweep
+_FLAGS = {0.0: " 0 0", 1.0: " 1 0", 2.0: " 0 1", 3.0: " 1 1"}  # large + 2 * sweep
 TINY = 1e-9  # of an arc: below it squares and quotients leave the range of floats
 
 

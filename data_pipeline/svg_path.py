@@ -27,7 +27,7 @@ _HEADS = [Texts(decimals, "") for decimals in range(6)]  # after a letter
 
 
 def scale_path(
-    d: str, scale: float, *, origin: tuple[float, float] = (0.0, 0.0), decimals: int = 0, measured: bool = False
+    d: str, scale: float, origin: tuple[float, float] = (0.0, 0.0), decimals: int = 0, *, measured: bool = False
 ) -> tuple[str, float]:
     """`M0,0H24V12z`, scale 2 → `m0 0h48v24z`: (point - origin) * scale, rounded. What is written are differences of
     rounded absolute points, so that rounding never accumulates.
@@ -240,7 +240,7 @@ def _glued_flags(words: list[str], values: list[Any], n: int) -> tuple[float, fl
 
 
 def scale_points(
-    text: str, scale: float, *, origin: tuple[float, float] = (0.0, 0.0), decimals: int = 0, measured: bool = False
+    text: str, scale: float, origin: tuple[float, float] = (0.0, 0.0), decimals: int = 0, *, measured: bool = False
 ) -> tuple[str, float]:
     """`1,2 3,4 5` → `1 2 3 4`: the absolute form that polygons have, and the slip as of `scale_path`."""
     numbers = parse_numbers(text)

@@ -10,47 +10,46 @@ _UNDRAWN = DEFINITIONS | {"defs"}
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """A tree whose elements are all needed: in document order, their tags, and the names of all attributes."""
+    """A tree whose elements are all needed: these in document order, the root first, their tags, and the names of
+    their attributes (there may be more)."""
 
-    root: Node
     nodes: list[Node]
     tags: set[str]
     names: set[str]
 
 
-def prune(root: Node) -> Drawing:
-    """In place: unused definitions, dangling references, empty groups and groups without attributes go."""
+def prune(nodes: list[Node]) -> Drawing:
+    """The tree of these nodes (in document order, the root first), in place: unused definitions, dangling references,
+    empty groups and groups without attributes go."""
+    root = nodes[0]
     for _ in range(4):  # what was dropped may have held the last reference to something else
-        nodes = root.walk()
-        if not _drop_unused(root, nodes):
+        by_id = {node.attributes["id"]: node for node in reversed(nodes) if "id" in node.attributes}  # the first counts
+        if not _sweep(root, _reached(nodes, by_id), by_id):
             break
-    else:
         nodes = root.walk()
-    _rename_ids(nodes)
+    if by_id:
+        _rename_ids(nodes)
     tags = {node.tag for node in nodes}
     if "filter" in tags:
         for node in nodes:
             if node.tag == "filter":
                 _rename_results(node)
-    if "clipPath" not in tags:  # then clip-rule is there by habit, beside fill-rule
+    names = set[str]().union(*[node.attributes for node in nodes])
+    if "clip-rule" in names and "clipPath" not in tags:  # then it is there by habit, beside fill-rule
         for node in nodes:
             node.attributes.pop("clip-rule", "")
-    if "g" in tags and any(node.tag == "g" and not node.attributes for node in nodes):
+    if "g" in tags and not all(node.attributes for node in nodes if node.tag == "g"):
         _splice_groups(root)
         nodes = root.walk()
-    return Drawing(root, nodes, tags, set().union(*[node.attributes for node in nodes]))
+    return Drawing(nodes, tags, names)
 
 
-def _drop_unused(root: Node, nodes: list[Node]) -> bool:
-    """Drop definitions that nothing drawn reaches, `use` of what is not there, and empty groups."""
-    by_id: dict[str, Node] = {}
-    for node in nodes:
-        if "id" in node.attributes:
-            by_id.setdefault(node.attributes["id"], node)
+def _reached(nodes: list[Node], by_id: dict[str, Node]) -> set[int] | None:
+    """Ids (Python's) of what is drawn or referred to by what is; None where all elements are drawn."""
     if _UNDRAWN.isdisjoint([node.tag for node in nodes]):
-        return _sweep(root, None, by_id)
-    reached = {id(root)}
-    stack = [root]
+        return None
+    reached = {id(nodes[0])}
+    stack = [nodes[0]]
     while stack:
         node = stack.pop()
         next_nodes = [by_id[name] for name in node.references if name in by_id]
@@ -60,22 +59,23 @@ def _drop_unused(root: Node, nodes: list[Node]) -> bool:
             if id(found) not in reached:
                 reached.add(id(found))
                 stack.append(found)
-    return _sweep(root, reached, by_id)
+    return reached
 
 
 def _sweep(node: Node, reached: set[int] | None, by_id: dict[str, Node]) -> bool:
-    """Drops what is empty or not `reached` (None: all is); was there any?"""
+    """Drops what is empty, refers to nothing or is not reached; was there any?"""
     dropped = False
     kept: list[Node] = []
     for child in node.children:
-        if child.children:
-            dropped |= _sweep(child, reached, by_id)
-        if child.tag == "path":
+        tag = child.tag
+        if tag == "path":
             useless = child.attributes.get("d", "none").strip() in ("", "none")
         else:
-            useless = child.tag == "use" and child.attributes.get("href", "#")[1:] not in by_id
+            useless = tag == "use" and child.attributes.get("href", "#")[1:] not in by_id
+        if child.children:
+            dropped |= _sweep(child, reached, by_id)
         if not child.children:
-            useless |= child.tag in GROUPS or (reached is not None and id(child) not in reached)
+            useless |= tag in GROUPS or (reached is not None and id(child) not in reached)
         if not useless:
             kept.append(child)
         elif child.tail:
@@ -90,14 +90,12 @@ def _rename_ids(nodes: list[Node]) -> None:
     used = {name for node in nodes if node.references for name in node.references}
     names: dict[str, str] = {}
     for node in nodes:
-        if "id" in node.attributes:
-            name = node.attributes.pop("id")
-            if name in used and name not in names:
-                names[name] = node.attributes["id"] = _letters(len(names))
-    if used:
-        for node in nodes:
-            if node.references:
-                _rename_references(node, names)
+        name = node.attributes.pop("id", "")
+        if name in used and name not in names:
+            names[name] = node.attributes["id"] = _letters(len(names))
+    for node in nodes:
+        if node.references:
+            _rename_references(node, names)
 
 
 def _rename_references(node: Node, names: dict[str, str]) -> None:

@@ -6,7 +6,18 @@ linear parts of transforms not at all. So nested transforms stay correct without
 
 from dataclasses import replace
 
-from data_pipeline.svg_lengths import GRID, Space, is_dashes, parse_length, scale_dashes, small
+from data_pipeline.svg_lengths import (
+    GRID,
+    HEIGHTS,
+    WIDTHS,
+    XS,
+    YS,
+    Space,
+    is_dashes,
+    parse_length,
+    scale_dashes,
+    scale_length,
+)
 from data_pipeline.svg_names import DEFINITIONS
 from data_pipeline.svg_numbers import PathError, format_number, parse_numbers
 from data_pipeline.svg_path import scale_path, scale_points
@@ -30,17 +41,14 @@ _ANCHORS = {
     "line": frozenset(("x1", "y1", "x2", "y2")),
 }
 _BOXED = frozenset(("mask", "filter", *_GRADIENTS))
+_LIFTED = DEFINITIONS | {"defs"}
 _OFFSET_TAGS = frozenset(("feOffset", "feDropShadow"))
 _FEW_NUMBERS = frozenset(("rect", "circle", "ellipse", "line"))
 _POSITIONED = _SCALABLE | {"text", "tspan"}
 
-_X = frozenset(("x", "cx", "x1", "x2", "fx"))
-_Y = frozenset(("y", "cy", "y1", "y2", "fy"))
-_WIDTHS = frozenset(("width", "rx"))
-_HEIGHTS = frozenset(("height", "ry"))
 _STROKE = frozenset(("stroke-width", "stroke-dashoffset", "pathLength"))
 _OFFSETS = frozenset(("dx", "dy"))  # lists in text, numbers in filters
-_GEOMETRY = _X | _Y | _WIDTHS | _HEIGHTS | {"r", "fr"}
+_GEOMETRY = frozenset((*XS, *YS, *WIDTHS, *HEIGHTS, "r", "fr"))
 _DASHES = frozenset(("stroke-dasharray", "stdDeviation"))
 _LENGTHS = _GEOMETRY | _STROKE | _OFFSETS
 _ROLES = {
@@ -88,7 +96,8 @@ def scale_tree(drawing: Drawing, space: Space, *, more_decimals: int = 0) -> flo
 
     Raises SVGRefused: `bad_path`, `bad_transform`.
     """
-    root, nodes, names = drawing.root, drawing.nodes, drawing.names
+    nodes, names = drawing.nodes, drawing.names
+    root = nodes[0]
     by_id = {node.attributes["id"]: node for node in nodes if "id" in node.attributes} if "id" in names else {}
     if space.scale != 1 and "stroke" in names and _strokes_by_default(root):
         root.attributes["stroke-width"] = "1"  # the default does not scale unless it is written
@@ -121,17 +130,11 @@ class _Scaler:
         self.moved = 0.0
 
     def scale_numbers(self, node: Node, space: Space, lifted: bool, stroke: str, fill: str) -> None:
-        attributes = node.attributes
-        lifted = lifted or node.tag in DEFINITIONS or node.tag == "defs"
+        attributes, tag = node.attributes, node.tag
+        lifted = lifted or tag in _LIFTED
         stroke, fill = attributes.get("stroke", stroke), attributes.get("fill", fill)
         zoom = max(node.scale, space.zoom, self.lift if lifted else 1.0)
         decimals = self.more_decimals + (decimals_for(zoom) if zoom > 1 else 0)
-        positioned = node.tag in _POSITIONED
-        if node.tag in _BOXED:
-            positioned = not is_boxed(node, self.by_id)
-        # Both edges of a line follow its coordinates, and shapes have only a few of them.
-        fine = decimals + (stroke != "none" and node.tag in _FEW_NUMBERS)
-        moved = 0.0
         for name, value in attributes.items():
             role = _ROLES.get(name)
             if role is None:
@@ -140,44 +143,29 @@ class _Scaler:
                 shows = stroke != "none" or (self.dense and fill[:4] not in ("none", "url("))
                 rewrite = scale_path if role == "path" else scale_points
                 try:
-                    attributes[name], slip = rewrite(
-                        value, space.scale, origin=space.origin, decimals=decimals, measured=shows
-                    )
+                    attributes[name], slip = rewrite(value, space.scale, space.origin, decimals, measured=shows)
                 except PathError as error:
                     raise SVGRefused("bad_path", str(error)) from None
-                moved += slip
-            elif role == "place":
-                if positioned:
-                    attributes[name] = _scale_length(name, value, space, fine, vector=node.tag == "use")
-            elif role == "stroke":
-                attributes[name] = _scale_length(name, value, space, fine + 1, vector=True)
+                if slip:
+                    self.moved += slip * (node.scale / 10**decimals) ** 2
+            elif role == "place" or role == "stroke":
+                # Both edges of a line follow its coordinates, and shapes have only a few of them.
+                fine = decimals + (stroke != "none" and tag in _FEW_NUMBERS) + (role == "stroke")
+                if role == "stroke" or (tag in _POSITIONED and not (tag in _BOXED and is_boxed(node, self.by_id))):
+                    attributes[name] = scale_length(name, value, space, fine, tag == "use")
             elif role == "offset":
-                if node.tag in _OFFSET_TAGS:
-                    attributes[name] = _scale_length(name, value, space, decimals, vector=True)
+                if tag in _OFFSET_TAGS:
+                    attributes[name] = scale_length(name, value, space, decimals, True)
             elif role == "dashes":
                 attributes[name] = scale_dashes(value, space.scale, decimals + 1)
             elif role == "colours":  # a step is 1/255
                 attributes[name] = " ".join([format_number(number, 3) for number in parse_numbers(value)])
             elif (share := parse_length(value, 1.0)) is not None:
                 attributes[name] = format_number(share, 3)
-        self.moved += moved * (node.scale / 10**decimals) ** 2
         if node.children:
             inner = _inner_space(node, space)
             for child in node.children:
                 self.scale_numbers(child, inner, lifted, stroke, fill)
-
-
-def _scale_length(name: str, value: str, space: Space, decimals: int, *, vector: bool) -> str:
-    """A place or, if `vector`, the difference of two."""
-    if name in _X or name in _Y:
-        axis = name in _Y
-        number = parse_length(value, space.height if axis else space.width)
-        if number is None:
-            return value
-        return format_number((number - (0 if vector else space.origin[axis])) * space.scale, decimals)
-    whole = space.width if name in _WIDTHS else space.height if name in _HEIGHTS else space.diagonal
-    number = parse_length(value, whole)
-    return value if number is None else small(number * space.scale, decimals)
 
 
 def _inner_space(node: Node, space: Space) -> Space:

@@ -56,18 +56,18 @@ class Node:
         return nodes
 
 
-def parse(svg: str | bytes, *, max_bytes: int) -> Node:
-    """The tree of what is allowed, CSS turned into attributes; its root is `svg`. Raises SVGRefused."""
+def parse(svg: str | bytes, *, max_bytes: int) -> list[Node]:
+    """The tree of what is allowed, CSS turned into attributes: its nodes in document order, first the root, which is
+    an `svg`. Raises SVGRefused."""
     builder = _Builder()
     read_xml(svg, builder, max_bytes=max_bytes)
     if not builder.nodes:
         raise SVGRefused("not_svg", f"the root element is {builder.skipped[:80]!r}")
-    root = builder.nodes[0]
     if builder.sheets:
-        _style(root, _rules(builder), [])
+        _style(builder.nodes[0], _rules(builder), [])
     for node in builder.nodes:
         _allow(node)
-    return root
+    return builder.nodes
 
 
 class _Builder:
@@ -232,7 +232,7 @@ def serialise(node: Node, xmlns: str = f' xmlns="{SVG}"') -> str:
 def _serialise(node: Node, xmlns: str, parts: list[str]) -> None:
     attributes = node.attributes
     parts.append(f"<{node.tag}{xmlns}")
-    for name in sorted(attributes, key=ATTRIBUTE_ORDER.__getitem__) if len(attributes) > 1 else attributes:
+    for name in _in_order(tuple(attributes)) if len(attributes) > 1 else attributes:
         value = attributes[name]
         if name not in _NO_REFERENCE_IN and _SPECIAL.search(value):
             value = _escape(value)
@@ -246,6 +246,11 @@ def _serialise(node: Node, xmlns: str, parts: list[str]) -> None:
         parts.append("/>")
     if node.tail:
         parts.append(_escape(node.tail))
+
+
+@lru_cache(maxsize=4096)
+def _in_order(names: tuple[str, ...]) -> list[str]:
+    return sorted(names, key=ATTRIBUTE_ORDER.__getitem__)
 
 
 def _escape(text: str) -> str:
