@@ -28,17 +28,21 @@ class Readings(dict[str, float | None]):
 
 
 class Texts(dict[float, str]):
-    """Whole units of 10**-decimals → how the number is written after `gap`: ` 5`, `-5`, ` .25`."""
+    """Whole units of 10**-decimals → how the number is written after `gap`: ` 5`, `-5`, ` .25`.
+
+    Holds nothing itself: what was written before is in `known`, a plain dictionary, which is faster to look up.
+    """
 
     def __init__(self, decimals: int, gap: str) -> None:
         self.decimals = decimals
         self.gap = gap
+        self.known: dict[float, str] = {}
 
     def __missing__(self, units: float) -> str:
         text = format_number(units / 10**self.decimals, self.decimals)
         text = text if text[0] == "-" else f"{self.gap}{text}"
-        if len(self) < MAX_CACHED:
-            self[units] = text
+        if len(self.known) < MAX_CACHED:
+            self.known[units] = text
         return text
 
 

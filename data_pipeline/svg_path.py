@@ -39,18 +39,22 @@ def scale_path(
     if not d.isascii() or (words and words[0] not in "Mm"):
         raise PathError(f"path data {d.strip()[:40]!r}")
     values = list(map(_READINGS.__getitem__, words))
+    k, texts, heads = scale * 10**decimals, _TEXTS[decimals], _HEADS[decimals]
     try:
-        return _rewrite(words, values, scale * 10**decimals, -origin[0], -origin[1], decimals, measured)
+        try:
+            return _rewrite(words, values, k, -origin[0], -origin[1], texts.known, heads.known, measured)
+        except KeyError:  # a number that was never written before
+            return _rewrite(words, values, k, -origin[0], -origin[1], texts, heads, measured)
     except (TypeError, ValueError, IndexError):  # a letter (None) or the end where a number should be
         raise PathError(f"too few or too many numbers in path data {d.strip()[:40]!r}") from None
 
 
 def _rewrite(
-    words: list[str], values: list[Any], k: float, base_x: float, base_y: float, decimals: int, measured: bool
-) -> tuple[str, float]:
+    words: list[str], values: list[Any], k: float, base_x: float, base_y: float,
+    texts: dict[float, str], heads: dict[float, str], measured: bool,
+) -> tuple[str, float]:  # fmt: skip
     """The loop. Of a point, x and y are input units and absolute; qx and qy are rounded output units (plus MAGIC,
     which goes away in differences); px and py are those of the point before."""
-    texts, heads = _TEXTS[decimals], _HEADS[decimals]
     parts: list[str] = []
     letter = "z"  # last one written; the next of the same kind leaves it out
     begun = vanished = False  # has this subpath a written segment, one rounded away?
@@ -103,20 +107,20 @@ def _rewrite(
             mirror, mirror_x, mirror_y = "c", from_x + x2, from_y + y2
             x, y = from_x + x, from_y + y
             q2x, q2y, qx, qy = mirror_x * k + MAGIC, mirror_y * k + MAGIC, x * k + MAGIC, y * k + MAGIC
-            dx, dy, d1x, d1y = qx - px, qy - py, q1x - px, q1y - py
+            dx, dy, d1x, d1y, d2x, d2y = qx - px, qy - py, q1x - px, q1y - py, q2x - px, q2y - py
             off = d1x * dy - d1y * dx  # most curves are not flat, and this says so without a call
-            if off * off <= FLAT * (dx * dx + dy * dy) and _is_flat(d1x, d1y, q2x - px, q2y - py, dx, dy):
+            if off * off <= FLAT * (dx * dx + dy * dy) and _is_flat(d1x, d1y, d2x, d2y, dx, dy):
                 form = "l"
             else:
                 if form == letter:
                     if form == "c":
-                        parts += (texts[d1x], texts[d1y], texts[q2x - px], texts[q2y - py], texts[dx], texts[dy])
+                        parts.append(f"{texts[d1x]}{texts[d1y]}{texts[d2x]}{texts[d2y]}{texts[dx]}{texts[dy]}")
                     else:
-                        parts += (texts[q2x - px], texts[q2y - py], texts[dx], texts[dy])
+                        parts.append(f"{texts[d2x]}{texts[d2y]}{texts[dx]}{texts[dy]}")
                 elif form == "c":
-                    parts += ("c", heads[d1x], texts[d1y], texts[q2x - px], texts[q2y - py], texts[dx], texts[dy])
+                    parts.append(f"c{heads[d1x]}{texts[d1y]}{texts[d2x]}{texts[d2y]}{texts[dx]}{texts[dy]}")
                 else:
-                    parts += ("s", heads[q2x - px], texts[q2y - py], texts[dx], texts[dy])
+                    parts.append(f"s{heads[d2x]}{texts[d2y]}{texts[dx]}{texts[dy]}")
                 letter = form
                 control_x, control_y = q2x, q2y
         elif kind == "l":
@@ -150,9 +154,9 @@ def _rewrite(
             if form == "a":
                 rx, ry = rx * k + MAGIC - MAGIC, ry * k + MAGIC - MAGIC
                 if letter == "a":
-                    parts += (texts[rx], texts[ry], found, texts[dx], texts[dy])
+                    parts.append(f"{texts[rx]}{texts[ry]}{found}{texts[dx]}{texts[dy]}")
                 else:
-                    parts += ("a", heads[rx], texts[ry], found, texts[dx], texts[dy])
+                    parts.append(f"a{heads[rx]}{texts[ry]}{found}{texts[dx]}{texts[dy]}")
                     letter = "a"
             elif form == "c":
                 after = [words, values, n, end, kind, relative, base_x, base_y, x, y]
@@ -166,7 +170,7 @@ def _rewrite(
             x, y = start_x, start_y = from_x + values[n], from_y + values[n + 1]
             n += 2
             qx, qy = start_px, start_py = x * k + MAGIC, y * k + MAGIC
-            parts += ("m", heads[qx - px], texts[qy - py])
+            parts.append(f"m{heads[qx - px]}{texts[qy - py]}")
             form, kind, letter, mirror = "m", "l", "l", ""
         elif kind == "q" or kind == "t":
             if kind == "q":
@@ -187,9 +191,9 @@ def _rewrite(
                 parts.append(form)
                 letter, first = form, heads
             if form == "q":
-                parts += (first[q1x - px], texts[q1y - py])
+                parts.append(f"{first[q1x - px]}{texts[q1y - py]}")
                 first = texts
-            parts += (first[qx - px], texts[qy - py])
+            parts.append(f"{first[qx - px]}{texts[qy - py]}")
             control_x, control_y = q1x, q1y
         else:
             raise PathError("numbers after z")
@@ -202,13 +206,13 @@ def _rewrite(
         if form == "l":
             dx, dy = qx - px, qy - py
             if dx and dy:
-                parts += (texts[dx], texts[dy]) if letter == "l" else ("l", heads[dx], texts[dy])
+                parts.append(f"{texts[dx]}{texts[dy]}" if letter == "l" else f"l{heads[dx]}{texts[dy]}")
                 letter = "l"
             elif dx:
-                parts += (texts[dx],) if letter == "h" else ("h", heads[dx])
+                parts.append(texts[dx] if letter == "h" else f"h{heads[dx]}")
                 letter = "h"
             elif dy:
-                parts += (texts[dy],) if letter == "v" else ("v", heads[dy])
+                parts.append(texts[dy] if letter == "v" else f"v{heads[dy]}")
                 letter = "v"
             else:
                 vanished = True
@@ -253,7 +257,8 @@ def scale_points(
         for n in range(2, len(scaled), 2):
             slip += (slips[n] + slips[n - 2]) * abs(scaled[n + 1] - scaled[n - 1])
             slip += (slips[n + 1] + slips[n - 1]) * abs(scaled[n] - scaled[n - 2])
-    return "".join(map(_TEXTS[decimals].__getitem__, rounded)).lstrip(), slip / 2
+    texts = _TEXTS[decimals]
+    return "".join([texts.known.get(number) or texts[number] for number in rounded]).lstrip(), slip / 2
 
 
 def _smooth(

@@ -7,6 +7,7 @@ without bound is refused by name.
 import codecs
 import re
 import zlib
+from collections.abc import Iterable
 from typing import Protocol
 from xml.parsers import expat
 
@@ -23,6 +24,7 @@ _BOMS = {
     b"<\0": "utf-16-le",
     b"\0<": "utf-16-be",
 }
+_MARKS = tuple(_BOMS)
 _DECLARATION = re.compile(r"\s*<\?xml\b([^>]*)\?>")
 _ENCODING = re.compile(r"""encoding\s*=\s*["']([\w.:-]+)["']""")
 # Python knows codecs that are no character sets, and some that take quadratic time.
@@ -56,8 +58,9 @@ class Handler(Protocol):
     def text(self, text: str) -> None: ...
 
 
-def read_xml(svg: str | bytes, handler: Handler, *, max_bytes: int) -> None:
-    """Tells the handler what the document holds, comments and processing instructions left out.
+def read_xml(svg: str | bytes, handler: Handler, *, texts: Iterable[str], max_bytes: int) -> None:
+    """Tells the handler what the document holds, comments and processing instructions left out. Only text inside of
+    elements called one of `texts` counts: where there are none, it may be told of none.
 
     Raises SVGRefused: `too_large`, `bad_gzip`, `bad_encoding`, `entities`, `not_xml`.
     """
@@ -73,11 +76,12 @@ def read_xml(svg: str | bytes, handler: Handler, *, max_bytes: int) -> None:
         text = _XLINK.sub('xmlns:xlink="http://www.w3.org/1999/xlink"', text)
     parser = expat.ParserCreate("utf-8", " ", None)
     parser.specified_attributes = True
-    parser.buffer_text = True
-    parser.buffer_size = 1 << 16
     parser.StartElementHandler = handler.start
     parser.EndElementHandler = handler.end
-    parser.CharacterDataHandler = handler.text
+    if any(name in text for name in texts):
+        parser.buffer_text = True
+        parser.buffer_size = 1 << 16
+        parser.CharacterDataHandler = handler.text
     parser.EntityDeclHandler = _refuse_entity
     try:
         parser.Parse(text.encode("utf-8", "surrogatepass"), True)
@@ -108,10 +112,11 @@ def _unzip(data: bytes, max_bytes: int) -> bytes:
 
 def _decode(data: bytes) -> str:
     """By the byte order mark, else by the XML declaration, else as UTF-8."""
-    encoding = next((name for mark, name in _BOMS.items() if data.startswith(mark)), "")
-    if not encoding:
-        declaration = _DECLARATION.match(data[:200].decode("latin-1"))
-        declared = _ENCODING.search(declaration[1]) if declaration else None
+    encoding = "utf-8"
+    if data.startswith(_MARKS):
+        encoding = next(name for mark, name in _BOMS.items() if data.startswith(mark))
+    elif b"encoding" in data[:200] and (declaration := _DECLARATION.match(data[:200].decode("latin-1"))):
+        declared = _ENCODING.search(declaration[1])
         encoding = declared[1].lower() if declared else "utf-8"
         if encoding.startswith(("utf-16", "utf-32", "ucs-")):  # then it would have been unreadable
             encoding = "utf-8"

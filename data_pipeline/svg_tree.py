@@ -21,6 +21,7 @@ MAX_DEPTH = 200  # the tree is walked by recursion
 MAX_REMEMBERED = 48  # characters of a value: a hostile corpus must not fill the memory
 
 _TAGS = {prefix + tag: tag for tag in {*ELEMENTS, "a"} for prefix in ("", f"{SVG} ")}
+_TEXT_NAMES = (*TEXTS, "style")
 _STYLES = ("style", f"{SVG} style")
 _NO_REFERENCE_IN = frozenset(("d", "points"))  # long, and rewritten by their own grammar
 _APART = frozenset(("id", "href", XLINK_HREF, "style", XML_SPACE))
@@ -60,7 +61,7 @@ def parse(svg: str | bytes, *, max_bytes: int) -> list[Node]:
     """The tree of what is allowed, CSS turned into attributes: its nodes in document order, first the root, which is
     an `svg`. Raises SVGRefused."""
     builder = _Builder()
-    read_xml(svg, builder, max_bytes=max_bytes)
+    read_xml(svg, builder, texts=_TEXT_NAMES, max_bytes=max_bytes)
     if not builder.nodes:
         raise SVGRefused("not_svg", f"the root element is {builder.skipped[:80]!r}")
     if builder.sheets:
