@@ -22,14 +22,15 @@ def prune(nodes: list[Node]) -> Drawing:
     """The tree of these nodes (in document order, the root first), in place: unused definitions, dangling references,
     empty groups and groups without attributes go."""
     root = nodes[0]
+    tags = {node.tag for node in nodes}
     for _ in range(4):  # what was dropped may have held the last reference to something else
         by_id = {node.attributes["id"]: node for node in reversed(nodes) if "id" in node.attributes}  # the first counts
-        if not _sweep(root, _reached(nodes, by_id), by_id):
+        if not _sweep(root, None if _UNDRAWN.isdisjoint(tags) else _reached(root, by_id), by_id):
             break
         nodes = root.walk()
+        tags = {node.tag for node in nodes}
     if by_id:
         _rename_ids(nodes)
-    tags = {node.tag for node in nodes}
     if "filter" in tags:
         for node in nodes:
             if node.tag == "filter":
@@ -44,12 +45,10 @@ def prune(nodes: list[Node]) -> Drawing:
     return Drawing(nodes, tags, names)
 
 
-def _reached(nodes: list[Node], by_id: dict[str, Node]) -> set[int] | None:
-    """Ids (Python's) of what is drawn or referred to by what is; None where all elements are drawn."""
-    if _UNDRAWN.isdisjoint([node.tag for node in nodes]):
-        return None
-    reached = {id(nodes[0])}
-    stack = [nodes[0]]
+def _reached(root: Node, by_id: dict[str, Node]) -> set[int]:
+    """Python's ids of what is drawn, or referred to by what is."""
+    reached = {id(root)}
+    stack = [root]
     while stack:
         node = stack.pop()
         next_nodes = [by_id[name] for name in node.references if name in by_id]

@@ -63,6 +63,7 @@ _ROLES = {
 }
 _BOX_UNITS = frozenset(("clipPathUnits", "maskContentUnits", "patternContentUnits", "primitiveUnits"))
 _BOX = "objectBoundingBox"
+_CHECKED = _LENGTHS | _DASHES | _BOX_UNITS
 _REUNITS = _BOX_UNITS | {"viewBox"}
 
 
@@ -77,11 +78,9 @@ def is_scalable(drawing: Drawing, origin: tuple[float, float]) -> bool:
                 return False
     elif not _SCALABLE.issuperset([node.tag for node in below]):
         return False
-    for name in drawing.names & (_LENGTHS | _DASHES | _BOX_UNITS):
-        for node in drawing.nodes:
-            value = node.attributes.get(name)
-            if value is None:
-                continue
+    for node in drawing.nodes:
+        for name in _CHECKED.intersection(node.attributes):
+            value = node.attributes[name]
             if name in _LENGTHS:
                 if parse_length(value, 1.0) is None:
                     return False
@@ -133,7 +132,9 @@ class _Scaler:
         attributes, tag = node.attributes, node.tag
         lifted = lifted or tag in _LIFTED
         stroke, fill = attributes.get("stroke", stroke), attributes.get("fill", fill)
-        zoom = max(node.scale, space.zoom, self.lift if lifted else 1.0)
+        zoom = node.scale if node.scale > space.zoom else space.zoom
+        if lifted and zoom < self.lift:
+            zoom = self.lift
         decimals = self.more_decimals + (decimals_for(zoom) if zoom > 1 else 0)
         for name, value in attributes.items():
             role = _ROLES.get(name)

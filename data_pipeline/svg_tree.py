@@ -28,7 +28,6 @@ _APART = frozenset(("id", "href", XLINK_HREF, "style", XML_SPACE))
 _VALUES = frozenset(ATTRIBUTE_ORDER) - _APART - _NO_REFERENCE_IN
 
 _LOCAL_URL = re.compile(r"""url\(\s*(['"]?)#([^'")\s]+)\1\s*\)\s*([\w#.,% ]*(?:\([\w.,% ]*\))?)""", re.IGNORECASE)
-_SPECIAL = re.compile(r'[&<>"\r]')
 _LEAVES = re.compile(r"[\\:]|(?:url|src|image|image-set)\s*\(", re.IGNORECASE)
 
 
@@ -235,8 +234,8 @@ def _serialise(node: Node, xmlns: str, parts: list[str]) -> None:
     parts.append(f"<{node.tag}{xmlns}")
     for name in _in_order(tuple(attributes)) if len(attributes) > 1 else attributes:
         value = attributes[name]
-        if name not in _NO_REFERENCE_IN and _SPECIAL.search(value):
-            value = _escape(value)
+        if name not in _NO_REFERENCE_IN:
+            value = _escape_short(value) if len(value) < MAX_REMEMBERED else _escape(value)
         parts.append(f' {name}="{value}"')
     if node.children or node.text:
         parts.append(f">{_escape(node.text)}" if node.text else ">")
@@ -257,3 +256,6 @@ def _in_order(names: tuple[str, ...]) -> list[str]:
 def _escape(text: str) -> str:
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return text.replace('"', "&quot;").replace("\r", " ")
+
+
+_escape_short = lru_cache(maxsize=4096)(_escape)
