@@ -20,7 +20,7 @@ def arc_form(
     (written_dx, written_dy) from (px, py): `a`, with the text of its rotation and flags; `c`, if rounding would bend
     it, with the numbers of absolute cubics in input units; or `l`, if rounding flattens it."""
     dx, dy = x - x0, y - y0
-    if (abs(dx) < TINY and abs(dy) < TINY) or rx < TINY or ry < TINY:
+    if (-TINY < dx < TINY and -TINY < dy < TINY) or rx < TINY or ry < TINY:
         return "l", None
     written_rx, turned = rx * k + MAGIC - MAGIC, "0"
     is_arc = written_rx and (written_dx or written_dy)

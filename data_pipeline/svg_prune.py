@@ -29,7 +29,7 @@ def prune(nodes: list[Node]) -> Drawing:
             break
         nodes = root.walk()
         tags = {node.tag for node in nodes}
-    if by_id:
+    if by_id or any(node.references for node in nodes):
         _rename_ids(nodes)
     if "filter" in tags:
         for node in nodes:

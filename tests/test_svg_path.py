@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.icons import phosphor_icons
-from data_pipeline.svg_numbers import PathError, format_number
+from data_pipeline.svg_numbers import MAX_CACHED, PathError, Readings, Texts, format_number
 from data_pipeline.svg_path import scale_path, scale_points
 
 
@@ -124,6 +124,14 @@ def test_what_is_outside_the_grammar_is_refused(d: str) -> None:
 )
 def test_format_number(value: float, decimals: int, text: str) -> None:
     assert format_number(value, decimals) == text
+
+
+def test_what_is_remembered_of_numbers_is_bounded() -> None:
+    texts, readings = Texts(1, " "), Readings()
+    for n in range(MAX_CACHED + 9):
+        assert texts[float(n * 10)] == f" {n}"
+        assert readings[f"{n}."] == n
+    assert len(texts) + len(texts.known) == len(readings) == MAX_CACHED
 
 
 _COMMANDS = {"m": 2, "l": 2, "h": 1, "v": 1, "c": 6, "s": 4, "q": 4, "t": 2, "a": 7, "z": 0}
