@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from app.gemma.load import TINY
+from app.gemma.base import TINY
 from data_pipeline.config import DataConfig
 from data_pipeline.icons import phosphor_icons
 

@@ -34,20 +34,33 @@ def medians(candidates: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
 
 def peak_bytes(prepare: Callable[..., Callable[[], Any]], *arguments: Any) -> int:
     """Resident bytes that `prepare(*arguments)()` adds at its peak, in a process of its own."""
+    return peak_and_final_bytes(prepare, *arguments)[0]
+
+
+def peak_and_final_bytes(prepare: Callable[..., Callable[[], Any]], *arguments: Any) -> tuple[int, int]:
+    """The same, and the bytes that what it returns keeps."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_peak, prepare, *arguments).result()
+        return pool.submit(_peak_and_final, prepare, *arguments).result()
 
 
-def _peak(prepare: Callable[..., Callable[[], Any]], *arguments: Any) -> int:
+def _peak_and_final(prepare: Callable[..., Callable[[], Any]], *arguments: Any) -> tuple[int, int]:
     one_thread()
     run = prepare(*arguments)
     run()  # what libraries keep after their first use is not counted
+    before = _settled()
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+    kept = run()
+    peak = _status("VmHWM")
+    final = _settled()
+    del kept
+    return peak - before, final - before
+
+
+def _settled() -> int:
+    """Resident bytes without what is free already."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
-    before = _status("VmRSS")
-    run()
-    return _status("VmHWM") - before
+    return _status("VmRSS")
 
 
 def _status(field: str) -> int:

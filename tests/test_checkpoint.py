@@ -1,12 +1,15 @@
 """A checkpoint is complete, plain (safetensors and JSON), and readable by PEFT without us."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from peft import PeftModel
 from transformers import Gemma2ForCausalLM
 
+from app.errors import UserError
+from app.gemma.base import pin
 from app.gemma.config import ModelConfig, QuantizationConfig
 from app.gemma.load import load_adapter, load_base
 from app.training import checkpoint
@@ -14,7 +17,7 @@ from app.training.config import OptimConfig
 from app.training.optim import adamw
 from data_pipeline.pack import pack
 from tests.test_load import tensors
-from tests.tiny import CPU, examples, objective, save_model
+from tests.tiny import CPU, examples, gemma2_config, objective, save_model
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +35,32 @@ def stepped(loss, optimizer, steps):
         return float(loss(**tensors(row))[0])
 
 
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+@pytest.mark.parametrize("kind", ["adamw", "adamw_8bit", "paged_adamw_8bit"])
 @pytest.mark.parametrize("embeddings", [False, True])
-def test_weights_and_moments_come_back_exactly(folder, tmp_path, embeddings):
+def test_weights_and_moments_come_back_exactly(folder, tmp_path, embeddings, kind):
+    optim = OptimConfig(kind=kind, learning_rate=1e-2)
     loss = objective(folder, train_embeddings=embeddings)
-    optimizer = adamw(loss, OptimConfig(learning_rate=1e-2))
+    optimizer = adamw(loss, optim)
     stepped(loss, optimizer, 3)
     checkpoint.save(tmp_path, loss.model, optimizer, {"step": 3})
     expected = stepped(loss, optimizer, 2)
     other = objective(folder, train_embeddings=embeddings)
-    other_optimizer = adamw(other, OptimConfig(learning_rate=1e-2))
+    other_optimizer = adamw(other, optim)
     assert checkpoint.restore(tmp_path, other.model, other_optimizer) == {"step": 3}
     assert stepped(other, other_optimizer, 2) == expected
+    in_8_bits = {state["state1"].dtype for state in optimizer.state.values()} if kind != "adamw" else set()
+    assert (torch.uint8 in in_8_bits) == (embeddings and kind != "adamw")  # smaller weights stay in fp32
+
+
+def test_moments_of_another_optimizer_are_named(folder, tmp_path):
+    loss = objective(folder)
+    eight, full = (adamw(loss, OptimConfig(kind=kind)) for kind in ("adamw_8bit", "adamw"))
+    for saved, other in ((eight, full), (full, eight)):
+        stepped(loss, saved, 1)
+        checkpoint.save(tmp_path, loss.model, saved, {})
+        with pytest.raises(UserError, match=r"moments are not those of AdamW.*optim\.kind"):
+            checkpoint.restore(tmp_path, loss.model, other)
 
 
 def test_nothing_in_it_is_a_pickle_and_peft_reads_it_alone(folder, tmp_path):
@@ -64,3 +82,22 @@ def test_nothing_in_it_is_a_pickle_and_peft_reads_it_alone(folder, tmp_path):
             ).logits  # with a cache, transformers does not tell documents apart
         nll = torch.nn.functional.cross_entropy(logits[0], tensors(row)["targets"][0], reduction="sum")
         assert float(nll) == pytest.approx(expected, rel=1e-4)
+
+
+def test_another_base_than_the_checkpoints_is_refused_and_both_are_named(folder, tmp_path, capsys):
+    moved, other = tmp_path / "moved", tmp_path / "other"
+    shutil.copytree(folder, moved)
+    torch.manual_seed(1)
+    Gemma2ForCausalLM(gemma2_config()).save_pretrained(other)
+    nf4, fp4 = QuantizationConfig(), QuantizationConfig(kind="fp4")
+    base = pin(ModelConfig(name=folder), nf4)
+    (tmp_path / "state.json").write_text(json.dumps({"base": base}))
+    checkpoint.require_base(tmp_path, pin(ModelConfig(name=str(moved)), nf4))
+    for name, quantization in ((str(other), nf4), (folder, fp4)):
+        with pytest.raises(UserError) as error:
+            checkpoint.require_base(tmp_path, pin(ModelConfig(name=name), quantization))
+        assert f"was trained on the base {folder} (nf4, double; sha256 {base['sha256'][:16]}" in str(error.value)
+        assert f"not on {name} ({quantization.kind}, double; sha256 " in str(error.value)
+    assert capsys.readouterr().err == ""
+    checkpoint.require_base(other, base)  # an adapter of PEFT alone
+    assert "does not say its base" in capsys.readouterr().err

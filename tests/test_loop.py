@@ -8,12 +8,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
+from app.gemma.config import MemoryConfig
 from app.training import checkpoint
 from app.training.config import OptimConfig, TrainConfig
-from app.training.loop import State, TrainingDiverged, as_json, from_json, mean_loss, train
+from app.training.finite import TrainingDiverged
+from app.training.loop import State, as_json, from_json, mean_loss, train
 from app.training.optim import adamw
 from app.training.parallel import wrap
-from tests.tiny import Recorder, batches, objective, save_model
+from tests.tiny import CPU, Recorder, batches, objective, save_model
 
 OPTIM = OptimConfig(learning_rate=2e-2, schedule="cosine", warmup_ratio=0.1, max_grad_norm=1.0)
 
@@ -28,7 +30,7 @@ def run(loss, stream, validation, *, state=None, world=None, optimizer=None, **c
     world = world or Recorder()
     optimizer = optimizer or adamw(loss, OPTIM)
     state = train(
-        wrap(loss, world), optimizer, iter(stream), validation, config=config, optim=OPTIM,
+        wrap(loss, "ddp", size=world.size, device=CPU), optimizer, iter(stream), validation, config=config, optim=OPTIM,
         state=state or State(), world=world, progress_of=lambda position: position.index / position.window_rows,
     )  # fmt: skip
     return state, world, optimizer
@@ -127,7 +129,7 @@ def work(rank, size, folder, port, out):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=size)
-    loss = objective(folder, dropout=0.1)
+    loss = objective(folder, dropout=0.1, memory=MemoryConfig(offload=True))
     held_out = [batch for batch, _ in batches(12, seed=9, rank=rank, num_workers=size)]
     stream = batches(90, rank=rank, num_workers=size)
     _, world, _ = run(loss, stream, held_out, world=Recorder(rank, size), accumulation=2, max_steps=6)

@@ -9,7 +9,8 @@ ALL_LINEAR: tuple[TargetModule, ...] = get_args(TargetModule)
 
 
 class ModelConfig(BaseModel):
-    """Which Gemma 2. Softcaps, window, layer types and query scale come from the model's own config."""
+    """Which Gemma 2. Softcaps, window, layer types and query scale come from the model's own config; the softcaps can
+    be switched off."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -20,6 +21,8 @@ class ModelConfig(BaseModel):
         description="attention implementation: eager is the reference, blockwise takes O(tokens) memory (on a GPU: "
         "FlexAttention); each applies Gemma 2's softcap, windows and document borders",
     )
+    attention_softcap: bool = Field(True, description="cap attention scores as the model was trained; false: for study")
+    logit_softcap: bool = Field(True, description="cap output logits as the model was trained; false: for study")
 
 
 class QuantizationConfig(BaseModel):
@@ -52,7 +55,19 @@ class MemoryConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    gradient_checkpointing: bool = Field(True, description="recompute activations in the backward pass")
+    gradient_checkpointing: bool = Field(
+        True, description="keep only each layer's input, and recompute the rest in the backward pass"
+    )
+    keep_layers: Annotated[int, Field(ge=0)] = Field(
+        0, description="last layers that recompute nothing although gradient_checkpointing is on (layers)"
+    )
+    tile_tokens: Annotated[int, Field(ge=1)] = Field(
+        2048, description="tokens that a recomputed layer's MLP and norms take at a time (tokens)"
+    )
+    offload: bool = Field(False, description="recomputed layers' inputs wait in page-locked host memory")
+    embedding: Literal["device", "host"] = Field(
+        "device", description="where the frozen embedding is kept; from the host, the loss copies it tile by tile"
+    )
     max_gib_per_gpu: Annotated[float, Field(gt=0)] | None = Field(
         None, description="allocator's cap per GPU (GiB); null: the whole card; CPU runs ignore it and say so"
     )

@@ -4,12 +4,19 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+Strategy = Literal["ddp", "zero2", "fsdp"]
+
 
 class OptimConfig(BaseModel):
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) and its learning-rate schedule."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    kind: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
+        "adamw",
+        description="moments in fp32; or in 8 bits (bitsandbytes, arXiv:2110.02861); or these in memory that a GPU "
+        "moves to the host when it is short of its own",
+    )
     learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(1e-4, description="peak learning rate")
     schedule: Literal["cosine_with_restarts", "cosine", "linear", "constant"] = Field(
         "cosine_with_restarts", description="shape after the warm-up, as a function of the job's progress"
@@ -65,7 +72,14 @@ class TrainConfig(BaseModel):
     keep_checkpoints: Annotated[int, Field(ge=1)] = Field(
         2, description="checkpoints kept: the best by evaluation loss; the newest is kept besides"
     )
-    precision: Literal["bf16", "fp32"] = Field("bf16", description="dtype of activations and matrix products")
+    precision: Literal["bf16", "fp16", "fp32"] = Field(
+        "bf16",
+        description="dtype of matrix products; fp16, for cards without bf16, scales the loss and keeps the residual "
+        "stream in fp32",
+    )
+    non_finite: Literal["stop", "skip"] = Field(
+        "stop", description="what a step does whose loss or gradient is not finite; either way it is reported"
+    )
     tf32: bool = Field(True, description="allow TF32 in fp32 matrix products on GPUs that have it")
     compile: bool = Field(False, description="torch.compile the model")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="seed of adapter weights and dropout")
@@ -88,7 +102,11 @@ class ParallelConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    strategy: Literal["ddp"] = Field("ddp", description="every worker holds the model; gradients are summed")
+    strategy: Strategy = Field(
+        "ddp",
+        description="what is cut over the workers: ddp nothing, zero2 the trained weights with gradients and optimizer "
+        "moments, fsdp the frozen base as well; losses and checkpoints are the same",
+    )
     timeout_seconds: Annotated[int, Field(ge=10)] = Field(
         1800, description="longest wait for another worker in a collective operation (seconds)"
     )
