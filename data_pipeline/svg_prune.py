@@ -1,6 +1,6 @@
 """Drops what no drawn element reaches, and the names that may tell what is drawn. Knows no numbers."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from data_pipeline.svg_names import DEFINITIONS, GROUPS
 from data_pipeline.svg_tree import Node, append_text
@@ -8,8 +8,7 @@ from data_pipeline.svg_tree import Node, append_text
 _UNDRAWN = DEFINITIONS | {"defs"}
 
 
-@dataclass(frozen=True, slots=True)
-class Drawing:
+class Drawing(NamedTuple):
     """A tree whose elements are all needed: these in document order, the root first, their tags, and the names of
     their attributes (there may be more)."""
 

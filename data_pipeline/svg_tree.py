@@ -83,25 +83,26 @@ class _Builder:
         self.in_sheet = False
 
     def start(self, name: str, attributes: dict[str, str]) -> None:
+        around = self.open
         self.num_elements += 1
         if self.num_elements > MAX_ELEMENTS:
             raise SVGRefused("too_many_elements", f"more than {MAX_ELEMENTS:,}")
-        if len(self.open) + self.num_skipped >= MAX_DEPTH:
+        if len(around) + self.num_skipped >= MAX_DEPTH:
             raise SVGRefused("too_deep", f"more than {MAX_DEPTH} elements inside each other")
         tag = _TAGS.get(name)
-        if self.num_skipped or tag is None or (_is_left_out(tag, attributes) if self.nodes else tag != "svg"):
+        if tag is None or self.num_skipped or (_is_left_out(tag, attributes) if around else tag != "svg"):
             self._skip(name)
             return
         if len(attributes) > MAX_ATTRIBUTES:
             raise SVGRefused("too_many_attributes", f"{len(attributes):,}, more than {MAX_ATTRIBUTES} of an element")
         node = Node(tag, attributes)
-        if self.nodes:
-            parent = self.open[-1]
+        if around:
+            parent = around[-1]
             parent.children.append(node)
             if tag == "a":  # a link groups what it shows
                 node.tag = "tspan" if parent.tag in TEXTS else "g"
         self.nodes.append(node)
-        self.open.append(node)
+        around.append(node)
 
     def _skip(self, name: str) -> None:
         self.num_skipped += 1
