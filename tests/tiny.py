@@ -34,9 +34,12 @@ def save_model(folder: Path) -> str:
     return str(folder)
 
 
-def objective(folder: str, *, kind="nf4", dtype=torch.float32, attention="eager", **lora) -> CaptionLoss:
+def objective(folder: str, *, kind="nf4", double=True, dtype=torch.float32, attention="eager", **lora) -> CaptionLoss:
     base = load_base(
-        ModelConfig(name=folder, attention=attention), QuantizationConfig(kind=kind), device=CPU, dtype=dtype
+        ModelConfig(name=folder, attention=attention),
+        QuantizationConfig(kind=kind, double=double),
+        device=CPU,
+        dtype=dtype,
     )
     return CaptionLoss(add_lora(base, LoraConfig(**{"rank": 4, "alpha": 8, **lora}), seed=3), dtype).train()
 
