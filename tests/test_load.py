@@ -56,17 +56,6 @@ def test_a_packed_row_is_as_if_its_documents_had_been_run_alone(folder, kind, at
             torch.testing.assert_close(parameter.grad, gradients[name], atol=2e-5, rtol=1e-3)
 
 
-def test_checkpointed_activations_change_nothing(folder):
-    (row,) = pack(examples(4), 200)
-    plain, recomputed = objective(folder), objective(folder)
-    gemma(recomputed.model).activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    for loss in (plain, recomputed):
-        loss(**tensors(row))[0].backward()
-    for ours, theirs in zip(plain.parameters(), recomputed.parameters(), strict=True):
-        if ours.requires_grad:
-            torch.testing.assert_close(ours.grad, theirs.grad)
-
-
 def test_the_tiny_base_is_a_gemma_2_in_every_respect():
     base = load_base(ModelConfig(name="tiny"), QuantizationConfig(), device=CPU, dtype=torch.bfloat16)
     config = base.config

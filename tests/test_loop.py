@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
+from app.gemma.config import MemoryConfig
 from app.training import checkpoint
 from app.training.config import OptimConfig, TrainConfig
 from app.training.loop import State, TrainingDiverged, as_json, from_json, mean_loss, train
@@ -127,7 +128,7 @@ def work(rank, size, folder, port, out):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=size)
-    loss = objective(folder, dropout=0.1)
+    loss = objective(folder, dropout=0.1, memory=MemoryConfig(offload=True))
     held_out = [batch for batch, _ in batches(12, seed=9, rank=rank, num_workers=size)]
     stream = batches(90, rank=rank, num_workers=size)
     _, world, _ = run(loss, stream, held_out, world=Recorder(rank, size), accumulation=2, max_steps=6)

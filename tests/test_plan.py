@@ -17,6 +17,9 @@ SETTINGS = {
     "as shipped": [],
     "eager": ["model.attention=eager"],
     "no checkpointing": ["memory.gradient_checkpointing=false"],
+    "tiled": ["memory.tile_tokens=16"],
+    "offloaded": ["memory.offload=true", "memory.tile_tokens=16"],
+    "last layer kept": ["memory.keep_layers=1"],
     "16-bit base": ["quantization.kind=none"],
     "single quantisation": ["quantization.double=false"],
     "accumulated": ["train.accumulation=4"],
@@ -50,9 +53,8 @@ def test_a_simulated_step_holds_the_bytes_of_a_real_one(overrides, tmp_path):
     rows, tokens = config.train.micro_batch_rows, config.data.max_row_tokens
     loss = objective(config.model.name, kind=config.quantization.kind, double=config.quantization.double,
                      dtype=torch.bfloat16 if config.train.precision == "bf16" else torch.float32,
-                     attention=config.model.attention, rank=4, alpha=8, dropout=config.lora.dropout)  # fmt: skip
-    if config.memory.gradient_checkpointing:
-        plan.gemma(loss.model).activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+                     attention=config.model.attention, memory=config.memory,
+                     **config.lora.model_dump(include={"rank", "alpha", "dropout"}))  # fmt: skip
     batch = {name: column.copy() for name, column in next(iter(batches(30, micro_batch_rows=rows)))[0].items()}
     batch["targets"][:] = batch["input_ids"]
     batch["position_ids"][:] = range(tokens)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
+from app.gemma.activations import save_memory
 from app.gemma.config import LoraConfig, ModelConfig, QuantizationConfig
 from app.gemma.load import CaptionLoss, add_lora, load_base
 from data_pipeline.encode import Example
@@ -28,20 +29,26 @@ def gemma2_config(**changes):
     )  # fmt: skip
 
 
-def save_model(folder: Path) -> str:
+def save_model(folder: Path, **changes) -> str:
     torch.manual_seed(0)
-    Gemma2ForCausalLM(gemma2_config()).save_pretrained(folder)
+    Gemma2ForCausalLM(gemma2_config(**changes)).save_pretrained(folder)
     return str(folder)
 
 
-def objective(folder: str, *, kind="nf4", double=True, dtype=torch.float32, attention="eager", **lora) -> CaptionLoss:
+def objective(
+    folder: str, *, kind="nf4", double=True, dtype=torch.float32, attention="eager", memory=None, **lora
+) -> CaptionLoss:
+    """memory: a MemoryConfig to save activations by; None: transformers' and PEFT's modules as they are."""
     base = load_base(
         ModelConfig(name=folder, attention=attention),
         QuantizationConfig(kind=kind, double=double),
         device=CPU,
         dtype=dtype,
     )
-    return CaptionLoss(add_lora(base, LoraConfig(**{"rank": 4, "alpha": 8, **lora}), seed=3), dtype).train()
+    model = add_lora(base, LoraConfig(**{"rank": 4, "alpha": 8, **lora}), seed=3)
+    if memory is not None:
+        save_memory(base, memory)
+    return CaptionLoss(model, dtype).train()
 
 
 def examples(num: int, *, seed: int = 0) -> list[Example]:

@@ -52,7 +52,16 @@ class MemoryConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    gradient_checkpointing: bool = Field(True, description="recompute activations in the backward pass")
+    gradient_checkpointing: bool = Field(
+        True, description="keep only each layer's input, and recompute the rest in the backward pass"
+    )
+    keep_layers: Annotated[int, Field(ge=0)] = Field(
+        0, description="last layers that recompute nothing although gradient_checkpointing is on (layers)"
+    )
+    tile_tokens: Annotated[int, Field(ge=1)] = Field(
+        2048, description="tokens that a recomputed layer's MLP and norms take at a time (tokens)"
+    )
+    offload: bool = Field(False, description="recomputed layers' inputs wait in page-locked host memory")
     max_gib_per_gpu: Annotated[float, Field(gt=0)] | None = Field(
         None, description="allocator's cap per GPU (GiB); null: the whole card; CPU runs ignore it and say so"
     )

@@ -14,6 +14,7 @@ from torch._subclasses import FakeTensorMode
 from transformers import Gemma2Config
 
 from app.config import Config
+from app.gemma.activations import save_memory
 from app.gemma.load import DTYPES, CaptionLoss, add_lora, gemma
 from app.gemma.published import config_of
 from app.gemma.simulation import CATEGORIES, FUSED, Bytes, Timeline, materialise, meta_base, stored_in, watch
@@ -103,8 +104,7 @@ def _step(config: Config, model: Gemma2Config, tokens: int, num_labels: int, on_
         adapted = add_lora(base, config.lora, seed=config.train.seed)
     with FakeTensorMode(), Timeline(num_labels) as timeline:
         materialise(adapted, dtype)
-        if config.memory.gradient_checkpointing:
-            base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        save_memory(base, config.memory, where="meta" if on_gpu else "cpu")
         return traced(config, CaptionLoss(adapted, dtype).train(), timeline, _row(config, tokens), num_labels)
 
 

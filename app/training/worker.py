@@ -17,6 +17,7 @@ from peft import PeftModel
 
 from app.config import Config
 from app.errors import UserError
+from app.gemma.activations import save_memory
 from app.gemma.load import DTYPES, CaptionLoss, add_lora, gemma, load_base, num_parameters
 from app.storage import join
 from app.tracking import Tracker, attach
@@ -133,8 +134,7 @@ def _work(job: Job) -> dict[str, Any]:
     dtype = DTYPES[config.train.precision]
     base = load_base(config.model, config.quantization, device=device, dtype=dtype)
     model = add_lora(base, config.lora, seed=config.train.seed)
-    if config.memory.gradient_checkpointing:
-        base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    save_memory(base, config.memory)
     objective = CaptionLoss(model, dtype).train()
     optimizer = adamw(objective, config.optim)
     state, restored = State(), ray.train.get_checkpoint()

@@ -1,0 +1,160 @@
+"""Gemma 2's norm and PEFT's LoRA layer, with a backward pass that keeps and copies only what it needs.
+
+The same arithmetic as transformers' and PEFT's modules, which stay in place: only their `forward` is replaced.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from bitsandbytes.autograd._functions import matmul_4bit
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn.modules import Linear4bit
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+
+from app.gemma.tiles import turns
+
+ROWS = 1024
+"""Tokens that a norm takes at a time: its fp32 copies have this many rows."""
+
+
+def lean(model: nn.Module) -> None:
+    """Replace the forward of every norm and LoRA layer of a model with a frozen base."""
+    for module in model.modules():
+        if isinstance(module, Gemma2RMSNorm) and not module.weight.requires_grad:
+            replace_forward(module, _norm_forward)
+        elif isinstance(module, LoraLayer) and isinstance(module.get_base_layer(), nn.Linear):
+            replace_forward(module, _lora_forward)
+
+
+def replace_forward(module: Any, forward: Callable[..., Tensor], *more: Any) -> None:
+    """Calling this one module calls `forward(module, its forward until now, *more, …)`; its class stays as it is."""
+    module.forward = partial(forward, module, module.forward, *more)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Gemma 2's norm of x [.., H] with a frozen weight [H]: x / rms(x) · (1 + weight), computed in fp32 at least.
+
+    Kept for the backward pass: x as it came, and one number a token.
+    """
+    normed: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+    return normed
+
+
+def lora_linear(
+    x: Tensor, base: nn.Linear, a: Tensor, b: Tensor, *, scale: float, dropped: Tensor | None = None
+) -> Tensor:
+    """x W^T + scale · (x A^T) B^T with a frozen W: x [.., in], a [rank, in], b [out, rank] → [.., out].
+
+    `dropped`: x after the adapter's dropout, where it has one. Products are in x's dtype. A 4-bit W is dequantised in
+    either pass and never kept; the update is added to the base's product in place.
+    """
+    product: Tensor = _LoraLinear.apply(x, dropped, a, b, base, scale)  # type: ignore[no-untyped-call]
+    return product
+
+
+def _norm_forward(module: Gemma2RMSNorm, _plain: Any, x: Tensor) -> Tensor:
+    return rms_norm(x, module.weight, module.eps)
+
+
+def _lora_forward(module: Any, plain: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """In training, with the one adapter; in every other case PEFT's own forward."""
+    if not module.training or module.disable_adapters or module.merged or args or kwargs:
+        unchanged: Tensor = plain(x, *args, **kwargs)
+        return unchanged
+    (name,) = module.active_adapters
+    dropout, kind = module.lora_dropout[name], x.device.type
+    inner = x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+    return lora_linear(
+        inner, module.get_base_layer(), module.lora_A[name].weight, module.lora_B[name].weight,
+        scale=module.scaling[name], dropped=None if isinstance(dropout, nn.Identity) else dropout(inner),
+    ).to(x.dtype)  # fmt: skip
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        exact = torch.promote_types(x.dtype, torch.float32)
+        out, scales = x.new_empty(x.shape), x.new_empty(*x.shape[:-1], 1, dtype=exact)
+        factor = 1.0 + weight.to(exact)
+        for rows, normed, scale in _in_rows(x, out, scales):
+            wide = rows.to(exact)
+            scale.copy_(wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_())
+            normed.copy_((wide * scale).mul_(factor))
+        ctx.save_for_backward(x, scales, weight)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        x, scales, weight = ctx.saved_tensors
+        gradient = x.new_empty(x.shape)
+        factor = 1.0 + weight.to(scales.dtype)
+        for rows, up, scale, out in _in_rows(x, upstream, scales, gradient):
+            normed = rows.to(scale.dtype) * scale
+            own = up.to(scale.dtype) * factor
+            inner = (own * normed).mean(-1, keepdim=True)
+            out.copy_(own.addcmul_(normed, inner, value=-1).mul_(scale))
+        return gradient, None, None
+
+
+def _in_rows(*tensors: Tensor) -> Any:
+    """Parts of ROWS rows of each tensor [.., n], in step."""
+    parts = (tensor.reshape(-1, tensor.shape[-1]).split(ROWS) for tensor in tensors)
+    return turns([*zip(*parts, strict=True)], tensors[0])
+
+
+class _LoraLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, dropped: Tensor | None, a: Tensor, b: Tensor, base: nn.Linear, scale: float
+    ) -> Tensor:
+        seen = x if dropped is None else dropped
+        with torch.autocast(x.device.type, enabled=False):
+            product = _base_product(x, base)
+            low = seen.flatten(0, -2) @ a.to(x.dtype).T  # [tokens, rank]
+            product.view(-1, len(b)).addmm_(low, b.to(x.dtype).T, alpha=scale)
+        ctx.save_for_backward(seen, low, a, b)
+        ctx.base, ctx.scale, ctx.drops = base, scale, dropped is not None
+        return product
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        seen, low, a, b = ctx.saved_tensors
+        needs_x, needs_dropped, *_ = ctx.needs_input_grad
+        up = upstream.flatten(0, -2)
+        with torch.autocast(up.device.type, enabled=False):
+            up_low = (up @ b.to(up.dtype)).mul_(ctx.scale)
+            of_a = up_low.T @ seen.flatten(0, -2)
+            of_b = (up.T @ low).mul_(ctx.scale)
+            of_x = (up @ _weight(ctx.base, up.dtype)) if needs_x else None
+            of_dropped = None
+            if ctx.drops and needs_dropped:
+                of_dropped = (up_low @ a.to(up.dtype)).view(seen.shape)
+            elif not ctx.drops and of_x is not None:
+                of_x.addmm_(up_low, a.to(up.dtype))
+        if of_x is not None:
+            of_x = of_x.view(seen.shape)
+        return of_x, of_dropped, of_a.to(a.dtype), of_b.to(b.dtype), None, None
+
+
+def _base_product(x: Tensor, base: nn.Linear) -> Tensor:
+    weight: Any = base.weight
+    product: Tensor
+    if isinstance(base, Linear4bit):
+        product = matmul_4bit(x, weight, quant_state=weight.quant_state)
+    else:
+        product = nn.functional.linear(x, weight.to(x.dtype))
+    return product
+
+
+def _weight(base: nn.Linear, dtype: torch.dtype) -> Tensor:
+    """[out, in], dequantised where it is stored in 4 bits."""
+    stored: Any = base.weight
+    weight: Tensor = dequantize_4bit(stored, stored.quant_state) if isinstance(base, Linear4bit) else stored
+    return weight.to(dtype)
