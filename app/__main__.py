@@ -37,13 +37,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     config = _job_config(arguments)
     from app.cluster import connect
+    from app.plan import limit_here, require_fit
     from app.training import driver
 
     driver.open_stream(config)
+    require_fit(config, limit_here(config))
     with connect():
         driver.require(config, config.scaling.num_workers)
         trained = driver.train(config)
     print(json.dumps({**trained.metrics, "adapter": trained.adapter, "run_id": trained.run_id}))
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    config = _config(arguments)
+    from app import plan
+
+    gpus = [plan.gib_of(text) for text in arguments.gpu]
+    found = plan.report(config, gpus, max_context=arguments.max_context, speed=arguments.tokens_per_second)
+    print(json.dumps(found) if arguments.json else plan.in_words(found))
     return 0
 
 
@@ -155,6 +167,11 @@ def _parser() -> argparse.ArgumentParser:
             help=field.description,
         )
     prepare.add_argument("--json", help="write the counts to this file")
+    plan = configured("plan", _plan, "memory of one optimizer step by category, simulated: no weights, hub or GPU")
+    plan.add_argument("--gpu", action="append", default=[], help="a card's memory, such as 24GiB; may be repeated")
+    plan.add_argument("--max-context", action="store_true", help="find the longest row on each card")
+    plan.add_argument("--tokens-per-second", type=float, help="measured speed of the whole job, for the hours")
+    plan.add_argument("--json", action="store_true", help="print JSON")
     configured("train", _train, "train, or continue, the job that the config names")
     configured("tune", _tune, "search over search.space, bad trials stopped early")
     evaluate = configured("evaluate", _evaluate, "base against tuned model on the held-out split")

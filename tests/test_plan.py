@@ -92,19 +92,20 @@ def test_a_gpu_kernel_keeps_no_scores(tmp_path):
     assert fused[1] < 2 * fused[0]
 
 
-@pytest.mark.parametrize("limit", [0, 700, 1500, 9_000, 40_000, 10**9])
-def test_the_longest_row_is_the_longest_that_fits(limit):
+@pytest.mark.parametrize("peak_bytes", [
+    lambda tokens: 600 + 2 * tokens,
+    lambda tokens: max(600_000 + tokens // 64, 200_000 + 8 * tokens),
+    lambda tokens: max(10**6, 5 * tokens + tokens**2 // 1000),
+])  # fmt: skip
+def test_the_longest_row_is_the_longest_that_fits(peak_bytes):
+    known = {}
     asked = []
-
-    def peak_bytes(tokens):
-        asked.append(tokens)
-        return max(600 + tokens // 64, 200 + tokens // 8)
-
-    found = plan.longest(peak_bytes, limit, start=256, most=2**18)
-    fitting = [n for n in range(64, 2**18 + 1, 64) if max(600 + n // 64, 200 + n // 8) <= limit]
-    assert found == max(fitting, default=0)
-    assert found == 0 or found in asked
-    assert len(set(asked)) < 16
+    for limit in (10**9, 3_000_000, 650_000, 90_000, 700, 0):
+        found = plan.longest(lambda tokens: asked.append(tokens) or peak_bytes(tokens), limit, known, most=2**18)
+        fitting = [tokens for tokens in range(64, 2**18 + 1, 64) if peak_bytes(tokens) <= limit]
+        assert found in fitting or found == 0
+        assert max(fitting, default=0) - found <= 64
+    assert len(asked) == len(set(asked)) < 40
 
 
 def test_categories_are_the_bytes_that_they_name(tmp_path):

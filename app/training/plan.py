@@ -68,27 +68,41 @@ def peak(config: Config, *, row_tokens: int | None = None, labelled: float = 1.0
     return max((_highest(name, live) for name, live in stages.items()), key=lambda found: found.num_bytes)
 
 
-def longest(peak_bytes: Callable[[int], int], limit_bytes: float, *, start: int = 8192, most: int = 2**20) -> int:
+def longest(peak_bytes: Callable[[int], int], limit_bytes: float, known: dict[int, int], *, most: int = 2**20) -> int:
     """The longest row (tokens, a multiple of GRAIN) whose peak is within a limit, 0 if none is.
 
-    The peak is the highest of moments that each grow evenly with the row, so it is convex: a chord between a row that
-    fits and one that does not meets the limit at a row that fits. Each row that is named was computed.
+    The peak is the highest of moments that each grow evenly with the row, hence convex: below its chords, above its
+    chords' extensions. Rows are computed until both agree on the answer to GRAIN tokens. `known` keeps what was
+    computed, {tokens: bytes}, for other limits.
     """
-    low, high = GRAIN, start
-    if peak_bytes(low) > limit_bytes:
+
+    def fits(tokens: int) -> bool:
+        if tokens not in known:
+            known[tokens] = peak_bytes(tokens)
+        return known[tokens] <= limit_bytes
+
+    if not fits(GRAIN):
         return 0
-    while peak_bytes(high) <= limit_bytes:
+    high = 8192
+    while fits(high):
         if high >= most:
             return most
-        grown = (limit_bytes - peak_bytes(high)) / (peak_bytes(high) - peak_bytes(low)) * (high - low)
-        low, high = high, min(most, high + GRAIN * (2 + int(grown / GRAIN)))
-    while high - low > GRAIN:
-        share = (limit_bytes - peak_bytes(low)) / (peak_bytes(high) - peak_bytes(low))
-        middle = low + int((high - low) * share / GRAIN) * GRAIN
-        if middle == low:
-            break
-        low, high = (middle, high) if peak_bytes(middle) <= limit_bytes else (low, middle)
-    return low
+        high = min(most, 2 * high, max(high + GRAIN, 2 * GRAIN + int(_meets(known, GRAIN, high, limit_bytes))))
+    while True:
+        below = sorted(tokens for tokens in known if fits(tokens))[-2:]
+        above = sorted(tokens for tokens in known if not fits(tokens))[:2]
+        low, high = below[-1], above[0]
+        surely = low + int((_meets(known, low, high, limit_bytes) - low) / GRAIN) * GRAIN
+        ends = [_meets(known, pair[0], pair[1], limit_bytes) for pair in (below, above) if len(pair) == 2]
+        if min([high - 1.0, *ends]) < surely + GRAIN:
+            return surely
+        fits(surely if surely > low else (low + high) // 2 // GRAIN * GRAIN)
+
+
+def _meets(known: dict[int, int], left: int, right: int, limit_bytes: float) -> float:
+    """Where the line through two rows' peaks meets the limit (tokens)."""
+    risen = known[right] - known[left]
+    return left + (limit_bytes - known[left]) * (right - left) / risen if risen else float(2**30)
 
 
 def _with_layers(model: Gemma2Config, number: int) -> Gemma2Config:
