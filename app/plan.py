@@ -27,9 +27,10 @@ LABELS_ONLY = 0.08
 """Share of a row's tokens that are a caption's, as in benchmarks/loss.py."""
 REMEDIES: tuple[tuple[str, Any], ...] = (
     ("memory.gradient_checkpointing", True), ("memory.keep_layers", 0), ("model.attention", "blockwise"),
-    ("train.micro_batch_rows", 1), ("memory.offload", True), ("quantization.kind", "nf4"),
+    ("train.micro_batch_rows", 1), ("memory.offload", True), ("memory.embedding", "host"),
+    ("quantization.kind", "nf4"), ("optim.kind", "adamw_8bit"),
 )  # fmt: skip
-"""What saves memory and changes no gradient but for rounding and, last, the precision of the base."""
+"""What saves memory: first what changes no gradient but for rounding, last the precision of base and moments."""
 
 
 @dataclass(frozen=True)

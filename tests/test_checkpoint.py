@@ -7,6 +7,7 @@ import torch
 from peft import PeftModel
 from transformers import Gemma2ForCausalLM
 
+from app.errors import UserError
 from app.gemma.config import ModelConfig, QuantizationConfig
 from app.gemma.load import load_adapter, load_base
 from app.training import checkpoint
@@ -32,17 +33,32 @@ def stepped(loss, optimizer, steps):
         return float(loss(**tensors(row))[0])
 
 
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+@pytest.mark.parametrize("kind", ["adamw", "adamw_8bit", "paged_adamw_8bit"])
 @pytest.mark.parametrize("embeddings", [False, True])
-def test_weights_and_moments_come_back_exactly(folder, tmp_path, embeddings):
+def test_weights_and_moments_come_back_exactly(folder, tmp_path, embeddings, kind):
+    optim = OptimConfig(kind=kind, learning_rate=1e-2)
     loss = objective(folder, train_embeddings=embeddings)
-    optimizer = adamw(loss, OptimConfig(learning_rate=1e-2))
+    optimizer = adamw(loss, optim)
     stepped(loss, optimizer, 3)
     checkpoint.save(tmp_path, loss.model, optimizer, {"step": 3})
     expected = stepped(loss, optimizer, 2)
     other = objective(folder, train_embeddings=embeddings)
-    other_optimizer = adamw(other, OptimConfig(learning_rate=1e-2))
+    other_optimizer = adamw(other, optim)
     assert checkpoint.restore(tmp_path, other.model, other_optimizer) == {"step": 3}
     assert stepped(other, other_optimizer, 2) == expected
+    in_8_bits = {state["state1"].dtype for state in optimizer.state.values()} if kind != "adamw" else set()
+    assert (torch.uint8 in in_8_bits) == (embeddings and kind != "adamw")  # smaller weights stay in fp32
+
+
+def test_moments_of_another_optimizer_are_named(folder, tmp_path):
+    loss = objective(folder)
+    eight, full = (adamw(loss, OptimConfig(kind=kind)) for kind in ("adamw_8bit", "adamw"))
+    for saved, other in ((eight, full), (full, eight)):
+        stepped(loss, saved, 1)
+        checkpoint.save(tmp_path, loss.model, saved, {})
+        with pytest.raises(UserError, match=r"moments are not those of AdamW.*optim\.kind"):
+            checkpoint.restore(tmp_path, loss.model, other)
 
 
 def test_nothing_in_it_is_a_pickle_and_peft_reads_it_alone(folder, tmp_path):

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import get_scheduler
 
 from app.training.config import OptimConfig
-from app.training.optim import adamw, learning_rate
+from app.training.optim import adamw, learning_rate, moments
 
 
 @pytest.mark.parametrize("schedule", ["cosine_with_restarts", "cosine", "linear", "constant"])
@@ -40,3 +40,25 @@ def test_adamw_trains_only_what_requires_a_gradient():
         0.25,
         True,
     )
+
+
+@pytest.mark.parametrize("kind", ["adamw_8bit", "paged_adamw_8bit"])
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+def test_8_bit_moments_take_a_quarter_and_step_alike(kind):
+    """Each update within 10 % of the largest of AdamW's own: moments of 8 bits are rounded."""
+    made = {}
+    for name in (kind, "adamw"):
+        torch.manual_seed(0)
+        model = nn.Linear(128, 64, bias=False)
+        before = model.weight.detach().clone()
+        optimizer = adamw(model, OptimConfig(kind=name, learning_rate=1e-3))
+        for _ in range(5):
+            model(torch.randn(16, 128)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        kept = sum(value.nbytes for value in moments(optimizer, model.weight).values() if value.ndim)
+        made[name] = (model.weight.detach() - before, kept)
+    (ours, small), (theirs, large) = made[kind], made["adamw"]
+    assert (ours - theirs).abs().max() < 0.1 * theirs.abs().max()
+    assert large == 2 * 4 * 128 * 64
+    assert small == large // 4 + 2 * 4 * 128 * 64 // 256  # and one scale a block of 256

@@ -20,6 +20,8 @@ SETTINGS = {
     "tiled": ["memory.tile_tokens=16"],
     "offloaded": ["memory.offload=true", "memory.tile_tokens=16"],
     "last layer kept": ["memory.keep_layers=1"],
+    "embedding on the host": ["memory.embedding=host"],
+    "8-bit optimizer": ["optim.kind=adamw_8bit"],
     "16-bit base": ["quantization.kind=none"],
     "single quantisation": ["quantization.double=false"],
     "accumulated": ["train.accumulation=4"],

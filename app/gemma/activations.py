@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import Gemma2ForCausalLM
 
+from app.errors import UserError
 from app.gemma.config import MemoryConfig
 from app.gemma.lean import lean, replace_forward
 from app.gemma.tiles import turns
@@ -23,15 +24,34 @@ from app.gemma.tiles import turns
 def save_memory(model: Gemma2ForCausalLM, memory: MemoryConfig, *, where: str = "cpu") -> None:
     """Make a frozen base with its adapter keep no more than `memory` says; loss and gradients stay what they are.
 
-    where: the device that is the host; in a simulation of a GPU's memory it is `meta`.
+    where: the device that is the host; in a simulation of a GPU's memory it is `meta`. Raises UserError where `memory`
+    cannot be had.
     """
     lean(model)
+    layers = model.model.layers
+    host = Host(model.device, where) if memory.offload else None
+    if memory.embedding == "host":
+        _embed_on_host(model, where)
     if not memory.gradient_checkpointing:
         return
-    host = Host(model.device, where) if memory.offload else None
-    layers = model.model.layers
-    for layer in layers[: len(layers) - memory.keep_layers]:
+    for layer in layers[: max(0, len(layers) - memory.keep_layers)]:
         replace_forward(layer, _forward, host, memory.tile_tokens)
+
+
+def _embed_on_host(model: Gemma2ForCausalLM, where: str) -> None:
+    """The tied embedding and head in page-locked memory. No parameter any more: DDP wants all of them on one device."""
+    embedding: Any = model.model.embed_tokens
+    if embedding.weight.requires_grad:
+        raise UserError("memory.embedding=host is for a frozen embedding: set lora.train_embeddings=false, or device")
+    weight, scale = embedding.weight.detach().to(where), embedding.embed_scale
+    if embedding.weight.device.type == "cuda":
+        weight = weight.pin_memory()
+    for module, name, tensor in (
+        (embedding, "weight", weight), (model.lm_head, "weight", weight), (embedding, "embed_scale", scale.to(where)),
+    ):  # fmt: skip
+        delattr(module, name)
+        setattr(module, name, tensor)
+    replace_forward(embedding, lambda _, plain, ids: plain(ids.to(where)).to(ids.device))
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -62,6 +62,9 @@ class MemoryConfig(BaseModel):
         2048, description="tokens that a recomputed layer's MLP and norms take at a time (tokens)"
     )
     offload: bool = Field(False, description="recomputed layers' inputs wait in page-locked host memory")
+    embedding: Literal["device", "host"] = Field(
+        "device", description="where the frozen embedding is kept; from the host, the loss copies it tile by tile"
+    )
     max_gib_per_gpu: Annotated[float, Field(gt=0)] | None = Field(
         None, description="allocator's cap per GPU (GiB); null: the whole card; CPU runs ignore it and say so"
     )

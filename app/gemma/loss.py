@@ -36,7 +36,8 @@ def softcapped_cross_entropy(
     hidden [N, H], weight [V, H] (the output head), labels [N] with IGNORED where nothing is predicted. The sum
     and the count stay apart: whoever reduces over micro-batches and workers divides once, at the end. Products are
     computed in hidden's dtype, softcap and log-softmax in fp32 (fp64 for fp64), in tiles of tokens and vocabulary
-    that take `budget` bytes. The weight's gradient is summed in the weight's dtype. One backward pass per forward.
+    that take `budget` bytes; of a frozen weight on the host, tiles are copied. The weight's gradient is summed in the
+    weight's dtype. One backward pass per forward.
     """
     where = (labels != IGNORED).nonzero(as_tuple=True)[0]
     with_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
@@ -74,7 +75,8 @@ class _CrossEntropy(torch.autograd.Function):
         rows, targets = hidden.index_select(0, where), labels.index_select(0, where).long()
         of_rows = torch.empty_like(rows) if with_gradient and ctx.needs_input_grad[0] else None
         of_weight = torch.zeros_like(weight) if with_gradient and ctx.needs_input_grad[1] else None
-        copied = 0 if weight.dtype == hidden.dtype else hidden.shape[1] * hidden.element_size()
+        here = (weight.device, weight.dtype) == (hidden.device, hidden.dtype)
+        copied = 0 if here else hidden.shape[1] * hidden.element_size()
         tokens, words = tile_of(len(rows), len(weight), copied * (1 if of_weight is None else 2), budget)
         loss_sum = rows.new_zeros((), dtype=torch.promote_types(rows.dtype, torch.float32))
         with torch.autocast(hidden.device.type, enabled=False):
@@ -131,7 +133,7 @@ def _chunk(
         for part in parts:
             gradient = _gradient(tile(part), lse, *_own(targets, part), cap).to(rows.dtype)
             if of_rows is not None:
-                summed += gradient @ weight[part].to(rows.dtype)
+                summed += gradient @ weight[part].to(rows, non_blocking=True)
             if of_weight is not None and of_weight.dtype == rows.dtype:
                 of_weight[part].addmm_(gradient.T, rows)
             elif of_weight is not None:
@@ -152,7 +154,7 @@ def _gradient(tile: Tensor, lse: Tensor, own: Tensor, inside: Tensor, cap: float
 
 def _tile(rows: Tensor, weight: Tensor, cap: float | None) -> Tensor:
     """Logits [T, words] before the softcap, or their tanh in units of cap; fp32 at least."""
-    logits = (rows @ weight.to(rows.dtype).T).to(torch.promote_types(rows.dtype, torch.float32))
+    logits = (rows @ weight.to(rows, non_blocking=True).T).to(torch.promote_types(rows.dtype, torch.float32))
     return logits if cap is None else logits.div_(cap).tanh_()
 
 

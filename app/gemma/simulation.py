@@ -74,6 +74,7 @@ def materialise(model: nn.Module, dtype: torch.dtype) -> None:
 def stored_in(model: nn.Module) -> list[Tensor]:
     """Every tensor that a frozen base consists of, with the constants of 4-bit weights."""
     found = [tensor for tensor in (*model.parameters(), *model.buffers()) if not tensor.requires_grad]
+    found += [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     states = [parameter.quant_state for parameter in model.parameters() if hasattr(parameter, "quant_state")]
     states += [state.state2 for state in states if state.nested]
     return found + [leaf for state in states for leaf in vars(state).values() if isinstance(leaf, Tensor)]

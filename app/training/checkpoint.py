@@ -14,6 +14,8 @@ from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from app.training.optim import moments, restore_moments
+
 STATE = "state.json"
 
 
@@ -22,8 +24,8 @@ def save(folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer, state
     model.save_pretrained(str(folder))
     tensors: dict[str, Tensor] = {}
     for name, parameter in _trained(model):
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"{name}/{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
+        for key, value in moments(optimizer, parameter).items():
+            tensors[f"{name}/{key}"] = value.contiguous()
     save_file(tensors, folder / "optimizer.safetensors")
     (folder / STATE).write_text(json.dumps(state, indent=2) + "\n")
 
@@ -31,13 +33,10 @@ def save(folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer, state
 def restore(folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Load weights and moments in place; returns the saved state."""
     restore_weights(folder, model)
-    moments = load_file(folder / "optimizer.safetensors")
+    saved = load_file(folder / "optimizer.safetensors")
     for name, parameter in _trained(model):
-        optimizer.state[parameter] = {
-            key.rpartition("/")[2]: value.to(parameter.device) if value.ndim else value
-            for key, value in moments.items()
-            if key.rpartition("/")[0] == name
-        }
+        own = {key.rpartition("/")[2]: value for key, value in saved.items() if key.rpartition("/")[0] == name}
+        restore_moments(optimizer, parameter, own)
     state: dict[str, Any] = json.loads((folder / STATE).read_text())
     return state
 

@@ -10,6 +10,11 @@ class OptimConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    kind: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
+        "adamw",
+        description="moments in fp32; or in 8 bits (bitsandbytes, arXiv:2110.02861); or these in memory that a GPU "
+        "moves to the host when it is short of its own",
+    )
     learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(1e-4, description="peak learning rate")
     schedule: Literal["cosine_with_restarts", "cosine", "linear", "constant"] = Field(
         "cosine_with_restarts", description="shape after the warm-up, as a function of the job's progress"

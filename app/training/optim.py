@@ -1,24 +1,61 @@
 """AdamW over what is trained, and the learning rate as a function of the job's progress."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import nn
+from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit
+from torch import Tensor, nn
 
+from app.errors import UserError
 from app.training.config import OptimConfig
 
+CODE_BOOKS = ("qmap1", "qmap2")
 
-def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Fused AdamW (one kernel for all weights) over the trained parameters."""
+
+def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW over the trained parameters: torch's fused one (one kernel for all weights), or one of bitsandbytes'.
+
+    bitsandbytes keeps the moments of weights with fewer than 4,096 elements in fp32 (its `min_8bit_size`).
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(
-        trained,
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.epsilon,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+    how: dict[str, Any] = {
+        "lr": config.learning_rate, "betas": (config.beta1, config.beta2), "eps": config.epsilon,
+        "weight_decay": config.weight_decay,
+    }  # fmt: skip
+    if config.kind == "adamw":
+        return torch.optim.AdamW(trained, **how, fused=True)
+    kind = AdamW8bit if config.kind == "adamw_8bit" else PagedAdamW8bit
+    optimizer: torch.optim.Optimizer = kind(trained, **how)
+    return optimizer
+
+
+def moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
+    """What the optimizer remembers of a parameter, on the host. The 8-bit code books are constants, and left out."""
+    state = optimizer.state[parameter]
+    return {key: torch.as_tensor(value).detach().cpu() for key, value in state.items() if key not in CODE_BOOKS}
+
+
+def restore_moments(optimizer: Any, parameter: nn.Parameter, values: Mapping[str, Tensor]) -> None:
+    """The inverse of `moments`. Raises UserError for those of another `optim.kind`."""
+    in_8_bits = isinstance(optimizer, AdamW8bit | PagedAdamW8bit)
+    if values and in_8_bits == ("exp_avg" in values):
+        raise UserError(
+            f"the checkpoint's moments are not those of {type(optimizer).__name__}: set optim.kind to what it was "
+            "saved with, or start a new job with another train.run_name"
+        )
+    if not in_8_bits:
+        state = {key: value.to(parameter.device) if value.ndim else value for key, value in values.items()}
+        optimizer.state[parameter] = state
+        return
+    optimizer.state[parameter] = {}
+    optimizer.init_state(optimizer.param_groups[0], parameter, 0, 0)  # buffers where bitsandbytes wants them: paged
+    for key, value in values.items():
+        if value.ndim:
+            optimizer.state[parameter][key].copy_(value)
+        else:
+            optimizer.state[parameter][key] = value.item()
 
 
 def learning_rate(config: OptimConfig, progress: float) -> float:

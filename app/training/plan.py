@@ -126,13 +126,14 @@ def traced(
     config: Config, objective: CaptionLoss, timeline: Timeline, batch: Batch, num_labels: int
 ) -> dict[str, Bytes]:
     """Live bytes [moments, len(CATEGORIES)] of each stage of a real or fake step, inside its timeline."""
-    optimizer = adamw(objective, config.optim)
+    paged = config.optim.kind == "paged_adamw_8bit"  # counted as if all of them were on the GPU
+    optimizer = adamw(objective, config.optim.model_copy(update={"kind": "adamw_8bit"}) if paged else config.optim)
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     gradients = _as_in_the_middle(config, optimizer, trained)
     for parameter in trained:
         parameter.register_post_accumulate_grad_hook(lambda done: timeline.assign(done.grad, "gradients"))
     watch(timeline, gemma(objective.model))
-    moments = [value for state in optimizer.state.values() for value in state.values()]
+    moments = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
     timeline.start({"weights": stored_in(objective), "lora": trained, "optimizer": moments, "gradients": gradients})
     train_step(
         objective, optimizer, [batch], num_targets=num_labels, rate=config.optim.learning_rate,
