@@ -42,15 +42,20 @@ def _peak(prepare: Callable[..., Callable[[], Any]], *arguments: Any) -> int:
     one_thread()
     run = prepare(*arguments)
     run()  # what libraries keep after their first use is not counted
+    before = settled_bytes()
+    run()
+    return status("VmHWM") - before
+
+
+def settled_bytes() -> int:
+    """Resident bytes without garbage; the high-water mark (VmHWM) starts again from here."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
-    before = _status("VmRSS")
-    run()
-    return _status("VmHWM") - before
+    Path("/proc/self/clear_refs").write_text("5")
+    return status("VmRSS")
 
 
-def _status(field: str) -> int:
+def status(field: str) -> int:
     """Bytes of one line of /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))

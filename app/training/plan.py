@@ -87,7 +87,7 @@ def longest(peak_bytes: Callable[[int], int], limit_bytes: float, known: dict[in
     while fits(high):
         if high >= most:
             return most
-        high = min(most, 2 * high, max(high + GRAIN, 2 * GRAIN + int(_meets(known, GRAIN, high, limit_bytes))))
+        high = min(most, 2 * GRAIN + int(_meets(known, GRAIN, high, limit_bytes)) // GRAIN * GRAIN)
     while True:
         below = sorted(tokens for tokens in known if fits(tokens))[-2:]
         above = sorted(tokens for tokens in known if not fits(tokens))[:2]
@@ -129,7 +129,7 @@ def traced(
     paged = config.optim.kind == "paged_adamw_8bit"  # counted as if all of them were on the GPU
     optimizer = adamw(objective, config.optim.model_copy(update={"kind": "adamw_8bit"}) if paged else config.optim)
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    gradients = _as_in_the_middle(config, optimizer, trained)
+    gradients = in_the_middle(config, optimizer, trained)
     for parameter in trained:
         parameter.register_post_accumulate_grad_hook(lambda done: timeline.assign(done.grad, "gradients"))
     watch(timeline, gemma(objective.model))
@@ -142,8 +142,8 @@ def traced(
     return timeline.by_stage()
 
 
-def _as_in_the_middle(config: Config, optimizer: torch.optim.Optimizer, trained: list[Any]) -> list[Tensor]:
-    """Moments of the optimizer from earlier steps, and the gradients that are there when a micro-batch begins."""
+def in_the_middle(config: Config, optimizer: torch.optim.Optimizer, trained: list[Any]) -> list[Tensor]:
+    """Give the optimizer moments, as earlier steps would; returns the gradients that a micro-batch finds there."""
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
