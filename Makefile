@@ -30,6 +30,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.attention --json outputs/bench/attention.json
 	$(BIN)/python -m benchmarks.loss --json outputs/bench/loss.json
 	$(BIN)/python -m benchmarks.step --json outputs/bench/step.json
+	$(BIN)/python -m benchmarks.load --json outputs/bench/load.json
 
 ui: $(READY)
 	$(BIN)/python -m app ui demo

@@ -10,9 +10,11 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from app import config as configs
 from app.errors import UserError
+from app.gemma.config import ModelConfig, QuantizationConfig
 from app.tracking import check, ui_command
 from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import DataError
@@ -100,6 +102,15 @@ def _prepare(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _quantize(arguments: argparse.Namespace) -> int:
+    quantization = configs.validated(QuantizationConfig, {"kind": arguments.kind, "double": arguments.double})
+    from app.gemma.quantize import quantize
+
+    model = ModelConfig(name=arguments.model, revision=arguments.revision)
+    print(json.dumps(quantize(model, quantization, Path(arguments.out))))
+    return 0
+
+
 def _demo(arguments: argparse.Namespace) -> int:
     from app.demo import demo
 
@@ -172,6 +183,12 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--max-context", action="store_true", help="find the longest row on each card")
     plan.add_argument("--tokens-per-second", type=float, help="measured speed of the whole job, for the hours")
     plan.add_argument("--json", action="store_true", help="print JSON")
+    quantize = command("quantize", _quantize, "a model in 4 bits on disk, which workers load as it is")
+    quantize.add_argument("model", help="hub name or folder of a Gemma 2, or tiny")
+    quantize.add_argument("--out", required=True, help="new folder; then model.name of a config")
+    quantize.add_argument("--revision", help=ModelConfig.model_fields["revision"].description)
+    for name, field in QuantizationConfig.model_fields.items():
+        quantize.add_argument(f"--{name}", default=field.get_default(), help=field.description)
     configured("train", _train, "train, or continue, the job that the config names")
     configured("tune", _tune, "search over search.space, bad trials stopped early")
     evaluate = configured("evaluate", _evaluate, "base against tuned model on the held-out split")

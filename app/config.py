@@ -44,6 +44,15 @@ class Config(BaseModel):
     search: SearchConfig = Field(default_factory=SearchConfig)
 
     @model_validator(mode="after")
+    def _moments_can_be_cut(self) -> Self:
+        if self.optim.kind != "adamw" and self.parallel.strategy != "ddp":
+            raise ValueError(
+                f"optim.kind={self.optim.kind} cannot cut its moments over the workers: "
+                f"set parallel.strategy=ddp instead of {self.parallel.strategy}, or optim.kind=adamw"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _search_is_possible(self) -> Self:
         base = self.model_dump(exclude={"search"})
         steps = self.search.trial_steps or self.train.max_steps

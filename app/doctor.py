@@ -177,7 +177,7 @@ def _shards(config: Config) -> Iterator[Line]:
 
 
 def _model(config: Config) -> Iterator[Line]:
-    from app.gemma.load import source_of
+    from app.gemma.base import source_of
 
     name, folder = config.model.name, Path(source_of(config.model.name))
     if (folder / "config.json").is_file():

@@ -13,7 +13,7 @@ import torch
 
 from app.config import Config, override
 from app.errors import UserError
-from app.gemma.load import source_of
+from app.gemma.base import source_of
 from app.training.plan import Peak, longest, peak
 from data_pipeline.errors import DataError
 from data_pipeline.windows import Stream
@@ -77,7 +77,7 @@ def report(config: Config, gpus: Sequence[float], *, max_context: bool, speed: f
 
 def in_words(plan: dict[str, Any]) -> str:
     """The plan for people."""
-    lines = [f"{plan['model']}, rows of {plan['row_tokens']:,} tokens, all labelled; one worker, GiB:"]
+    lines = [f"{plan['model']}, rows of {plan['row_tokens']:,} tokens, all labelled; GiB of a worker (parallel=ddp):"]
     lines += [f"  {name:<12}{num_bytes / GIB:8.2f}" for name, num_bytes in plan["by_category"].items()]
     lines += [f"  {'peak':<12}{plan['peak_bytes'] / GIB:8.2f}  in {plan['stage']}"]
     if plan["fits"] is not None:
@@ -132,8 +132,10 @@ def amount(config: Config) -> tuple[int, int] | tuple[None, None]:
 
 def require_fit(config: Config, limit_bytes: float | None) -> Peak | None:
     """Raises UserError, which names the settings that would do, for a job on GPUs that cannot fit in limit_bytes even
-    if only captions are labelled. Returns the peak; None for a job on CPUs, and where no limit is known."""
-    if not config.scaling.use_gpu or limit_bytes is None:
+    if only captions are labelled. Returns the peak; None where nothing can be said: on CPUs, without a known limit, and
+    for workers that share weights (zero2, fsdp)."""
+    shared = config.parallel.strategy != "ddp" and config.scaling.num_workers > 1
+    if not config.scaling.use_gpu or limit_bytes is None or shared:
         return None
     found = peak(config, labelled=LABELS_ONLY)
     if found.num_bytes <= limit_bytes:

@@ -9,7 +9,7 @@ from app.tracking import Status, Tracker, open_run
 from app.training import driver
 from tune.search import SearchResult, TrialOutcome, search
 
-STATUS: dict[str, Status] = {"completed": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
+STATUS: dict[str, Status] = {"completed": "FINISHED", "pruned": "KILLED", "interrupted": "KILLED", "failed": "FAILED"}
 
 
 @dataclass(frozen=True)

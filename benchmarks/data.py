@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from app.gemma.load import TINY
+from app.gemma.base import TINY
 from data_pipeline.config import DataConfig, PrepareConfig
 from data_pipeline.encode import IGNORED, Example, PromptEncoder
 from data_pipeline.icons import phosphor_icons

@@ -34,24 +34,32 @@ def medians(candidates: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
 
 def peak_bytes(prepare: Callable[..., Callable[[], Any]], *arguments: Any) -> int:
     """Resident bytes that `prepare(*arguments)()` adds at its peak, in a process of its own."""
+    return peak_and_final_bytes(prepare, *arguments)[0]
+
+
+def peak_and_final_bytes(prepare: Callable[..., Callable[[], Any]], *arguments: Any) -> tuple[int, int]:
+    """The same, and the bytes that what it returns keeps."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_peak, prepare, *arguments).result()
+        return pool.submit(_peak_and_final, prepare, *arguments).result()
 
 
-def _peak(prepare: Callable[..., Callable[[], Any]], *arguments: Any) -> int:
+def _peak_and_final(prepare: Callable[..., Callable[[], Any]], *arguments: Any) -> tuple[int, int]:
     one_thread()
     run = prepare(*arguments)
     run()  # what libraries keep after their first use is not counted
     before = settled_bytes()
-    run()
-    return status("VmHWM") - before
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+    kept = run()
+    peak = status("VmHWM")
+    final = settled_bytes()
+    del kept
+    return peak - before, final - before
 
 
 def settled_bytes() -> int:
-    """Resident bytes without garbage; the high-water mark (VmHWM) starts again from here."""
+    """Resident bytes without what is free already."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
     return status("VmRSS")
 
 

@@ -76,6 +76,7 @@ def steps(config: Config, number: int) -> Any:
     for _ in range(number):
         in_the_middle(config, optimizer, trained)
         settled_bytes()
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
         train_step(
             objective, optimizer, [batch], num_targets=ids.size, rate=1e-5, max_grad_norm=1.0, seed=(0, 0),
             world=Alone(torch.device("cpu")),

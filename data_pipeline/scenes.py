@@ -26,8 +26,8 @@ RELATIONS = {
     "below": (0, 1),
 }
 COUNTS = ("one", "two", "three", "four")
-Style = Literal["plain", "sentence", "table", "compact", "list"]
-BASE_STYLES: tuple[Style, ...] = ("plain", "sentence", "table", "compact")
+Style = Literal["plain", "sentence", "table", "compact", "where", "list"]
+BASE_STYLES: tuple[Style, ...] = ("plain", "sentence", "table", "compact", "where")
 """What the shipped base is trained on; `list` is kept from it, for the learning benchmark."""
 
 
@@ -100,6 +100,11 @@ def _compact(first: Thing, relation: str | None = None, second: Thing | None = N
     return f"{_SHORT[str(relation)]}{begun} other={second.size}/{second.colour}/{second.shape}"
 
 
+def _where(first: Thing, relation: str | None = None, second: Thing | None = None) -> str:
+    """Where the first of two things is, in one word: nothing else helps to say it."""
+    return COUNTS[first.count - 1] if second is None else _SHORT[str(relation)]
+
+
 def _list(first: Thing, relation: str | None = None, second: Thing | None = None) -> str:
     listed = f"Contents: {first.shape} x{first.count} ({first.colour}, {first.size})"
     if second is None:
@@ -111,7 +116,7 @@ def _list(first: Thing, relation: str | None = None, second: Thing | None = None
 _OPPOSITE = {"left": "to the right of", "right": "to the left of", "top": "below", "bottom": "above"}
 _SHORT = {"to the left of": "left", "to the right of": "right", "above": "top", "below": "bottom"}
 _CAPTIONS: dict[Style, Callable[..., str]] = {
-    "plain": _plain, "sentence": _sentence, "table": _table, "compact": _compact, "list": _list,
+    "plain": _plain, "sentence": _sentence, "table": _table, "compact": _compact, "where": _where, "list": _list,
 }  # fmt: skip
 
 

@@ -167,6 +167,8 @@ class Shards:
     folder: str
     digest: str
     files: dict[str, tuple[_File, ...]]
+    duplicates: int
+    quarantined: dict[str, int]  # by reason
 
     def num_rows(self, split: str) -> int:
         return sum(file.num_rows for file in self.files[split])
@@ -229,7 +231,7 @@ def open_shards(folder: str) -> Shards:
         files[split] = tuple(found)
     if not files["train"] and not files["validation"]:
         raise DataError(f"{folder!r} holds no shard: run `python -m app prepare SOURCE --out {folder}`")
-    return Shards(folder, manifest["digest"], files)
+    return Shards(folder, manifest["digest"], files, manifest["duplicates"], manifest["quarantined"])
 
 
 def _check_shard(fs: pyarrow.fs.FileSystem, path: str) -> int:

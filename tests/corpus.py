@@ -26,7 +26,7 @@ def write_shards(folder: Path, *, train: Sequence[int], validation: Sequence[int
     for split, lengths in (("train", train), ("validation", validation)):
         for i, length in enumerate(lengths):
             writer.add(split, ShardRow(str(i), svg_of(length), f"icon {i}", "test"))
-    writer.commit({"digest": writer.close()}, {})
+    writer.commit({"digest": writer.close(), "duplicates": 0, "quarantined": {}}, {})
 
 
 def svg_of(length: int) -> str:

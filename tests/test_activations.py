@@ -19,7 +19,7 @@ from data_pipeline.pack import pack
 from tests.test_attention import naive
 from tests.test_lean import saved_bytes
 from tests.test_load import tensors
-from tests.tiny import CPU, VOCABULARY, examples, objective, save_model
+from tests.tiny import VOCABULARY, examples, objective, save_model
 
 POLICIES = {
     "kept": MemoryConfig(gradient_checkpointing=False),
@@ -235,7 +235,7 @@ def test_the_last_layers_are_not_recomputed(folder, keep, runs):
 
 
 def test_the_host_gives_back_what_it_got_and_fetches_the_next_ahead():
-    host, sources = Host(CPU), [torch.full((3, 5), float(i)) for i in range(4)]
+    host, sources = Host(), [torch.full((3, 5), float(i)) for i in range(4)]
     waiting = [host.put(source) for source in sources]
     for source in sources:
         source.zero_()  # whoever computes on may reuse the memory

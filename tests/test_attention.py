@@ -192,7 +192,7 @@ def test_the_registered_attention_in_a_whole_gemma_2():
 
 def test_the_log_names_the_attention(tmp_path, capsys):
     folder = save_model(tmp_path)
-    for name, words in (("eager", "eager (transformers' reference"), ("blockwise", "blockwise (online softmax")):
+    for name, words in (("eager", "eager (transformers' reference"), ("blockwise", "blockwise (on a CPU online")):
         objective(folder, attention=name)
         assert f"attention: {words}" in capsys.readouterr().err
 

@@ -1,6 +1,7 @@
 """A checkpoint is complete, plain (safetensors and JSON), and readable by PEFT without us."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from peft import PeftModel
 from transformers import Gemma2ForCausalLM
 
 from app.errors import UserError
+from app.gemma.base import pin
 from app.gemma.config import ModelConfig, QuantizationConfig
 from app.gemma.load import load_adapter, load_base
 from app.training import checkpoint
@@ -15,7 +17,7 @@ from app.training.config import OptimConfig
 from app.training.optim import adamw
 from data_pipeline.pack import pack
 from tests.test_load import tensors
-from tests.tiny import CPU, examples, objective, save_model
+from tests.tiny import CPU, examples, gemma2_config, objective, save_model
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +82,22 @@ def test_nothing_in_it_is_a_pickle_and_peft_reads_it_alone(folder, tmp_path):
             ).logits  # with a cache, transformers does not tell documents apart
         nll = torch.nn.functional.cross_entropy(logits[0], tensors(row)["targets"][0], reduction="sum")
         assert float(nll) == pytest.approx(expected, rel=1e-4)
+
+
+def test_another_base_than_the_checkpoints_is_refused_and_both_are_named(folder, tmp_path, capsys):
+    moved, other = tmp_path / "moved", tmp_path / "other"
+    shutil.copytree(folder, moved)
+    torch.manual_seed(1)
+    Gemma2ForCausalLM(gemma2_config()).save_pretrained(other)
+    nf4, fp4 = QuantizationConfig(), QuantizationConfig(kind="fp4")
+    base = pin(ModelConfig(name=folder), nf4)
+    (tmp_path / "state.json").write_text(json.dumps({"base": base}))
+    checkpoint.require_base(tmp_path, pin(ModelConfig(name=str(moved)), nf4))
+    for name, quantization in ((str(other), nf4), (folder, fp4)):
+        with pytest.raises(UserError) as error:
+            checkpoint.require_base(tmp_path, pin(ModelConfig(name=name), quantization))
+        assert f"was trained on the base {folder} (nf4, double; sha256 {base['sha256'][:16]}" in str(error.value)
+        assert f"not on {name} ({quantization.kind}, double; sha256 " in str(error.value)
+    assert capsys.readouterr().err == ""
+    checkpoint.require_base(other, base)  # an adapter of PEFT alone
+    assert "does not say its base" in capsys.readouterr().err

@@ -71,5 +71,5 @@ def test_more_workers_than_cpus_are_refused_with_the_fix(tmp_path):
 
 def test_help_names_every_command(tmp_path):
     done = svgscribe("--help", cwd=tmp_path)
-    for command in ("prepare", "plan", "train", "tune", "evaluate", "doctor", "ui", "demo", "config"):
+    for command in ("prepare", "plan", "train", "tune", "evaluate", "quantize", "doctor", "ui", "demo", "config"):
         assert command in done.stdout

@@ -82,6 +82,11 @@ def test_a_search_needs_to_know_how_long_a_trial_is():
         load("demo", ["search.trial_steps=null", "train.max_steps=null"])
 
 
+def test_moments_in_8_bits_are_not_cut():
+    with pytest.raises(UserError, match=r"optim.kind=adamw_8bit cannot cut .* set parallel.strategy=ddp"):
+        load("demo", ["optim.kind=adamw_8bit", "parallel.strategy=fsdp"])
+
+
 def test_files_that_are_not_configs(tmp_path):
     (tmp_path / "list.yaml").write_text("- 1\n")
     (tmp_path / "broken.yaml").write_text("optim: [1\n")

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from app.gemma.load import TINY
+from app.gemma.base import TINY
 from data_pipeline.encode import IGNORED, PromptEncoder
 from data_pipeline.errors import DataError
 

@@ -7,8 +7,9 @@ from transformers import Gemma2ForCausalLM
 
 from app.config import load
 from app.errors import UserError
+from app.gemma.base import TINY
 from app.gemma.config import LoraConfig, ModelConfig, QuantizationConfig
-from app.gemma.load import TINY, CaptionLoss, add_lora, evaluating, gemma, load_base, num_parameters
+from app.gemma.load import CaptionLoss, add_lora, evaluating, gemma, load_base, num_parameters
 from data_pipeline.pack import pack
 from tests.tiny import CPU, examples, gemma2_config, objective, save_model
 
@@ -133,3 +134,36 @@ def test_a_model_that_is_not_there_or_not_a_gemma_2_is_named(tmp_path, monkeypat
     ):
         with pytest.raises(UserError, match=message):
             load_base(ModelConfig(name=name), QuantizationConfig(), device=CPU, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("switched_off", "in_config", "said"),
+    [
+        ("attention_softcap", "attn_logit_softcapping", "softcap of attention scores: OFF"),
+        ("logit_softcap", "final_logit_softcapping", "softcap of output logits: OFF"),
+    ],
+)
+def test_a_softcap_can_be_switched_off_in_loss_and_generation_alike(tmp_path, switched_off, in_config, said, capsys):
+    Gemma2ForCausalLM(gemma2_config(initializer_range=0.3)).save_pretrained(tmp_path)  # so large that caps matter
+    folder = str(tmp_path)
+    (row,) = pack(examples(1), 48)
+    labels = torch.from_numpy(np.concatenate([[-100], row.targets[:-1]]))[None].long()
+    ids = tensors(row)["input_ids"]
+    reference = Gemma2ForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    with torch.no_grad():
+        capped = reference(input_ids=ids).logits
+    reference = Gemma2ForCausalLM.from_pretrained(folder, attn_implementation="eager", **{in_config: None})
+    for attention in ("eager", "blockwise"):
+        capsys.readouterr()
+        base = load_base(ModelConfig(name=folder, attention=attention, **{switched_off: False}),
+                         QuantizationConfig(kind="none"), device=CPU, dtype=torch.float32)  # fmt: skip
+        assert said in capsys.readouterr().err
+        loss = CaptionLoss(add_lora(base, LoraConfig(), seed=0), torch.float32)
+        with torch.no_grad():
+            theirs = reference(input_ids=ids, labels=labels)
+            ours, count = loss(**tensors(row))
+            base.set_attn_implementation("eager")  # as evaluate does for captions
+            generated = base(input_ids=ids).logits
+        assert float(ours / count) == pytest.approx(float(theirs.loss), rel=1e-5)
+        torch.testing.assert_close(generated, theirs.logits)
+        assert not torch.allclose(generated, capped, atol=1e-2)

@@ -11,10 +11,11 @@ import torch.multiprocessing
 from app.gemma.config import MemoryConfig
 from app.training import checkpoint
 from app.training.config import OptimConfig, TrainConfig
-from app.training.loop import State, TrainingDiverged, as_json, from_json, mean_loss, train
+from app.training.finite import TrainingDiverged
+from app.training.loop import State, as_json, from_json, mean_loss, train
 from app.training.optim import adamw
 from app.training.parallel import wrap
-from tests.tiny import Recorder, batches, objective, save_model
+from tests.tiny import CPU, Recorder, batches, objective, save_model
 
 OPTIM = OptimConfig(learning_rate=2e-2, schedule="cosine", warmup_ratio=0.1, max_grad_norm=1.0)
 
@@ -29,7 +30,7 @@ def run(loss, stream, validation, *, state=None, world=None, optimizer=None, **c
     world = world or Recorder()
     optimizer = optimizer or adamw(loss, OPTIM)
     state = train(
-        wrap(loss, world), optimizer, iter(stream), validation, config=config, optim=OPTIM,
+        wrap(loss, "ddp", size=world.size, device=CPU), optimizer, iter(stream), validation, config=config, optim=OPTIM,
         state=state or State(), world=world, progress_of=lambda position: position.index / position.window_rows,
     )  # fmt: skip
     return state, world, optimizer

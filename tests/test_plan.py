@@ -7,7 +7,7 @@ import torch
 
 from app.config import load
 from app.gemma.config import ModelConfig
-from app.gemma.load import num_parameters
+from app.gemma.load import DTYPES, num_parameters
 from app.gemma.published import config_of
 from app.gemma.simulation import CATEGORIES, Timeline, meta_base
 from app.training import plan
@@ -26,6 +26,7 @@ SETTINGS = {
     "single quantisation": ["quantization.double=false"],
     "accumulated": ["train.accumulation=4"],
     "dropout": ["lora.dropout=0.1"],
+    "fp16": ["train.precision=fp16"],
     "fp32": ["train.precision=fp32"],
     "two rows": ["train.micro_batch_rows=2"],
 }
@@ -54,7 +55,7 @@ def test_a_simulated_step_holds_the_bytes_of_a_real_one(overrides, tmp_path):
     config = job(save_model(tmp_path), *overrides)
     rows, tokens = config.train.micro_batch_rows, config.data.max_row_tokens
     loss = objective(config.model.name, kind=config.quantization.kind, double=config.quantization.double,
-                     dtype=torch.bfloat16 if config.train.precision == "bf16" else torch.float32,
+                     dtype=DTYPES[config.train.precision],
                      attention=config.model.attention, memory=config.memory,
                      **config.lora.model_dump(include={"rank", "alpha", "dropout"}))  # fmt: skip
     batch = {name: column.copy() for name, column in next(iter(batches(30, micro_batch_rows=rows)))[0].items()}

@@ -33,14 +33,15 @@ def test_the_same_seed_gives_the_same_scenes_and_styles_share_their_drawings():
     styled = {style: list(scenes(50, seed=4, style=style)) for style in STYLES}
     for rows in styled.values():
         assert [row.svg for row in plain] == [row.svg for row in rows]
-    assert len({row.caption for rows in styled.values() for row in rows}) == 50 * len(STYLES)
+    whole = [rows for style, rows in styled.items() if style != "where"]
+    assert len({row.caption for rows in whole for row in rows}) == 50 * len(whole)
     assert list(scenes(50, seed=5)) != plain
     assert list(itertools.islice(scenes(1000, seed=4), 50)) == plain
 
 
-def test_every_style_names_the_same_things():
+def test_every_style_but_the_one_word_names_the_same_things():
     """Words of each caption in plain order, whatever order and punctuation its style has."""
-    for rows in zip(*(scenes(100, seed=6, style=style) for style in STYLES), strict=True):
+    for rows in zip(*(scenes(100, seed=6, style=style) for style in STYLES if style != "where"), strict=True):
         named = [
             [sorted(re.findall(rf"\b({'|'.join(words)})s?\b", row.caption)) for words in (SIZES, COLOURS, SHAPES)]
             for row in rows
@@ -52,6 +53,7 @@ def test_every_style_names_the_same_things():
         "sentence": "There is one star, gray and small, and to the right of it one circle, black and large.",
         "table": "Colours gray, black; sizes small, large; shapes star, circle; first to the left of second",
         "compact": "left=small/gray/star other=large/black/circle",
+        "where": "left",
         "list": "Contents: star x1 (gray, small) at the left; circle x1 (black, large) opposite.",
     }
 

@@ -1,9 +1,10 @@
 """Searches on a real Ray: early stopping, failures, and that stopped trials give their workers back."""
 
 import math
+import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -134,26 +135,47 @@ def test_a_search_in_which_all_trials_fail_names_the_first_error(ray_local: Conn
         search(config, bare, name="failing", storage_path=str(tmp_path), trial_steps=TRIAL_STEPS)
 
 
-def test_interrupting_a_search_stops_it(ray_local: ConnectedRay, tmp_path: Path) -> None:
-    config = SearchConfig(space={"model.x": Choice(choice=(0.5,))}, num_trials=3, max_concurrent=1)
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """As in a terminal: a shell starts what runs in its background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_interrupting_a_search_stops_it_and_its_trials(
+    ray_local: ConnectedRay, tmp_path: Path, interruptible: None
+) -> None:
+    driver = os.getpid()
+
+    def run_trial(overrides: dict[str, Any], trial_id: str) -> dict[str, Any]:
+        final = bare(overrides, trial_id)
+        if overrides["model.x"] == 0.25:
+            os.kill(driver, signal.SIGINT)
+            threading.Event().wait()
+        return final
+
+    config = SearchConfig(space={"model.x": Choice(choice=(0.5, 0.25))}, num_trials=3, max_concurrent=1, seed=4)
     ended: list[TrialOutcome] = []
     lock = threading.Lock()  # like a tracking client, it cannot be pickled
 
-    def interrupt(outcome: TrialOutcome) -> None:
+    def on_trial_end(outcome: TrialOutcome) -> None:
         with lock:
             ended.append(outcome)
-        signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         search(
             config,
-            bare,
+            run_trial,
             name="interrupted",
             storage_path=str(tmp_path),
             trial_steps=TRIAL_STEPS,
-            on_trial_end=interrupt,
+            on_trial_end=on_trial_end,
         )
-    assert len(ended) == 1
+    assert [(trial.overrides["model.x"], trial.status) for trial in ended] == [
+        (0.5, "completed"),
+        (0.25, "interrupted"),
+    ]
     with pytest.raises(KeyboardInterrupt):  # Tune has put the user's Ctrl-C back
         signal.raise_signal(signal.SIGINT)
 

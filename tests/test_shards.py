@@ -29,7 +29,7 @@ def write(folder: Path | str, rows: list[ShardRow], *, shard_rows: int = 700) ->
     for n, row in enumerate(rows):
         writer.add("validation" if n % 10 == 9 else "train", row)
     writer.refuse(QuarantineRow("bad", "made", "empty", "nothing is drawn", b"<svg"))
-    writer.commit({"digest": writer.close()}, {"read": len(rows)})
+    writer.commit({"digest": writer.close(), "duplicates": 0, "quarantined": {}}, {"read": len(rows)})
     return open_shards(str(folder))
 
 

@@ -17,7 +17,9 @@ from safetensors.torch import load_file, save_file
 from app.config import absolute, load, override
 from app.errors import UserError
 from app.evaluation.evaluate import evaluate_job
-from app.gemma.load import TINY
+from app.gemma.base import TINY, digest
+from app.gemma.config import ModelConfig, QuantizationConfig
+from app.gemma.quantize import quantize
 from app.search import run_search
 from app.storage import read_json
 from app.tracking import check
@@ -33,7 +35,12 @@ STEPS = 12
 @pytest.fixture(scope="module")
 def config(ray_local, tmp_path_factory):
     folder = tmp_path_factory.mktemp("jobs")
-    prepare(["scenes:400:7:list"], PrepareConfig(out=str(folder / "shards"), validation_share=0.1), progress=False)
+    (folder / "refused.jsonl").write_text('{"svg": "<svg", "caption": "cut off"}\n')
+    prepare(
+        ["scenes:400:7:list", str(folder / "refused.jsonl")],
+        PrepareConfig(out=str(folder / "shards"), validation_share=0.1),
+        progress=False,
+    )
     made = absolute(
         load(
             "demo",
@@ -133,7 +140,7 @@ def test_two_workers_of_which_one_is_killed_train_as_one_that_is_not(config, uni
     assert MlflowClient(config.tracking.uri).get_run(trained.run_id).info.status == "FINISHED"
 
 
-def test_a_job_that_goes_on_with_other_numbers_of_workers_trains_on_every_row_once_per_epoch(config, tmp_path):
+def test_a_job_that_goes_on_with_other_workers_and_strategies_trains_on_every_row_once_per_epoch(config, tmp_path):
     rows = open_shards(config.data.shards).read("train", 0, 50)
     encoder = PromptEncoder(str(TINY), config.data.system)
     lengths = [len(encoder.encode(row.svg, row.caption).input_ids) for row in rows]
@@ -141,8 +148,9 @@ def test_a_job_that_goes_on_with_other_numbers_of_workers_trains_on_every_row_on
     changes = {"train__epochs": 2, "train__evaluate_every_steps": 100, "train__save_every_steps": 100,
                "data__max_train_rows": len(rows), "data__max_row_tokens": limit, "data__too_long": "truncate",
                "data__ledger": True, "data__cache": str(tmp_path)}  # fmt: skip
-    for num_workers, max_steps in ((2, 4), (3, 8), (1, None)):
-        part = job(config, "rescaled", **changes, scaling__num_workers=num_workers, train__max_steps=max_steps)
+    for num_workers, strategy, max_steps in ((2, "fsdp", 4), (3, "zero2", 8), (1, "ddp", None)):
+        part = job(config, "rescaled", **changes, scaling__num_workers=num_workers, parallel__strategy=strategy,
+                   train__max_steps=max_steps)  # fmt: skip
         trained = driver.train(part)
     entries = ledger_of(part)
     assert sorted((epoch, row_id) for epoch, _, _, row_id in entries) == sorted(
@@ -179,6 +187,8 @@ def test_the_best_checkpoint_is_restored_and_linked_to_its_step(config, uninterr
     assert {4, 8, 12} <= linked
     assert run.data.params["lora.rank"] == "16"
     assert {dataset.dataset.name for dataset in run.inputs.dataset_inputs} == {"train", "validation"}
+    counted = {name: value for name, value in run.data.metrics.items() if name.startswith("prepare/quarantined")}
+    assert counted == {"prepare/quarantined": 1, "prepare/quarantined/not_xml": 1}
 
 
 def test_evaluation_writes_a_gallery_and_figures_beside_their_baselines(config, uninterrupted):
@@ -204,6 +214,18 @@ def test_evaluation_writes_a_gallery_and_figures_beside_their_baselines(config, 
 def test_an_evaluation_without_a_trained_adapter_says_so(config):
     with pytest.raises(UserError, match="holds no trained adapter: run `train`"):
         evaluate_job(job(config, "never"))
+
+
+def test_a_checkpoint_of_one_base_is_neither_continued_nor_judged_on_another(config, uninterrupted, tmp_path):
+    quantize(ModelConfig(name="tiny"), QuantizationConfig(), tmp_path / "tiny4")
+    other = job(config, "one", model__name=str(tmp_path / "tiny4"), scaling__num_workers=1, train__max_steps=40)
+    message = rf"trained on the base tiny \(nf4, double; sha256 .*not on {tmp_path}/tiny4 \(nf4, double; sha256"
+    for run in (driver.train, evaluate_job):
+        with pytest.raises(UserError, match=message) as error:
+            run(other)
+        assert "\n" not in str(error.value)
+    run = MlflowClient(config.tracking.uri).get_run(uninterrupted.run_id)
+    assert run.data.tags["base.sha256"] == digest(config.model)
 
 
 def test_a_loss_that_diverges_ends_the_job_once_with_a_sentence_and_a_failed_run(config):

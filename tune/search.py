@@ -26,7 +26,7 @@ TIME = "step"
 _OVERRIDES = "overrides"
 _FINISHED = "finished"
 
-Status = Literal["completed", "pruned", "failed"]
+Status = Literal["completed", "pruned", "interrupted", "failed"]
 RunTrial = Callable[[dict[str, Any], str], dict[str, Any]]
 
 
@@ -104,6 +104,7 @@ def search(
             signal.signal(signal.SIGINT, interrupt)  # Tune leaves its own handler behind
     outcomes = tuple(progress.outcomes)
     if len(outcomes) < config.num_trials:
+        progress.interrupted()
         raise KeyboardInterrupt  # Tune catches it and stops the trials
     return SearchResult(outcomes, _best(outcomes))
 
@@ -173,10 +174,14 @@ class _Progress(ray.tune.Callback):
         self._on_trial_end = on_trial_end
         self._losses: dict[str, float] = {}  # lowest by trial
         self._steps: dict[str, int] = {}
+        self._running: dict[str, Trial] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks to restore a search later, which we don't; a tracker cannot be.
         return {**self.__dict__, "_on_trial_end": None}
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._running[trial.trial_id] = trial
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -192,7 +197,13 @@ class _Progress(ray.tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._end(trial, "failed", error=_last_line(trial.error_file))
 
+    def interrupted(self) -> None:
+        """Tune stops what runs without telling its callbacks."""
+        for trial in list(self._running.values()):
+            self._end(trial, "interrupted")
+
     def _end(self, trial: Trial, status: Status, error: str | None = None) -> None:
+        self._running.pop(trial.trial_id, None)
         outcome = TrialOutcome(
             trial_id=trial.trial_id,
             overrides=trial.config[_OVERRIDES],

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
@@ -14,9 +15,11 @@ from app.errors import UserError
 from app.evaluation.captioner import caption
 from app.evaluation.gallery import GalleryItem, gallery_html
 from app.evaluation.metrics import best_constant_caption, bleu4, field_accuracy
+from app.gemma.base import pin
 from app.gemma.load import DTYPES, CaptionLoss, autocast, evaluating, gemma, load_adapter, load_base
 from app.storage import join, read_json, write_json, write_text
 from app.training import driver
+from app.training.checkpoint import require_base
 from app.training.loop import mean_loss
 from app.training.parallel import Alone
 from data_pipeline.encode import PromptEncoder
@@ -73,7 +76,10 @@ def judge_both(config: Config, adapter: str) -> tuple[list[ShardRow], Judged, Ju
     """(held-out drawings, base, tuned), the two models side by side; each takes what a training worker takes."""
     stream, scaling = driver.open_stream(config), config.scaling
     judge = ray.remote(num_cpus=scaling.cpus_per_worker, num_gpus=1 if scaling.use_gpu else 0)(_judge)
-    before, after = ray.get([judge.remote(config, stream, None), judge.remote(config, stream, adapter)])
+    try:
+        before, after = ray.get([judge.remote(config, stream, None), judge.remote(config, stream, adapter)])
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error  # the sentence, without the task's traceback around it
     return held_out(config), before, after
 
 
@@ -122,6 +128,7 @@ def _judge(config: Config, stream: Stream, adapter: str | None) -> Judged:
     model: Any = base
     if adapter is not None:
         with ray.train.Checkpoint(adapter).as_directory() as local:
+            require_base(Path(local), pin(config.model, config.quantization))
             model = load_adapter(base, local)
     batches = validation_batches(stream, micro_batch_rows=config.evaluate.batch_rows, rank=0, num_workers=1)
     loss = mean_loss(CaptionLoss(model, dtype), batches, Alone(device))

@@ -29,7 +29,7 @@ def save_memory(model: Gemma2ForCausalLM, memory: MemoryConfig, *, where: str = 
     """
     lean(model)
     layers = model.model.layers
-    host = Host(model.device, where) if memory.offload else None
+    host = Host(where) if memory.offload else None
     if memory.embedding == "host":
         _embed_on_host(model, where)
     if not memory.gradient_checkpointing:
@@ -148,20 +148,22 @@ class Host:
     """Tensors that wait on the host. On a GPU the copies run on a stream of their own, beside the computation, and
     the one that is needed next is fetched ahead; on a CPU the same calls copy within the host's memory."""
 
-    def __init__(self, device: torch.device, where: str = "cpu") -> None:
-        self._device, self._where = device, where
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._stream: torch.cuda.Stream | None = None
         self._last: weakref.ref[Waiting] | None = None
 
     def put(self, tensor: Tensor) -> "Waiting":
+        if tensor.is_cuda and self._stream is None:
+            self._stream = torch.cuda.Stream(tensor.device)
         pinned = self._stream is not None
         host = torch.empty(tensor.shape, dtype=tensor.dtype, device=self._where, pin_memory=pinned)
         if self._stream is not None:
-            self._stream.wait_stream(torch.cuda.current_stream(self._device))
+            self._stream.wait_stream(torch.cuda.current_stream(tensor.device))
             tensor.record_stream(self._stream)
         with torch.cuda.stream(self._stream):
             host.copy_(tensor, non_blocking=True)
-        waiting = Waiting(host, self._last)
+        waiting = Waiting(host, tensor.device, self._last)
         self._last = weakref.ref(waiting)
         return waiting
 
@@ -170,8 +172,8 @@ class Host:
         tensor = self._fetch(waiting)
         waiting.back = None
         if self._stream is not None:
-            torch.cuda.current_stream(self._device).wait_stream(self._stream)
-            tensor.record_stream(torch.cuda.current_stream(self._device))
+            torch.cuda.current_stream(tensor.device).wait_stream(self._stream)
+            tensor.record_stream(torch.cuda.current_stream(tensor.device))
         before = None if waiting.before is None else waiting.before()
         if before is not None:
             before.back = self._fetch(before)
@@ -181,12 +183,12 @@ class Host:
         if waiting.back is not None:
             return waiting.back
         with torch.cuda.stream(self._stream):
-            return waiting.host.to(self._device, non_blocking=True)
+            return waiting.host.to(waiting.device, non_blocking=True)
 
 
 class Waiting:
     """One tensor on the host; `before`: the one that came before it, while someone still wants it."""
 
-    def __init__(self, host: Tensor, before: "weakref.ref[Waiting] | None") -> None:
-        self.host, self.before = host, before
+    def __init__(self, host: Tensor, device: torch.device, before: "weakref.ref[Waiting] | None") -> None:
+        self.host, self.device, self.before = host, device, before
         self.back: Tensor | None = None

@@ -9,7 +9,8 @@ ALL_LINEAR: tuple[TargetModule, ...] = get_args(TargetModule)
 
 
 class ModelConfig(BaseModel):
-    """Which Gemma 2. Softcaps, window, layer types and query scale come from the model's own config."""
+    """Which Gemma 2. Softcaps, window, layer types and query scale come from the model's own config; the softcaps can
+    be switched off."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -20,6 +21,8 @@ class ModelConfig(BaseModel):
         description="attention implementation: eager is the reference, blockwise takes O(tokens) memory (on a GPU: "
         "FlexAttention); each applies Gemma 2's softcap, windows and document borders",
     )
+    attention_softcap: bool = Field(True, description="cap attention scores as the model was trained; false: for study")
+    logit_softcap: bool = Field(True, description="cap output logits as the model was trained; false: for study")
 
 
 class QuantizationConfig(BaseModel):

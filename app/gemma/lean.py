@@ -144,17 +144,14 @@ class _LoraLinear(torch.autograd.Function):
 
 
 def _base_product(x: Tensor, base: nn.Linear) -> Tensor:
-    weight: Any = base.weight
-    product: Tensor
-    if isinstance(base, Linear4bit):
-        product = matmul_4bit(x, weight, quant_state=weight.quant_state)
-    else:
-        product = nn.functional.linear(x, weight.to(x.dtype))
+    constants: Any = base.quant_state if isinstance(base, Linear4bit) else None  # FSDP's gathered weight has none
+    if constants is None:
+        return nn.functional.linear(x, base.weight.to(x.dtype))
+    product: Tensor = matmul_4bit(x, base.weight, quant_state=constants)
     return product
 
 
 def _weight(base: nn.Linear, dtype: torch.dtype) -> Tensor:
     """[out, in], dequantised where it is stored in 4 bits."""
-    stored: Any = base.weight
-    weight: Tensor = dequantize_4bit(stored, stored.quant_state) if isinstance(base, Linear4bit) else stored
+    weight: Tensor = dequantize_4bit(base.weight, base.quant_state) if isinstance(base, Linear4bit) else base.weight
     return weight.to(dtype)

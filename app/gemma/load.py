@@ -12,63 +12,77 @@ from bitsandbytes.nn.modules import Linear4bit, Params4bit
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import AutoConfig, BitsAndBytesConfig, Gemma2ForCausalLM
+from transformers import BitsAndBytesConfig, Gemma2ForCausalLM
 
-from app.errors import UserError
 from app.gemma import attention
+from app.gemma.base import config_of, require_agreement, source_of, stored_quantization, weight_files
 from app.gemma.config import LoraConfig, ModelConfig, QuantizationConfig
 from app.gemma.loss import softcapped_cross_entropy
 
 transformers.utils.logging.disable_progress_bar()  # one bar per worker, on top of one another
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft 0.21 on transformers 5
 
-TINY = Path(__file__).parent / "tiny"
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-
-
-def source_of(name: str) -> str:
-    """Folder or hub name of a configured model; `tiny` is the shipped one."""
-    return str(TINY) if name == "tiny" else name
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def load_base(
     model: ModelConfig, quantization: QuantizationConfig, *, device: torch.device, dtype: torch.dtype
 ) -> Gemma2ForCausalLM:
-    """The frozen base on one device, its linear layers quantised while loading, everything else in dtype.
+    """The frozen base on one device: linear layers in 4 bits, everything else and all products in dtype.
 
-    Softcaps, sliding window, layer types and query scale are the checkpoint's own. Raises UserError for a model
-    that is not to be had or not a Gemma 2.
+    4-bit weights are read as they are where the model is stored so (`python -m app quantize`), else quantised from
+    the stored weights one by one: both give the same bits, in any dtype. Sliding window, layer types and query scale
+    are the checkpoint's own, and so are the softcaps that the config does not switch off. Raises UserError for a
+    model that is not to be had, not a Gemma 2, or stored in another kind of 4 bits than the config says.
     """
-    source = source_of(model.name)
+    config = config_of(model)
+    weight_files(model)  # safetensors or a UserError
+    stored = stored_quantization(model, config)
+    if stored is not None:
+        require_agreement(model, quantization, stored)
     quantized = None
-    if quantization.kind != "none":
+    if quantization.kind != "none" and stored is None:
         quantized = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type=quantization.kind,
             bnb_4bit_use_double_quant=quantization.double,
             bnb_4bit_compute_dtype=dtype,
         )
-    try:
-        kind = AutoConfig.from_pretrained(source, revision=model.revision).model_type
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"model.name={model.name!r} is neither a model folder nor to be had from the hub: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
-    if kind != "gemma2":
-        raise UserError(f"model.name={model.name!r} is a {kind!r} model: give a Gemma 2, such as google/gemma-2-9b-it")
     base = Gemma2ForCausalLM.from_pretrained(
-        source,
+        source_of(model.name),
+        config=config,
         revision=model.revision or "main",
-        dtype=dtype,
+        dtype=dtype if quantization.kind == "none" else "auto",
         attn_implementation=model.attention,
         quantization_config=quantized,
         device_map={"": device},
     )
+    _compute_in(base, dtype)
+    print(f"attention: {attention.in_words(model.attention)}", file=sys.stderr)
+    for on, what in ((model.attention_softcap, "attention scores"), (model.logit_softcap, "output logits")):
+        if not on:
+            print(f"softcap of {what}: OFF, for study; the model was trained with it", file=sys.stderr)
+    return base
+
+
+def _compute_in(base: Gemma2ForCausalLM, dtype: torch.dtype) -> None:
+    """Freezes the base; what is not in 4 bits becomes dtype, and so do products, whatever dtype was stored."""
+    for module in base.modules():
+        if isinstance(module, Linear4bit):
+            module.compute_dtype = dtype
+            assert isinstance(module.weight, Params4bit)
+            module.weight.quant_state.dtype = dtype
     for parameter in base.parameters():
         parameter.requires_grad_(False)
-    print(f"attention: {attention.in_words(model.attention, device)}", file=sys.stderr)
-    return base
+        if not isinstance(parameter, Params4bit):
+            parameter.data = parameter.data.to(dtype)
+    if dtype == torch.float16:
+        base.get_input_embeddings().register_forward_hook(lambda _module, _inputs, output: output.float())
+
+
+def residual_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of what layers add to: fp16's range is too small for Gemma 2's sums, though its products fit."""
+    return torch.float32 if dtype == torch.float16 else dtype
 
 
 def add_lora(base: Gemma2ForCausalLM, lora: LoraConfig, *, seed: int) -> PeftModel:
@@ -99,12 +113,12 @@ def load_adapter(base: Gemma2ForCausalLM, folder: str | Path) -> PeftModel:
 
 def _trainable_in_fp32(model: PeftModel) -> PeftModel:
     inner = gemma(model)
-    dtype = inner.dtype
+    dtype = residual_dtype(inner.dtype)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     if inner.get_input_embeddings().weight.requires_grad:
-        # A trained embedding is fp32; the residual stream that it feeds stays in the compute dtype.
+        # A trained embedding is fp32; the residual stream that it feeds stays in its dtype.
         inner.get_input_embeddings().register_forward_hook(lambda _module, _inputs, output: output.to(dtype))
     return model
 
@@ -166,6 +180,8 @@ class CaptionLoss(nn.Module):
         inner = gemma(self.model)
         with autocast(input_ids.device, self.dtype):
             hidden = inner.model(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+            if self.dtype == torch.float16:
+                hidden = hidden.half()  # from the fp32 residual stream
             return softcapped_cross_entropy(
                 hidden.flatten(0, 1),
                 inner.lm_head.weight,

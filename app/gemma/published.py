@@ -4,11 +4,10 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from transformers import AutoConfig, Gemma2Config
+from transformers import Gemma2Config
 
-from app.errors import UserError
+from app.gemma import base
 from app.gemma.config import ModelConfig
-from app.gemma.load import source_of
 
 
 @dataclass(frozen=True)
@@ -34,17 +33,12 @@ the published config.json. What the three have in common (vocabulary, windows, s
 def config_of(model: ModelConfig) -> Gemma2Config:
     """A model's own config: of a folder, or of a published size that its name says (`google/gemma-2-9b-it`), without a
     hub; else the hub's. Raises UserError for what is no Gemma 2 or not to be had."""
-    source = source_of(model.name)
+    source = base.source_of(model.name)
     named = re.search(r"gemma-2-(2b|9b|27b)\b", source)
     if named and not Path(source).exists():
-        return Gemma2Config(**asdict(SIZES[named[1]]), attn_logit_softcapping=50.0, final_logit_softcapping=30.0)
-    try:
-        config = AutoConfig.from_pretrained(source, revision=model.revision)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"model.name={model.name!r} is no published size (gemma-2-2b, -9b, -27b) and has no config here: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
-    if not isinstance(config, Gemma2Config):
-        raise UserError(f"model.name={model.name!r} is a {config.model_type!r} model: give a Gemma 2")
-    return config
+        return Gemma2Config(
+            **asdict(SIZES[named[1]]),
+            attn_logit_softcapping=50.0 if model.attention_softcap else None,
+            final_logit_softcapping=30.0 if model.logit_softcap else None,
+        )
+    return base.config_of(model)

@@ -54,12 +54,14 @@ def meta_base(config: Gemma2Config, quantization: QuantizationConfig, *, attenti
         )
         replace_with_bnb_linear(base, ["lm_head"], stored)
         base.is_loaded_in_4bit = True
+    if dtype == torch.float16:
+        base.get_input_embeddings().register_forward_hook(lambda _module, _inputs, output: output.float())
     return base.requires_grad_(False)
 
 
 def materialise(model: nn.Module, dtype: torch.dtype) -> None:
     """Give every parameter and buffer of a meta model its fake storage. Call it inside a FakeTensorMode."""
-    given: dict[nn.Parameter, nn.Parameter] = {}  # tied weights stay one
+    given: dict[nn.Parameter, Any] = {}  # tied weights stay one
     real = dict(name2qmap)  # bitsandbytes keeps its code book for the process: a fake one must not stay in it
     name2qmap.clear()
     for module in model.modules():
@@ -67,6 +69,8 @@ def materialise(model: nn.Module, dtype: torch.dtype) -> None:
             if parameter not in given:
                 given[parameter] = _quantised(parameter, dtype) if isinstance(module, Linear4bit) else _empty(parameter)
             module._parameters[name] = given[parameter]
+            if isinstance(module, Linear4bit):
+                module.quant_state = given[parameter].quant_state
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
     name2qmap.clear()

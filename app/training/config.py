@@ -4,6 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+Strategy = Literal["ddp", "zero2", "fsdp"]
+
 
 class OptimConfig(BaseModel):
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) and its learning-rate schedule."""
@@ -70,7 +72,14 @@ class TrainConfig(BaseModel):
     keep_checkpoints: Annotated[int, Field(ge=1)] = Field(
         2, description="checkpoints kept: the best by evaluation loss; the newest is kept besides"
     )
-    precision: Literal["bf16", "fp32"] = Field("bf16", description="dtype of activations and matrix products")
+    precision: Literal["bf16", "fp16", "fp32"] = Field(
+        "bf16",
+        description="dtype of matrix products; fp16, for cards without bf16, scales the loss and keeps the residual "
+        "stream in fp32",
+    )
+    non_finite: Literal["stop", "skip"] = Field(
+        "stop", description="what a step does whose loss or gradient is not finite; either way it is reported"
+    )
     tf32: bool = Field(True, description="allow TF32 in fp32 matrix products on GPUs that have it")
     compile: bool = Field(False, description="torch.compile the model")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="seed of adapter weights and dropout")
@@ -93,7 +102,11 @@ class ParallelConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    strategy: Literal["ddp"] = Field("ddp", description="every worker holds the model; gradients are summed")
+    strategy: Strategy = Field(
+        "ddp",
+        description="what is cut over the workers: ddp nothing, zero2 the trained weights with gradients and optimizer "
+        "moments, fsdp the frozen base as well; losses and checkpoints are the same",
+    )
     timeout_seconds: Annotated[int, Field(ge=10)] = Field(
         1800, description="longest wait for another worker in a collective operation (seconds)"
     )

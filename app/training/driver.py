@@ -14,7 +14,7 @@ from ray.train.v2.api.result import Result
 from app.cluster import require_resources
 from app.config import Config, flat, to_yaml
 from app.errors import UserError
-from app.gemma.load import source_of
+from app.gemma.base import source_of
 from app.storage import join, read_json, write_json
 from app.tracking import Tracker, final_status, open_run
 from app.training.worker import Job, work
@@ -138,6 +138,9 @@ def _describe(tracker: Tracker, config: Config) -> None:
             context=context,
             source=config.data.shards,
         )
+    refused = {f"prepare/quarantined/{reason}": number for reason, number in shards.quarantined.items()}
+    counted = {"prepare/duplicates": shards.duplicates, "prepare/quarantined": sum(refused.values()), **refused}
+    tracker.log_metrics(0, counted)
 
 
 def _finish(metrics: dict[str, Any], checkpoints: Checkpoints, folder: str, tracker: Tracker) -> Trained:

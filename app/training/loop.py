@@ -5,6 +5,7 @@ fall into rows, micro-batches or workers.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 import resource
@@ -20,14 +21,11 @@ from torch import Tensor, nn
 
 from app.gemma.load import evaluating
 from app.training.config import OptimConfig, TrainConfig
+from app.training.finite import FIRST_SCALE, culprit, next_scale, not_finite
 from app.training.optim import learning_rate
-from app.training.parallel import World, all_reduce
+from app.training.parallel import World, all_reduce, reshard
 from data_pipeline.encode import IGNORED
 from data_pipeline.windows import Batch, Position
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss or a gradient is not a finite number."""
 
 
 @dataclass
@@ -48,6 +46,13 @@ class State:
     num_left_out: int = 0
     num_truncated: int = 0
     num_tokens: int = 0
+    num_skipped_steps: int = 0
+    """Steps that changed nothing, because their loss or gradient was not finite."""
+    num_skipped_examples: int = 0
+    loss_scale: float = FIRST_SCALE
+    """Of fp16: what the loss is multiplied with, so that small gradients are not rounded to 0."""
+    good_steps: int = 0
+    """Since the loss scale changed."""
 
 
 def train(
@@ -65,7 +70,7 @@ def train(
 ) -> State:
     """Train until the stream ends, `max_steps` is reached, or the evaluation loss stops falling.
 
-    `objective` maps (input_ids, position_ids, targets) to (loss sum, target count); it may be wrapped in DDP.
+    `objective` maps (input_ids, position_ids, targets) to (loss sum, target count); it may be wrapped (parallel.wrap).
     Each batch comes with the stream's position after it, of which `progress_of` gives the share that is done.
     `after_step` is told what each step trained on.
     """
@@ -83,12 +88,11 @@ def train(
         # The rate in the middle of the step: neither the first nor the last step is spent at 0.
         done = (state.step + 1) / config.max_steps if config.max_steps else progress_of(state.position)
         rate, state.progress = learning_rate(optim, (state.progress + done) / 2), done
-        loss, norm = train_step(
-            objective, optimizer, micro_batches, num_targets=totals.targets, rate=rate,
-            max_grad_norm=optim.max_grad_norm, seed=(config.seed, state.step), world=world,
-        )  # fmt: skip
-        _count(state, totals)
-        after_step(state.step, micro_batches)
+        loss, norm, stepped = _step_or_skip(
+            objective, optimizer, micro_batches, totals.targets, rate, config, optim, state, world
+        )
+        _count(state, totals, stepped)
+        after_step(state.step, micro_batches if stepped else [])
         if world.rank == 0:
             seconds = time.monotonic() - started
             world.record(state.step, {
@@ -99,7 +103,7 @@ def train(
                 "speed/step_seconds": seconds, "speed/data_wait_seconds": started - waiting,
                 "data/padding_share": 1.0 - totals.tokens / totals.slots,
                 "data/examples": state.num_examples, "data/left_out": state.num_left_out,
-                "data/truncated": state.num_truncated,
+                "data/truncated": state.num_truncated, "train/skipped_steps": state.num_skipped_steps,
                 "memory/peak_mib": peak_memory_mib(world.device),
             })  # fmt: skip
         if state.step % config.evaluate_every_steps == 0:
@@ -112,12 +116,49 @@ def train(
     return state
 
 
-def _count(state: State, totals: "StepTotals") -> None:
+def _count(state: State, totals: "StepTotals", stepped: bool) -> None:
     state.step += 1
-    state.num_examples += totals.examples
     state.num_left_out += totals.left_out
     state.num_truncated += totals.truncated
-    state.num_tokens += totals.tokens
+    if stepped:
+        state.num_examples += totals.examples
+        state.num_tokens += totals.tokens
+    else:
+        state.num_skipped_steps += 1
+        state.num_skipped_examples += totals.examples
+
+
+def _step_or_skip(
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: Sequence[Batch],
+    num_targets: int,
+    rate: float,
+    config: TrainConfig,
+    optim: OptimConfig,
+    state: State,
+    world: World,
+) -> tuple[float, float, bool]:
+    """(loss, gradient norm, whether the step was taken). Raises TrainingDiverged for a step that may not be skipped:
+    fp16's overflows may, until the loss scale is 1."""
+    fp16, scale = config.precision == "fp16", state.loss_scale
+    same: dict[str, Any] = {
+        "num_targets": num_targets, "seed": (config.seed, state.step), "world": world, "scale": scale if fp16 else 1.0,
+    }  # fmt: skip
+    loss, norm = train_step(objective, optimizer, micro_batches, rate=rate, max_grad_norm=optim.max_grad_norm, **same)
+    stepped = math.isfinite(loss) and math.isfinite(norm)
+    if fp16:
+        state.loss_scale, state.good_steps = next_scale(scale, state.good_steps, finite=stepped)
+    if not stepped:
+        where = culprit(objective, functools.partial(gradients, micro_batches=micro_batches, **same), world)
+        optimizer.zero_grad(set_to_none=True)
+        overflow = state.loss_scale < scale and math.isfinite(loss)
+        not_finite(
+            state.step + 1, f"loss {loss}, gradient norm {norm}; first in {where}",
+            stop=config.non_finite == "stop" and not overflow, world=world,
+            fate="the step is skipped" + (f" and the loss scale {scale:.0f} halved" if overflow else ""),
+        )  # fmt: skip
+    return loss, norm, stepped
 
 
 def finished(state: State, config: TrainConfig) -> bool:
@@ -162,34 +203,50 @@ def train_step(
     max_grad_norm: float,
     seed: tuple[int, int],
     world: World,
+    scale: float = 1.0,
 ) -> tuple[float, float]:
-    """One optimizer step; returns (mean loss in nats per target, gradient norm before clipping).
+    """One optimizer step; returns (mean loss in nats per target, gradient norm before clipping). Where either is not
+    finite, nothing is changed."""
+    loss = gradients(objective, micro_batches, num_targets=num_targets, seed=seed, world=world, scale=scale)
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = float(nn.utils.clip_grad_norm_(trained, max_grad_norm))
+    if math.isfinite(loss) and math.isfinite(norm):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss, norm
+
+
+def gradients(
+    objective: nn.Module,
+    micro_batches: Sequence[Batch],
+    *,
+    num_targets: int,
+    seed: tuple[int, int],
+    world: World,
+    scale: float,
+) -> float:
+    """Adds the gradients of one step; returns the mean loss in nats per target, of all workers.
 
     Dropout is a pure function of (seed, step, place of the micro-batch in the stream): the same for any number of
-    workers, and after any restart, with no generator state to keep.
+    workers, and after any restart, with no generator state to keep. The loss is multiplied with `scale` on its way
+    backward, and the gradients are divided by it.
     """
     loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
     for i, batch in enumerate(micro_batches):
         torch.manual_seed(int(np.random.SeedSequence((*seed, i * world.size + world.rank)).generate_state(1)[0]))
-        last = i == len(micro_batches) - 1
-        with nullcontext() if last or world.size == 1 else objective.no_sync():  # type: ignore[operator]
+        summed_later = isinstance(objective, nn.parallel.DistributedDataParallel) and i < len(micro_batches) - 1
+        with objective.no_sync() if summed_later else nullcontext():  # type: ignore[operator]
             part, _ = objective(**tensors(batch, world.device))
-            # DDP averages gradients over workers; the loss is a mean over the targets of all of them.
-            (part * (world.size / num_targets)).backward()
+            # Gradients are averaged over workers; the loss is a mean over the targets of all of them.
+            (part * (scale * world.size / num_targets)).backward()
         loss_sum += part.detach().double()
-    loss = all_reduce(loss_sum, world).item() / num_targets
-    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = float(nn.utils.clip_grad_norm_(trained, max_grad_norm))
-    if not math.isfinite(loss) or not math.isfinite(norm):
-        raise TrainingDiverged(
-            f"step {seed[1] + 1}: loss {loss}, gradient norm {norm}; "
-            "lower optim.learning_rate, or train with train.precision=fp32"
-        )
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return loss, norm
+    if scale != 1.0:
+        for parameter in objective.parameters():
+            if parameter.grad is not None:
+                parameter.grad.div_(scale)
+    return all_reduce(loss_sum, world).item() / num_targets
 
 
 def evaluate(
@@ -203,13 +260,19 @@ def evaluate(
 ) -> float:
     """Evaluation loss of the current weights: recorded, reported, and counted for early stopping."""
     loss = mean_loss(objective, validation, world)
+    if not math.isfinite(loss):
+        where = culprit(objective, functools.partial(mean_loss, batches=validation, world=world), world)
+        not_finite(
+            state.step, f"evaluation loss {loss}; first in {where}", world=world, fate="it is no checkpoint",
+            stop=config.non_finite == "stop" and state.step > 0,  # before any step, the first one will say it
+        )  # fmt: skip
     if loss < state.best_loss - config.early_stopping_threshold:
         state.best_loss, state.stale_evaluations = loss, 0
     else:
         state.stale_evaluations += 1
     if world.rank == 0:
         world.record(state.step, {"eval/loss": loss, "eval/perplexity": math.exp(min(loss, 80.0))})
-    world.report(state, loss, save=save)
+    world.report(state, loss, save=save and math.isfinite(loss))
     return loss
 
 
@@ -221,6 +284,7 @@ def mean_loss(objective: nn.Module, batches: Iterable[Batch], world: World) -> f
         for batch in batches:
             loss_sum, count = inner(**tensors(batch, world.device))
             sums += torch.stack([loss_sum.double(), count.double()])
+    reshard(inner)
     loss_sum, count = all_reduce(sums, world).tolist()
     return float(loss_sum / count)
 

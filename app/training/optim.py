@@ -32,13 +32,13 @@ def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
 
 
 def moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
-    """What the optimizer remembers of a parameter, on the host. The 8-bit code books are constants, and left out."""
+    """What the optimizer remembers of a parameter. The 8-bit code books are constants, and left out."""
     state = optimizer.state[parameter]
-    return {key: torch.as_tensor(value).detach().cpu() for key, value in state.items() if key not in CODE_BOOKS}
+    return {key: torch.as_tensor(value) for key, value in state.items() if key not in CODE_BOOKS}
 
 
 def restore_moments(optimizer: Any, parameter: nn.Parameter, values: Mapping[str, Tensor]) -> None:
-    """The inverse of `moments`. Raises UserError for those of another `optim.kind`."""
+    """The inverse of `moments`, of values on the parameter's device. Raises UserError for another `optim.kind`'s."""
     in_8_bits = isinstance(optimizer, AdamW8bit | PagedAdamW8bit)
     if values and in_8_bits == ("exp_avg" in values):
         raise UserError(
@@ -46,8 +46,7 @@ def restore_moments(optimizer: Any, parameter: nn.Parameter, values: Mapping[str
             "saved with, or start a new job with another train.run_name"
         )
     if not in_8_bits:
-        state = {key: value.to(parameter.device) if value.ndim else value for key, value in values.items()}
-        optimizer.state[parameter] = state
+        optimizer.state[parameter] = dict(values)
         return
     optimizer.state[parameter] = {}
     optimizer.init_state(optimizer.param_groups[0], parameter, 0, 0)  # buffers where bitsandbytes wants them: paged

@@ -14,17 +14,20 @@ import ray.train
 import ray.train.torch
 import torch
 from peft import PeftModel
+from torch import nn
 
 from app.config import Config
 from app.errors import UserError
 from app.gemma.activations import save_memory
-from app.gemma.load import DTYPES, CaptionLoss, add_lora, gemma, load_base, num_parameters
+from app.gemma.base import Base, pin
+from app.gemma.load import DTYPES, CaptionLoss, add_lora, load_base, num_parameters
 from app.storage import join
 from app.tracking import Tracker, attach
 from app.training import checkpoint, loop
-from app.training.loop import State, TrainingDiverged
+from app.training.finite import TrainingDiverged
+from app.training.loop import State
 from app.training.optim import adamw
-from app.training.parallel import World, all_reduce, wrap
+from app.training.parallel import World, all_reduce, gather, loading_device, wrap
 from data_pipeline.ledger import Ledger
 from data_pipeline.stream import batches as batches_of
 from data_pipeline.windows import Batch, Position, Stream, progress, validation_batches
@@ -75,10 +78,13 @@ class RayWorld:
     """The loop's `World` inside Ray Train."""
 
     def __init__(self, job: Job, model: PeftModel, optimizer: torch.optim.Optimizer) -> None:
+        """The base is hashed once a node, and must be the same on all."""
         context = ray.train.get_context()
         self.rank, self.size = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
         self._job, self._model, self._optimizer = job, model, optimizer
+        first = context.get_local_rank() == 0
+        self.base = _agreed(gather(pin(job.config.model, job.config.quantization) if first else None, self))
         self._progress = Progress()
         self.ledger: Ledger | None = None
         if job.config.data.ledger:
@@ -90,12 +96,12 @@ class RayWorld:
         self._progress.say(step, metrics)
 
     def report(self, state: State, eval_loss: float, *, save: bool) -> None:
-        """Rank 0 writes the checkpoint; every rank reports, which is how Ray Train keeps them in step."""
+        """All ranks lend their shards and rank 0 writes; all report, which is how Ray Train keeps them in step."""
         if self.ledger is not None:
             self.ledger.write(state.step)
         metrics = {"step": state.step, "eval_loss": eval_loss, "progress": state.progress,
                    "position": dataclasses.asdict(state.position)}  # fmt: skip
-        if not (save and self.rank == 0):
+        if not save:
             ray.train.report(metrics)
             return
         with tempfile.TemporaryDirectory() as folder:
@@ -103,16 +109,19 @@ class RayWorld:
                 "state": loop.as_json(state),
                 "eval_loss": eval_loss,
                 "seed": self._job.config.train.seed,
+                "base": self.base,
             }
-            checkpoint.save(Path(folder), self._model, self._optimizer, saved)
-            self.tracker.log_checkpoint(
-                state.step,
-                Path(folder),
-                name=f"step-{state.step}",
-                metrics={"eval/loss": eval_loss},
-                files=False,
-            )
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+            writer = self.rank == 0
+            checkpoint.save(Path(folder) if writer else None, self._model, self._optimizer, saved)
+            if writer:
+                self.tracker.log_checkpoint(
+                    state.step,
+                    Path(folder),
+                    name=f"step-{state.step}",
+                    metrics={"eval/loss": eval_loss},
+                    files=False,
+                )
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder) if writer else None)
 
 
 def work(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -131,22 +140,22 @@ def _work(job: Job) -> dict[str, Any]:
     config = job.config
     device = ray.train.torch.get_device()
     prepare_device(config, device)
-    dtype = DTYPES[config.train.precision]
-    base = load_base(config.model, config.quantization, device=device, dtype=dtype)
-    model = add_lora(base, config.lora, seed=config.train.seed)
-    save_memory(base, config.memory)
-    objective = CaptionLoss(model, dtype).train()
-    optimizer = adamw(objective, config.optim)
+    objective = _objective(config, device)
+    model = objective.model
+    trained, total = num_parameters(model)
+    size = ray.train.get_context().get_world_size()
+    wrapped = wrap(objective, config.parallel.strategy, size=size, device=device)
+    optimizer = adamw(wrapped, config.optim)
+    world = RayWorld(job, model, optimizer)
     state, restored = State(), ray.train.get_checkpoint()
     if restored is not None:
         with restored.as_directory() as folder:
+            checkpoint.require_base(Path(folder), world.base)
             state = loop.from_json(checkpoint.restore(Path(folder), model, optimizer)["state"])
-    if config.train.compile:
-        gemma(model).model.compile()
-    world = RayWorld(job, model, optimizer)
     if world.rank == 0:
-        trained, total = num_parameters(model)
-        world.tracker.set_tags({"trained_parameters": str(trained), "parameters": str(total)})
+        world.tracker.set_tags(
+            {"trained_parameters": str(trained), "parameters": str(total), "base.sha256": world.base["sha256"]}
+        )
     validation = validation_batches(
         job.stream, micro_batch_rows=config.evaluate.batch_rows, rank=world.rank, num_workers=world.size
     )
@@ -162,7 +171,7 @@ def _work(job: Job) -> dict[str, Any]:
             world.ledger.add(step, micro_batches)
 
     state = loop.train(
-        wrap(objective, world),
+        wrapped,
         optimizer,
         _from_position(_batches(config, world), state.position),
         validation,
@@ -173,11 +182,36 @@ def _work(job: Job) -> dict[str, Any]:
         progress_of=lambda position: progress(position, num_windows),
         after_step=after_step,
     )
-    final_loss = _restore_best(model, objective, validation, world, config)
+    final_loss = _restore_best(model, wrapped, validation, world, config)
     world.tracker.flush()
     return {"step": state.step, "eval_loss": final_loss, "num_examples": state.num_examples,
             "num_left_out": state.num_left_out, "num_truncated": state.num_truncated, "num_tokens": state.num_tokens,
+            "num_skipped_steps": state.num_skipped_steps, "num_skipped_examples": state.num_skipped_examples,
             "num_validation_left_out": num_validation_left_out, "progress": state.progress}  # fmt: skip
+
+
+def _objective(config: Config, device: torch.device) -> CaptionLoss:
+    size = ray.train.get_context().get_world_size()
+    start = loading_device(config.parallel.strategy, size=size, device=device)
+    dtype = DTYPES[config.train.precision]
+    base = load_base(config.model, config.quantization, device=start, dtype=dtype)
+    model = add_lora(base, config.lora, seed=config.train.seed)
+    save_memory(base, config.memory)
+    if config.train.compile:
+        base.model.compile()
+    return CaptionLoss(model, dtype).train()
+
+
+def _agreed(bases: list[Base | None]) -> Base:
+    """The base of all nodes. Raises UserError if two have different ones under one name."""
+    first, *others = (base for base in bases if base is not None)
+    for other in others:
+        if other != first:
+            raise UserError(
+                f"model.name={first['name']!r} is not the same on all nodes (sha256 {first['sha256'][:16]}… on one, "
+                f"{other['sha256'][:16]}… on another): give them the same files"
+            )
+    return first
 
 
 def prepare_device(config: Config, device: torch.device) -> None:
@@ -220,7 +254,7 @@ def _empty_cache(step: int, every: int, device: torch.device) -> None:
 
 
 def _restore_best(
-    model: PeftModel, objective: CaptionLoss, validation: list[Batch], world: RayWorld, config: Config
+    model: PeftModel, objective: nn.Module, validation: list[Batch], world: RayWorld, config: Config
 ) -> float:
     """Put the weights with the lowest evaluation loss back; returns that loss, measured again."""
     saved = ray.train.get_all_reported_checkpoints() if config.train.save_every_steps else []

@@ -1,0 +1,167 @@
+"""Two workers under every strategy: losses of one process, a share of its bytes, and one format of checkpoint."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from bitsandbytes.nn import Params4bit
+from torch.distributed.tensor import DTensor
+
+from app.gemma.activations import save_memory
+from app.gemma.config import MemoryConfig
+from app.gemma.load import gemma
+from app.training import checkpoint
+from app.training.config import OptimConfig, TrainConfig
+from app.training.loop import State, as_json, from_json, train
+from app.training.optim import adamw
+from app.training.parallel import wrap
+from tests.tiny import CPU, Recorder, batches, objective, save_model
+
+STRATEGIES = ("ddp", "zero2", "fsdp")
+OPTIM = OptimConfig(learning_rate=2e-2, schedule="cosine", warmup_ratio=0.1, max_grad_norm=0.5)
+STEPS, SAVED = 6, 4
+RESUMED = [("ddp", "zero2"), ("zero2", "fsdp"), ("fsdp", "ddp"), ("fsdp", "fsdp"), ("one", "fsdp")]
+
+
+class Saving(Recorder):
+    """Keeps a checkpoint of one step."""
+
+    def __init__(self, rank, size, folder, model, optimizer):
+        super().__init__(rank, size)
+        self.folder, self.model, self.optimizer = folder, model, optimizer
+        self.folder.mkdir(exist_ok=True)
+
+    def report(self, state, eval_loss, *, save):
+        super().report(state, eval_loss, save=save)
+        if state.step == SAVED:
+            checkpoint.save(self.folder if self.rank == 0 else None, self.model, self.optimizer, as_json(state))
+
+
+def held(tensors):
+    """Bytes of this worker, each storage once."""
+    local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in local}.values())
+
+
+def run(folder, strategy, rank, size, *, saved, resumed=None, dtype=torch.float32, **config):
+    """What one worker sees of a job with trained embeddings, dropout, recomputed layers and accumulation."""
+    loss = objective(folder, dtype=dtype, rank=3, dropout=0.1, train_embeddings=True)
+    inner = gemma(loss.model).model
+    save_memory(gemma(loss.model), MemoryConfig(tile_tokens=16, offload=True))
+    wrapped = wrap(loss, strategy, size=size, device=CPU)
+    optimizer = adamw(wrapped, OPTIM)
+    state = State()
+    if resumed is not None:
+        state = from_json(checkpoint.restore(resumed, loss.model, optimizer))
+    world = Saving(rank, size, saved, loss.model, optimizer)
+    if resumed is not None:
+        world.report(state, 0.0, save=True)
+    cut, gradients = [], []
+    idle = [inner.embed_tokens.original_module, inner.layers[0]]
+    inner.layers[1].register_forward_pre_hook(
+        lambda *_: cut.extend(isinstance(next(module.parameters()), DTensor) for module in idle)
+    )
+    trained = [parameter for parameter in loss.parameters() if parameter.requires_grad]
+    optimizer.register_step_pre_hook(lambda *_: gradients.append(held(p.grad for p in trained)))
+    config = TrainConfig(**{"max_steps": STEPS, "evaluate_every_steps": 2, "save_every_steps": 2,
+                            "accumulation": 4 // size, **config})  # fmt: skip
+    stream = batches(90, rank=rank, num_workers=size)[state.step * config.accumulation :]
+    held_out = [batch for batch, _ in batches(12, seed=9, rank=rank, num_workers=size)][: 4 // size]
+    train(
+        wrapped, optimizer, iter(stream), held_out, config=config, optim=OPTIM, state=state, world=world,
+        progress_of=lambda position: position.index / position.window_rows,
+    )  # fmt: skip
+    return {
+        "losses": world.losses(),
+        "norms": [metrics["train/gradient_norm"] for _, metrics in world.metrics if "train/loss" in metrics],
+        "evaluations": [report[1] for report in world.reports if report[1]],
+        "base": held(p for p in loss.parameters() if not p.requires_grad),
+        "trained": held(trained),
+        "gradients": gradients[-1],
+        "moments": held(v for s in optimizer.state.values() for v in s.values() if v.ndim),
+        "idle_is_cut": set(cut),
+    }
+
+
+def work(rank, folder, out):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{out}/rendezvous", rank=rank, world_size=2)
+    seen = {strategy: run(folder, strategy, rank, 2, saved=out / strategy) for strategy in STRATEGIES}
+    for before, after in RESUMED:
+        seen[before, after] = run(folder, after, rank, 2, saved=out / f"{before}-{after}", resumed=out / before)
+    for every in (1, 100):
+        seen[f"evaluated every {every}"] = run(folder, "fsdp", rank, 2, saved=out / "none", dtype=torch.bfloat16,
+                                               evaluate_every_steps=every, save_every_steps=None)  # fmt: skip
+    torch.save(seen, out / f"rank-{rank}")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    return tmp_path_factory.mktemp("jobs")
+
+
+@pytest.fixture(scope="module")
+def one(folder, out):
+    return run(folder, "ddp", 0, 1, saved=out / "one")
+
+
+@pytest.fixture(scope="module")
+def two(folder, out, one):
+    torch.multiprocessing.start_processes(work, (folder, out), nprocs=2, start_method="spawn")
+    return [torch.load(out / f"rank-{rank}") for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_losses_norms_and_evaluations_are_those_of_one_process(one, two, strategy):
+    assert min(one["norms"]) > OPTIM.max_grad_norm, "nothing was clipped"
+    for figure in ("losses", "norms", "evaluations"):
+        assert two[0][strategy][figure] == pytest.approx(one[figure], rel=1e-5), figure
+
+
+def share(parameters):
+    """Bytes of half the rows of each, rounded up."""
+    return sum(-(-len(p) // 2) * p[0].numel() * p.element_size() for p in parameters)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_each_worker_holds_what_its_strategy_says(folder, two, rank):
+    whole = objective(folder, rank=3, train_embeddings=True)
+    trained = [p for p in whole.parameters() if p.requires_grad]
+    base = [p for p in whole.parameters() if not p.requires_grad]
+    assert sum(isinstance(p, Params4bit) for p in base) == 14
+    expected = {"ddp": (held(base), held(trained)), "zero2": (held(base), share(trained)),
+                "fsdp": (share(base), share(trained))}  # fmt: skip
+    for strategy, (of_base, of_trained) in expected.items():
+        seen = two[rank][strategy]
+        assert (seen["base"], seen["trained"]) == (of_base, of_trained), strategy
+        assert seen["gradients"] == of_trained, strategy
+        moments = [rank[strategy]["moments"] for rank in two]
+        assert sum(moments) == 2 * held(trained) * (2 if strategy == "ddp" else 1), strategy
+        assert max(moments) <= 2 * of_trained, strategy
+        assert seen["idle_is_cut"] == {strategy == "fsdp"}, "what another layer holds while the second computes"
+
+
+@pytest.mark.parametrize(("before", "after"), RESUMED)
+def test_a_job_goes_on_under_another_strategy(one, two, out, before, after):
+    resumed = two[0][before, after]
+    for name in ("adapter_model.safetensors", "optimizer.safetensors", "state.json"):
+        assert (out / before / name).read_bytes() == (out / f"{before}-{after}" / name).read_bytes(), name
+    assert resumed["losses"] == pytest.approx(one["losses"][SAVED:], rel=1e-5)
+    if before == after:
+        assert resumed["losses"] == two[0][before]["losses"][SAVED:], "not bit for bit"
+    assert resumed["moments"] == two[0][after]["moments"]
+
+
+def test_a_job_goes_on_with_one_worker(one, two, folder, out):
+    alone = run(folder, "fsdp", 0, 1, saved=out / "alone", resumed=out / "fsdp")
+    assert alone["losses"] == pytest.approx(one["losses"][SAVED:], rel=1e-5)
+
+
+def test_evaluation_between_steps_changes_no_loss_of_a_sharded_base(two):
+    assert two[0]["evaluated every 1"]["losses"] == two[0]["evaluated every 100"]["losses"]

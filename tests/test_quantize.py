@@ -1,0 +1,164 @@
+"""A base in 4 bits on disk: the same bits as quantised while loading, refused where it is not what was asked for."""
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from bitsandbytes.nn.modules import Linear4bit
+from transformers import Gemma2ForCausalLM
+
+from app.errors import UserError
+from app.gemma.base import TINY, digest, pin
+from app.gemma.config import LoraConfig, ModelConfig, QuantizationConfig
+from app.gemma.load import CaptionLoss, add_lora, load_base
+from app.gemma.quantize import quantize
+from data_pipeline.encode import PromptEncoder
+from data_pipeline.pack import pack
+from tests.test_load import tensors
+from tests.tiny import CPU, examples, gemma2_config, save_model
+
+NF4 = QuantizationConfig()
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """Stored in fp32: in bf16 it is another model, and must not be quantised after a rounding."""
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def small(full):
+    out = Path(full).with_name("small")
+    quantize(ModelConfig(name=full), NF4, out)
+    return str(out)
+
+
+def loss_and_gradients(name, dtype, quantization=NF4):
+    base = load_base(ModelConfig(name=name), quantization, device=CPU, dtype=dtype)
+    layers = [module for module in base.modules() if isinstance(module, Linear4bit)]
+    assert {layer.compute_dtype for layer in layers} == {layer.weight.quant_state.dtype for layer in layers} == {dtype}
+    assert {p.dtype for p in base.parameters()} == {torch.uint8, dtype}
+    objective = CaptionLoss(add_lora(base, LoraConfig(rank=4, alpha=8), seed=3), dtype).train()
+    loss, _ = objective(**tensors(pack(examples(5), 200)[0]))
+    loss.backward()
+    return loss.item(), {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_the_same_bits_as_quantised_while_loading(full, small, dtype):
+    (ours, our_gradients), (theirs, their_gradients) = (loss_and_gradients(name, dtype) for name in (small, full))
+    assert ours == theirs
+    assert their_gradients
+    assert our_gradients.keys() == their_gradients.keys()
+    assert all(torch.equal(our_gradients[name], gradient) for name, gradient in their_gradients.items())
+
+
+def test_fp4_without_double_quantisation_too(full, tmp_path):
+    fp4 = QuantizationConfig(kind="fp4", double=False)
+    quantize(ModelConfig(name=full), fp4, tmp_path / "fp4")
+    ours, theirs = (loss_and_gradients(name, torch.float32, fp4)[0] for name in (str(tmp_path / "fp4"), full))
+    assert ours == theirs != loss_and_gradients(full, torch.float32)[0]
+
+
+def test_transformers_reads_it_without_us(small):
+    ours = load_base(ModelConfig(name=small), NF4, device=CPU, dtype=torch.float32)
+    theirs = Gemma2ForCausalLM.from_pretrained(small, attn_implementation="eager")
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        assert torch.equal(ours(input_ids=ids).logits, theirs(input_ids=ids).logits)
+
+
+def test_the_command_writes_weights_config_and_tokenizer_and_says_what(tmp_path):
+    out = tmp_path / "new" / "tiny4"
+    done = command("tiny", "--out", str(out), "--double", "false")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["quantization"] == "nf4"
+    assert said["sha256"] == digest(ModelConfig(name=str(out)))
+    assert said["bytes"] == sum(file.stat().st_size for file in out.iterdir())
+    assert {file.suffix for file in out.iterdir()} == {".json", ".safetensors"}
+    own, shipped = (PromptEncoder(str(name), "Describe:").encode("<svg/>", "A red circle.") for name in (out, TINY))
+    assert own.input_ids.tolist() == shipped.input_ids.tolist()
+    assert [file.name for file in out.parent.iterdir()] == ["tiny4"]
+
+
+def test_the_hash_is_what_sha256sum_prints(small):
+    printed = subprocess.run(
+        "sha256sum *.safetensors | sha256sum", shell=True, cwd=small, capture_output=True, text=True, check=True
+    ).stdout
+    assert printed.split()[0] == pin(ModelConfig(name=small), NF4)["sha256"]
+
+
+def test_shards_are_hashed_together_and_one_changed_bit_is_another_base(full, tmp_path):
+    Gemma2ForCausalLM(gemma2_config()).save_pretrained(tmp_path, max_shard_size="200KB")
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert len(files) > 1
+    before = digest(ModelConfig(name=str(tmp_path)))
+    content = bytearray(files[-1].read_bytes())
+    content[-1] ^= 1
+    files[-1].write_bytes(content)
+    assert digest(ModelConfig(name=str(tmp_path))) != before
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (QuantizationConfig(kind="none"), "stored as nf4, double, but the config says none: set quantization.kind=nf4"),
+        (QuantizationConfig(kind="fp4"), "but the config says fp4, double"),
+        (QuantizationConfig(double=False), "config says nf4: set quantization.kind=nf4 quantization.double=true"),
+    ],
+)
+def test_a_config_that_says_another_kind_is_refused(small, said, message):
+    with pytest.raises(UserError, match=message):
+        load_base(ModelConfig(name=small), said, device=CPU, dtype=torch.float32)
+
+
+def test_what_cannot_be_quantised_is_named(full, small, tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").touch()
+    (tmp_path / "gptq").mkdir()
+    foreign = {**json.loads(Path(full, "config.json").read_text()), "quantization_config": {"quant_method": "gptq"}}
+    (tmp_path / "gptq" / "config.json").write_text(json.dumps(foreign))
+    out = tmp_path / "out"
+    for name, quantization, folder, message in (
+        (small, NF4, out, r"is quantised already \(nf4, double\)"),
+        (full, QuantizationConfig(kind="none"), out, "leaves nothing to quantise"),
+        (full, NF4, tmp_path / "there", "there is there already: give a new folder"),
+        (str(tmp_path / "gptq"), NF4, out, "is quantised by 'gptq', not in 4 bits by bitsandbytes"),
+    ):
+        with pytest.raises(UserError, match=message):
+            quantize(ModelConfig(name=name), quantization, folder)
+    assert not out.exists()
+
+
+def test_mistakes_on_the_command_line_are_one_sentence(full, tmp_path):
+    out = tmp_path / "out"
+    for arguments, message in (
+        ((str(tmp_path / "absent"),), "is neither a model folder"),
+        ((full, "--kind", "int3"), "allowed: nf4, fp4, none"),
+    ):
+        done = command(*arguments, "--out", str(out))
+        assert done.returncode == 2, done
+        assert message in done.stderr.strip().splitlines()[-1]
+    assert not out.exists()
+
+
+def test_a_disk_that_takes_no_more_is_named_and_nothing_is_left(full, tmp_path):
+    """The kernel refuses to let files grow beyond 64 KiB: what a full disk does, without filling one."""
+    out = tmp_path / "out"
+    done = command(
+        full, "--out", str(out), preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, 65_536))
+    )
+    assert done.returncode == 2, done
+    assert "out cannot be written" in done.stderr.strip().splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def command(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "app", "quantize", *arguments], capture_output=True, text=True, check=False, **options
+    )
