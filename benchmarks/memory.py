@@ -33,11 +33,9 @@ from benchmarks.measure import one_thread, settled_bytes, status, write
 WIDE = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 3, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 128, "query_pre_attn_scalar": 128, "sliding_window": 512,
         "vocab_size": 16_000}  # fmt: skip
-SMALL = {**WIDE, "hidden_size": 192, "intermediate_size": 384, "num_hidden_layers": 1, "vocab_size": 1000}
 VOCABULARY = {**WIDE, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 2, "vocab_size": 256_000}
 CASES: dict[str, tuple[dict[str, int], list[str]]] = {
     "recomputed in tiles": (WIDE, ["memory.tile_tokens=256"]),
-    "recomputed whole": (WIDE, []),
     "offloaded": (WIDE, ["memory.tile_tokens=256", "memory.offload=true"]),
     "kept": (WIDE, ["memory.gradient_checkpointing=false", "data.max_row_tokens=1024"]),
     "last two layers kept": (WIDE, ["memory.keep_layers=2"]),
@@ -45,7 +43,6 @@ CASES: dict[str, tuple[dict[str, int], list[str]]] = {
     "8-bit moments, rank 128": (WIDE, ["optim.kind=adamw_8bit", "lora.rank=128"]),
     "16-bit base, accumulated": (WIDE, ["quantization.kind=none", "train.accumulation=2"]),
     "fp32, two rows": (WIDE, ["train.precision=fp32", "train.micro_batch_rows=2", "data.max_row_tokens=512"]),
-    "256k words": (VOCABULARY, ["data.max_row_tokens=512"]),
     "256k words, on the host": (VOCABULARY, ["data.max_row_tokens=512", "memory.embedding=host"]),
 }
 LABELLED = 1 / 16
@@ -96,8 +93,7 @@ def resident(case: str, folder: Path) -> int:
     """Bytes, in this process: call it in a fresh one."""
     one_thread()
     config = config_of(case, folder)
-    small = config_of(case, save(SMALL, folder.parent / "small"))
-    steps(small, 1)  # what libraries keep after their first use is not counted
+    steps(config, 1)  # what libraries keep after their first use is not counted
     before = settled_bytes()
     held = steps(config, 2)
     taken = status("VmHWM") - before
@@ -117,7 +113,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         for case, (shape, _) in CASES.items():
             folder = save(shape, Path(root) / f"{shape['hidden_size']}-{shape['vocab_size']}")
-            save(SMALL, Path(root) / "small")
             done = subprocess.run(
                 [sys.executable, "-m", "benchmarks.memory", "--case", case, str(folder)],
                 env={**os.environ, **RETURNED_AT_ONCE}, check=True, stdout=subprocess.PIPE, text=True,
