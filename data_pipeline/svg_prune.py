@@ -1,31 +1,51 @@
 """Drops what no drawn element reaches, and the names that may tell what is drawn. Knows no numbers."""
 
+from typing import NamedTuple
+
 from data_pipeline.svg_names import DEFINITIONS, GROUPS
 from data_pipeline.svg_tree import Node, append_text
 
+_UNDRAWN = DEFINITIONS | {"defs"}
 
-def prune(root: Node) -> None:
-    """In place: unused definitions, dangling references, empty groups and groups without attributes go."""
+
+class Drawing(NamedTuple):
+    """A tree whose elements are all needed: these in document order, the root first, their tags, and the names of
+    their attributes (there may be more)."""
+
+    nodes: list[Node]
+    tags: set[str]
+    names: set[str]
+
+
+def prune(nodes: list[Node]) -> Drawing:
+    """The tree of these nodes (in document order, the root first), in place: unused definitions, dangling references,
+    empty groups and groups without attributes go."""
+    root = nodes[0]
+    tags = {node.tag for node in nodes}
     for _ in range(4):  # what was dropped may have held the last reference to something else
-        if not _drop_unused(root):
+        by_id = {node.attributes["id"]: node for node in reversed(nodes) if "id" in node.attributes}  # the first counts
+        if not _sweep(root, None if _UNDRAWN.isdisjoint(tags) else _reached(root, by_id), by_id):
             break
-    nodes = root.walk()
-    _rename_ids(nodes)
-    clips = any(node.tag == "clipPath" for node in nodes)
-    for node in nodes:
-        if node.tag == "filter":
-            _rename_results(node)
-        if not clips and "clip-rule" in node.attributes:  # beside fill-rule by habit
-            del node.attributes["clip-rule"]
-    _splice_groups(root)
+        nodes = root.walk()
+        tags = {node.tag for node in nodes}
+    if by_id or any(node.references for node in nodes):
+        _rename_ids(nodes)
+    if "filter" in tags:
+        for node in nodes:
+            if node.tag == "filter":
+                _rename_results(node)
+    names = set[str]().union(*[node.attributes for node in nodes])
+    if "clip-rule" in names and "clipPath" not in tags:  # then it is there by habit, beside fill-rule
+        for node in nodes:
+            node.attributes.pop("clip-rule", "")
+    if "g" in tags and not all(node.attributes for node in nodes if node.tag == "g"):
+        _splice_groups(root)
+        nodes = root.walk()
+    return Drawing(nodes, tags, names)
 
 
-def _drop_unused(root: Node) -> bool:
-    """Drop definitions that nothing drawn reaches, `use` of what is not there, and empty groups."""
-    by_id: dict[str, Node] = {}
-    for node in root.walk():
-        if "id" in node.attributes:
-            by_id.setdefault(node.attributes["id"], node)
+def _reached(root: Node, by_id: dict[str, Node]) -> set[int]:
+    """Python's ids of what is drawn, or referred to by what is."""
     reached = {id(root)}
     stack = [root]
     while stack:
@@ -37,20 +57,23 @@ def _drop_unused(root: Node) -> bool:
             if id(found) not in reached:
                 reached.add(id(found))
                 stack.append(found)
-    return _sweep(root, reached, by_id)
+    return reached
 
 
-def _sweep(node: Node, reached: set[int], by_id: dict[str, Node]) -> bool:
+def _sweep(node: Node, reached: set[int] | None, by_id: dict[str, Node]) -> bool:
+    """Drops what is empty, refers to nothing or is not reached; was there any?"""
     dropped = False
     kept: list[Node] = []
     for child in node.children:
+        tag = child.tag
+        if tag == "path":
+            useless = child.attributes.get("d", "none").strip() in ("", "none")
+        else:
+            useless = tag == "use" and child.attributes.get("href", "#")[1:] not in by_id
         if child.children:
             dropped |= _sweep(child, reached, by_id)
-        useless = not child.children and (child.tag in GROUPS or id(child) not in reached)
-        if child.tag == "path":
-            useless |= child.attributes.get("d", "none").strip() in ("", "none")
-        elif child.tag == "use":
-            useless |= child.attributes.get("href", "#")[1:] not in by_id
+        if not child.children:
+            useless |= tag in GROUPS or (reached is not None and id(child) not in reached)
         if not useless:
             kept.append(child)
         elif child.tail:
@@ -62,7 +85,7 @@ def _sweep(node: Node, reached: set[int], by_id: dict[str, Node]) -> bool:
 
 def _rename_ids(nodes: list[Node]) -> None:
     """Referenced ids become a, b, … in document order (an id may name what is drawn); the others go."""
-    used = {name for node in nodes for name in node.references}
+    used = {name for node in nodes if node.references for name in node.references}
     names: dict[str, str] = {}
     for node in nodes:
         name = node.attributes.pop("id", "")

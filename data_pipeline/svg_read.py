@@ -1,4 +1,4 @@
-"""Hostile bytes → an XML tree of bounded size: gzip, encodings, document types, entities. Knows no drawing.
+"""Hostile bytes → XML elements of bounded size: gzip, encodings, document types, entities. Knows no drawing.
 
 Nothing outside of the bytes is ever read, and nothing in them can grow: what unpacks, expands, nests or repeats
 without bound is refused by name.
@@ -7,9 +7,9 @@ without bound is refused by name.
 import codecs
 import re
 import zlib
-from typing import Any
-
-from lxml import etree
+from collections.abc import Iterable
+from typing import Protocol
+from xml.parsers import expat
 
 MAX_ENTITIES = 64
 MAX_EXPANSIONS = 1_000
@@ -24,6 +24,7 @@ _BOMS = {
     b"<\0": "utf-16-le",
     b"\0<": "utf-16-be",
 }
+_MARKS = tuple(_BOMS)
 _DECLARATION = re.compile(r"\s*<\?xml\b([^>]*)\?>")
 _ENCODING = re.compile(r"""encoding\s*=\s*["']([\w.:-]+)["']""")
 # Python knows codecs that are no character sets, and some that take quadratic time.
@@ -35,16 +36,7 @@ _SUBSET = re.compile(
 )
 _ENTITY = re.compile(r"""<!ENTITY\s+([\w:.-]+)\s+(?:"([^"&%<]*)"|'([^'&%<]*)')\s*>""")
 _REFERENCE = re.compile(r"&([\w:.-]+);")
-_XLINK = re.compile(r"""xmlns:xlink\s*=\s*("[^"]*"|'[^']*')""")
-_PARSER = etree.XMLParser(
-    encoding="utf-8",
-    resolve_entities=False,
-    no_network=True,
-    load_dtd=False,
-    huge_tree=False,
-    remove_comments=True,
-    remove_pis=True,
-)
+_XLINK = re.compile(r"""xmlns:xlink\s*=\s*("&[^"]*"|'&[^']*')""")  # `&#38;ns_xlink;`: converters do it
 
 
 class SVGRefused(ValueError):
@@ -56,36 +48,49 @@ class SVGRefused(ValueError):
         self.detail = detail
 
 
-def read_xml(svg: str | bytes, *, max_bytes: int) -> etree._Element:
-    """The root element. Raises SVGRefused: `too_large`, `bad_gzip`, `bad_encoding`, `entities`, `not_xml`."""
+class Handler(Protocol):
+    """What is told of the elements, in document order. Names are `uri local`, or `local` outside of namespaces."""
+
+    def start(self, name: str, attributes: dict[str, str]) -> None: ...
+
+    def end(self, name: str) -> None: ...
+
+    def text(self, text: str) -> None: ...
+
+
+def read_xml(svg: str | bytes, handler: Handler, *, texts: Iterable[str], max_bytes: int) -> None:
+    """Tells the handler what the document holds, comments and processing instructions left out. Only text inside of
+    elements called one of `texts` counts: where there are none, it may be told of none.
+
+    Raises SVGRefused: `too_large`, `bad_gzip`, `bad_encoding`, `entities`, `not_xml`.
+    """
     text = svg if isinstance(svg, str) else _decode(_unzip(svg, max_bytes))
     if len(text) > max_bytes:
         raise SVGRefused("too_large", f"{len(text):,} characters, more than {max_bytes:,}")
     text = text.lstrip("\ufeff \t\r\n")
-    declaration = _DECLARATION.match(text)
-    if declaration:  # it was decoded already
+    if text.startswith("<?") and (declaration := _DECLARATION.match(text)):  # it was decoded already
         text = text[declaration.end() :].lstrip()
-    entities = "<!ENTITY" in text
-    if entities:
+    if "<!ENTITY" in text:
         text = _expand(text)
-    root = _parse(text)
-    if entities:
-        dtd: Any = root.getroottree().docinfo.internalDTD  # the stubs know no DTD.entities
-        if dtd is not None and dtd.entities():
-            raise SVGRefused("entities", "the document declares entities that are external, nested or not plain text")
-    return root
-
-
-def _parse(text: str) -> etree._Element:
+    if "&" in text:
+        text = _XLINK.sub('xmlns:xlink="http://www.w3.org/1999/xlink"', text)
+    parser = expat.ParserCreate("utf-8", " ", None)
+    parser.specified_attributes = True
+    parser.StartElementHandler = handler.start
+    parser.EndElementHandler = handler.end
+    if any(name in text for name in texts):
+        parser.buffer_text = True
+        parser.buffer_size = 1 << 16
+        parser.CharacterDataHandler = handler.text
+    parser.EntityDeclHandler = _refuse_entity
     try:
-        return etree.fromstring(text.encode("utf-8", "surrogatepass"), _PARSER)
-    except etree.XMLSyntaxError as error:
-        mended = _XLINK.sub('xmlns:xlink="http://www.w3.org/1999/xlink"', text)
-        if "xmlns:xlink" in str(error) and mended != text:  # `&#38;ns_xlink;`, what converters make of entities
-            return _parse(mended)
-        reasons = {"depth": "too_deep", "amplification": "entities", "reference loop": "entities"}
-        reason = next((reason for words, reason in reasons.items() if words in str(error)), "not_xml")
-        raise SVGRefused(reason, str(error)) from None
+        parser.Parse(text.encode("utf-8", "surrogatepass"), True)
+    except expat.ExpatError as error:
+        raise SVGRefused("not_xml", str(error)) from None
+
+
+def _refuse_entity(*_: object) -> None:
+    raise SVGRefused("entities", "the document declares entities that are external, nested or not plain text")
 
 
 def _unzip(data: bytes, max_bytes: int) -> bytes:
@@ -107,10 +112,11 @@ def _unzip(data: bytes, max_bytes: int) -> bytes:
 
 def _decode(data: bytes) -> str:
     """By the byte order mark, else by the XML declaration, else as UTF-8."""
-    encoding = next((name for mark, name in _BOMS.items() if data.startswith(mark)), "")
-    if not encoding:
-        declaration = _DECLARATION.match(data[:200].decode("latin-1"))
-        declared = _ENCODING.search(declaration[1]) if declaration else None
+    encoding = "utf-8"
+    if data.startswith(_MARKS):
+        encoding = next(name for mark, name in _BOMS.items() if data.startswith(mark))
+    elif b"encoding" in data[:200] and (declaration := _DECLARATION.match(data[:200].decode("latin-1"))):
+        declared = _ENCODING.search(declaration[1])
         encoding = declared[1].lower() if declared else "utf-8"
         if encoding.startswith(("utf-16", "utf-32", "ucs-")):  # then it would have been unreadable
             encoding = "utf-8"

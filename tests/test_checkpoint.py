@@ -15,6 +15,7 @@ from app.gemma.load import load_adapter, load_base
 from app.training import checkpoint
 from app.training.config import OptimConfig
 from app.training.optim import adamw
+from app.training.worker import _agreed
 from data_pipeline.pack import pack
 from tests.test_load import tensors
 from tests.tiny import CPU, examples, gemma2_config, objective, save_model
@@ -101,3 +102,10 @@ def test_another_base_than_the_checkpoints_is_refused_and_both_are_named(folder,
     assert capsys.readouterr().err == ""
     checkpoint.require_base(other, base)  # an adapter of PEFT alone
     assert "does not say its base" in capsys.readouterr().err
+
+
+def test_nodes_with_different_files_under_one_name_are_told_apart():
+    one, two = ({"name": "/models/base", "quantization": "nf4, double", "sha256": c * 64} for c in "ab")
+    assert _agreed([one, None, one]) == one  # only the first worker of a node hashes
+    with pytest.raises(UserError, match=r"model\.name='/models/base' is not the same on all nodes .*aaaa.*bbbb"):
+        _agreed([one, None, two])

@@ -388,10 +388,23 @@ def test_caps() -> None:
     assert reason(f"{HEAD}{'<g>' * 5000}{LINE}{'</g>' * 5000}</svg>") == "too_deep"
     assert reason(f"{HEAD}{'<g/>' * 50_000}{LINE}</svg>") == "too_many_elements"
     assert reason(f"{HEAD}<style>{'*{fill:red}' * 400}</style>{LINE * 3000}</svg>") == "too_many_elements"
+    assert reason(f"{HEAD}<metadata>{'<x/>' * 50_000}</metadata>{LINE}</svg>") == "too_many_elements"
+    assert reason(f"{HEAD}<metadata>{'<x>' * 200}{'</x>' * 200}</metadata>{LINE}</svg>") == "too_deep"
     attributes = " ".join(f"a{n}=''" for n in range(256))
     assert reason(f"{HEAD}<path d='M0 0h9' {attributes}/></svg>") == "too_many_attributes"
     group = '<g opacity=".5">'
     assert inner(f"{group * 198}{LINE}{'</g>' * 198}").count("<g") == 198
+
+
+def test_style_sheets_count_wherever_they_stand() -> None:
+    sheet = "<metadata><style>.a{fill:red}<x/></style></metadata><style><![CDATA[.a{stroke:]]>blue}</style>"
+    assert inner(f"<path class='a' d='M0 0h9'/>{sheet}") == '<path fill="red" stroke="blue" d="m0 0h9"/>'
+
+
+def test_text_around_what_is_dropped_stays_in_order() -> None:
+    assert inner("<text>a<x>no</x>b<tspan>c</tspan><!-- no -->d&amp;<title>no</title>e</text>") == (
+        "<text>ab<tspan>c</tspan>d&amp;e</text>"
+    )
 
 
 def test_a_wrong_uri_of_xlink_is_mended() -> None:

@@ -9,9 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.icons import phosphor_icons
-from data_pipeline.svg_path import PathError, format_number, parse_path, path_slip, scale_path
+from data_pipeline.svg_numbers import MAX_CACHED, PathError, Readings, Texts, format_number
+from data_pipeline.svg_path import scale_path, scale_points
 
-Points = list[list[tuple[float, float]]]
+
+def scaled(d: str, scale: float, origin: tuple[float, float] = (0.0, 0.0), decimals: int = 0) -> str:
+    return scale_path(d, scale, origin=origin, decimals=decimals)[0]
 
 
 @pytest.mark.parametrize(
@@ -21,6 +24,7 @@ Points = list[list[tuple[float, float]]]
         ("M 10 10 L 20 20 30 10 Z", 1, "m10 10 10 10 10-10z"),
         ("m1 1 2 2 3 0", 1, "m1 1 2 2h3"),
         ("M1-5.66.35 1e-3", 100, "m100-566-65 566"),  # implicit separators, an exponent
+        ("M1+1h+2e0.5E+1-1e+0", 1, "m1 1h2 5-1"),
         ("M0 0a1 1 0 01 5 5", 10, "m0 0a10 10 0 0 1 50 50"),  # glued flags
         ("M0 0a1 1 0 015 5", 10, "m0 0a10 10 0 0 1 50 50"),
         ("M0 0a1 1 0 0 1.5.5a1 1 0 01.5.5", 10, "m0 0a10 10 0 0 1 5 5 10 10 0 0 1 5 5"),
@@ -45,27 +49,37 @@ Points = list[list[tuple[float, float]]]
     ],
 )
 def test_written_form(d: str, scale: float, written: str) -> None:
-    assert scale_path(d, scale) == written
-    assert scale_path(written, 1) == written
+    assert scaled(d, scale) == written
+    assert scaled(written, 1) == written
 
 
 def test_flags_are_read_whatever_they_touch() -> None:
     spaced = "M0 0a9 9 0 0 1 5.5.5 9 9 0 1 0-5 5A9 9 30 0 1 1 1"
     for glued in ("M0 0a9 9 0 015.5.5 9 9 0 10-5 5A9 9 30 011 1", "M0,0a9,9,0,0,1,5.5,.5,9,9,0,1,0-5,5A9 9 30 01 1 1"):
-        assert scale_path(glued, 3) == scale_path(spaced, 3)
+        assert scaled(glued, 3) == scaled(spaced, 3)
+
+
+def slip(d: str, scale: float) -> float:
+    return scale_path(d, scale, measured=True)[1]
 
 
 def test_how_much_rounding_moves() -> None:
-    assert path_slip(parse_path("M0 0h10v10", 1)) == 0
-    assert path_slip(parse_path("M0.25 0v10", 1)) == pytest.approx(2.5)
-    assert path_slip(parse_path("M0.25 0v10", 4)) == 0
-    assert path_slip(parse_path("M0.25 0h10", 1)) == 0  # along the line
+    assert slip("M0 0h10v10", 1) == 0
+    assert slip("M0.25 0v10", 1) == pytest.approx(2.5)
+    assert slip("M0.25 0v10", 4) == 0
+    assert slip("M0.25 0h10", 1) == 0  # along the line
+
+
+def test_points_stay_absolute() -> None:
+    assert scale_points("1,2-3.26 4 5", 10, origin=(1, 0)) == ("0 20-43 40", 0)
+    assert scale_points("", 1) == ("", 0)
+    assert scale_points("0.25,0 0.25,10 0.25 10.5", 1, measured=True) == ("0 0 0 10 0 10", pytest.approx(2.625))
 
 
 def test_origin_and_decimals() -> None:
-    assert scale_path("m-6-6h3l1.26 1", 10, origin=(-6, -6)) == "m0 0h30l13 10"
-    assert scale_path("M1 1h.26v-.5", 1, decimals=1) == "m1 1h.3v-.5"
-    assert scale_path("M1 1h.26v-.5", 1, decimals=2) == "m1 1h.26v-.5"
+    assert scaled("m-6-6h3l1.26 1", 10, origin=(-6, -6)) == "m0 0h30l13 10"
+    assert scaled("M1 1h.26v-.5", 1, decimals=1) == "m1 1h.3v-.5"
+    assert scaled("M1 1h.26v-.5", 1, decimals=2) == "m1 1h.26v-.5"
 
 
 @pytest.mark.parametrize(
@@ -78,6 +92,10 @@ def test_origin_and_decimals() -> None:
         "M1 1h",
         "M1 1X2",
         "M1 1a1 1 0 2 1 5 5",
+        "M1 1a1 1 0 02 5 5",
+        "M1 1a1 1 0 01. 5",
+        "M1 1a1 1 0 +1 1 5 5",
+        "M1 1a1 1 0 015",
         "M1 1z3",
         "M1 1h1e9",
         "M1 1h1e999",
@@ -90,7 +108,7 @@ def test_origin_and_decimals() -> None:
 )
 def test_what_is_outside_the_grammar_is_refused(d: str) -> None:
     with pytest.raises(PathError):
-        scale_path(d, 1)
+        scaled(d, 1)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +124,14 @@ def test_what_is_outside_the_grammar_is_refused(d: str) -> None:
 )
 def test_format_number(value: float, decimals: int, text: str) -> None:
     assert format_number(value, decimals) == text
+
+
+def test_what_is_remembered_of_numbers_is_bounded() -> None:
+    texts, readings = Texts(1, " "), Readings()
+    for n in range(MAX_CACHED + 9):
+        assert texts[float(n * 10)] == f" {n}"
+        assert readings[f"{n}."] == n
+    assert len(texts) + len(texts.known) == len(readings) == MAX_CACHED
 
 
 _COMMANDS = {"m": 2, "l": 2, "h": 1, "v": 1, "c": 6, "s": 4, "q": 4, "t": 2, "a": 7, "z": 0}
@@ -251,16 +277,16 @@ def written(path: list[tuple[str, tuple[float, ...]]]) -> str:
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.lists(segments, max_size=8).map(written), st.sampled_from([0.3, 1.0, 10.667]))
 def test_no_point_moves_by_more_than_a_unit(d: str, scale: float) -> None:
-    after = scale_path(d, scale)
+    after = scaled(d, scale)
     assert deviation(flatten(d, scale), flatten(after, 1)) <= 1.0 + 0.02  # chords of 1/32 of a curve
-    assert scale_path(after, 1) == after
+    assert scaled(after, 1) == after
 
 
 def test_real_icons_move_by_less_than_a_unit_and_stay_put() -> None:
     worst = 0.0
     for icon in list(phosphor_icons())[::397]:
         for d in re.findall(r'\sd="([^"]*)"', icon.svg.decode()):
-            after = scale_path(d, 1)
+            after = scaled(d, 1)
             worst = max(worst, deviation(flatten(d, 1), flatten(after, 1)))
-            assert scale_path(after, 1) == after
+            assert scaled(after, 1) == after
     assert 0.3 < worst <= 1.0
