@@ -158,7 +158,8 @@ def _fix(config: Config, limit_bytes: float) -> str:
     open_to = []
     for path, value in REMEDIES:
         section, name = path.split(".")
-        if current[section][name] != value:
+        trained = path == "memory.embedding" and config.lora.train_embeddings  # on the host it can only be frozen
+        if current[section][name] != value and not trained:
             open_to.append((path, value))
     singles = [[remedy] for remedy in open_to]
     for chosen in [*singles, *(open_to[:n] for n in range(2, len(open_to) + 1))]:

@@ -57,7 +57,8 @@ def peak(config: Config, *, row_tokens: int | None = None, labelled: float = 1.0
     num_labels = max(1, round(tokens * labelled)) * config.train.micro_batch_rows
     layers: int = model.num_hidden_layers
     alternating = _with_layers(model, layers).layer_types == model.layer_types
-    if layers <= MORE_LAYERS or layers % 2 or not alternating:
+    unlike = layers % 2 or not alternating or config.memory.keep_layers > FEW_LAYERS // 2
+    if layers <= MORE_LAYERS or unlike:
         stages = _step(config, model, tokens, num_labels, on_gpu)
     else:
         few, more = (
