@@ -140,7 +140,7 @@ def require_fit(config: Config, limit_bytes: float | None) -> Peak | None:
     found = peak(config, labelled=LABELS_ONLY)
     if found.num_bytes <= limit_bytes:
         return found
-    short = f"training takes {found.num_bytes / GIB:.1f} GiB a GPU, of which {limit_bytes / GIB:.1f} are there"
+    short = f"training takes {found.num_bytes / GIB:.3g} GiB a GPU, of which {limit_bytes / GIB:.3g} are there"
     raise UserError(f"{short} ({found.stage}): {_fix(config, limit_bytes)}")
 
 

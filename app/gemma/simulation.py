@@ -250,7 +250,8 @@ def _attend(
 
 class _FusedAttention(torch.autograd.Function):
     """The tensors of FlexAttention's forward and backward pass (torch/_higher_order_ops/flex_attention.py, its shapes):
-    output, two fp32 numbers a query and head, and in the backward pass two more. FlashAttention is taken to be alike."""
+    output, two fp32 numbers a query and head, and in the backward pass two more. FlashAttention is taken as alike.
+    """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any) -> Tensor:
