@@ -148,7 +148,7 @@ class Host:
     """Tensors that wait on the host. On a GPU the copies run on a stream of their own, beside the computation, and
     the one that is needed next is fetched ahead; on a CPU the same calls copy within the host's memory."""
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str = "cpu") -> None:
         self._where = where
         self._stream: torch.cuda.Stream | None = None
         self._last: weakref.ref[Waiting] | None = None
