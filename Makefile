@@ -29,6 +29,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.learning --json outputs/bench/learning.json
 	$(BIN)/python -m benchmarks.attention --json outputs/bench/attention.json
 	$(BIN)/python -m benchmarks.loss --json outputs/bench/loss.json
+	$(BIN)/python -m benchmarks.memory --json outputs/bench/memory.json
 	$(BIN)/python -m benchmarks.step --json outputs/bench/step.json
 	$(BIN)/python -m benchmarks.load --json outputs/bench/load.json
 

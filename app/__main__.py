@@ -39,13 +39,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     config = _job_config(arguments)
     from app.cluster import connect
+    from app.plan import limit_here, require_fit
     from app.training import driver
 
     driver.open_stream(config)
+    require_fit(config, limit_here(config))
     with connect():
         driver.require(config, config.scaling.num_workers)
         trained = driver.train(config)
     print(json.dumps({**trained.metrics, "adapter": trained.adapter, "run_id": trained.run_id}))
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    config = _config(arguments)
+    from app import plan
+
+    gpus = [plan.gib_of(text) for text in arguments.gpu]
+    found = plan.report(config, gpus, max_context=arguments.max_context, speed=arguments.tokens_per_second)
+    print(json.dumps(found) if arguments.json else plan.in_words(found))
     return 0
 
 
@@ -166,6 +178,11 @@ def _parser() -> argparse.ArgumentParser:
             help=field.description,
         )
     prepare.add_argument("--json", help="write the counts to this file")
+    plan = configured("plan", _plan, "memory of one optimizer step by category, simulated: no weights, hub or GPU")
+    plan.add_argument("--gpu", action="append", default=[], help="a card's memory, such as 24GiB; may be repeated")
+    plan.add_argument("--max-context", action="store_true", help="find the longest row on each card")
+    plan.add_argument("--tokens-per-second", type=float, help="measured speed of the whole job, for the hours")
+    plan.add_argument("--json", action="store_true", help="print JSON")
     quantize = command("quantize", _quantize, "a model in 4 bits on disk, which workers load as it is")
     quantize.add_argument("model", help="hub name or folder of a Gemma 2, or tiny")
     quantize.add_argument("--out", required=True, help="new folder; then model.name of a config")

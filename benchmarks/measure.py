@@ -47,23 +47,23 @@ def _peak_and_final(prepare: Callable[..., Callable[[], Any]], *arguments: Any) 
     one_thread()
     run = prepare(*arguments)
     run()  # what libraries keep after their first use is not counted
-    before = _settled()
+    before = settled_bytes()
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
     kept = run()
-    peak = _status("VmHWM")
-    final = _settled()
+    peak = status("VmHWM")
+    final = settled_bytes()
     del kept
     return peak - before, final - before
 
 
-def _settled() -> int:
+def settled_bytes() -> int:
     """Resident bytes without what is free already."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    return _status("VmRSS")
+    return status("VmRSS")
 
 
-def _status(field: str) -> int:
+def status(field: str) -> int:
     """Bytes of one line of /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))

@@ -62,9 +62,14 @@ def test_more_workers_than_cpus_are_refused_with_the_fix(tmp_path):
     )
     assert "900" in message
     assert "scaling.num_workers=" in message
+    message = one_sentence(
+        svgscribe("train", "demo", NO_TRACKING, "data.shards=shards", "scaling.use_gpu=true",
+                  "memory.max_gib_per_gpu=0.02", cwd=tmp_path)  # refused before any GPU is asked for
+    )  # fmt: skip
+    assert "GiB a GPU, of which 0.02 are there" in message
 
 
 def test_help_names_every_command(tmp_path):
     done = svgscribe("--help", cwd=tmp_path)
-    for command in ("prepare", "train", "tune", "evaluate", "quantize", "doctor", "ui", "demo", "config"):
+    for command in ("prepare", "plan", "train", "tune", "evaluate", "quantize", "doctor", "ui", "demo", "config"):
         assert command in done.stdout

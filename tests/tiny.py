@@ -35,10 +35,15 @@ def save_model(folder: Path, **changes) -> str:
     return str(folder)
 
 
-def objective(folder: str, *, kind="nf4", dtype=torch.float32, attention="eager", memory=None, **lora) -> CaptionLoss:
+def objective(
+    folder: str, *, kind="nf4", double=True, dtype=torch.float32, attention="eager", memory=None, **lora
+) -> CaptionLoss:
     """memory: a MemoryConfig to save activations by; None: transformers' and PEFT's modules as they are."""
     base = load_base(
-        ModelConfig(name=folder, attention=attention), QuantizationConfig(kind=kind), device=CPU, dtype=dtype
+        ModelConfig(name=folder, attention=attention),
+        QuantizationConfig(kind=kind, double=double),
+        device=CPU,
+        dtype=dtype,
     )
     model = add_lora(base, LoraConfig(**{"rank": 4, "alpha": 8, **lora}), seed=3)
     if memory is not None:

@@ -18,38 +18,40 @@ from transformers import Gemma2ForCausalLM
 from app.errors import UserError
 from app.gemma.config import MemoryConfig
 from app.gemma.lean import lean, replace_forward
+from app.gemma.tiles import turns
 
 
-def save_memory(model: Gemma2ForCausalLM, memory: MemoryConfig) -> None:
+def save_memory(model: Gemma2ForCausalLM, memory: MemoryConfig, *, where: str = "cpu") -> None:
     """Make a frozen base with its adapter keep no more than `memory` says; loss and gradients stay what they are.
 
-    Raises UserError where `memory` cannot be had.
+    where: the device that is the host; in a simulation of a GPU's memory it is `meta`. Raises UserError where `memory`
+    cannot be had.
     """
     lean(model)
     layers = model.model.layers
-    host = Host() if memory.offload else None
+    host = Host(where) if memory.offload else None
     if memory.embedding == "host":
-        _embed_on_host(model)
+        _embed_on_host(model, where)
     if not memory.gradient_checkpointing:
         return
     for layer in layers[: max(0, len(layers) - memory.keep_layers)]:
         replace_forward(layer, _forward, host, memory.tile_tokens)
 
 
-def _embed_on_host(model: Gemma2ForCausalLM) -> None:
+def _embed_on_host(model: Gemma2ForCausalLM, where: str) -> None:
     """The tied embedding and head in page-locked memory. No parameter any more: DDP wants all of them on one device."""
     embedding: Any = model.model.embed_tokens
     if embedding.weight.requires_grad:
         raise UserError("memory.embedding=host is for a frozen embedding: set lora.train_embeddings=false, or device")
-    weight, scale = embedding.weight.detach(), embedding.embed_scale
-    if weight.device.type == "cuda":
-        weight = weight.cpu().pin_memory()
+    weight, scale = embedding.weight.detach().to(where), embedding.embed_scale
+    if embedding.weight.device.type == "cuda":
+        weight = weight.pin_memory()
     for module, name, tensor in (
-        (embedding, "weight", weight), (model.lm_head, "weight", weight), (embedding, "embed_scale", scale.cpu()),
+        (embedding, "weight", weight), (model.lm_head, "weight", weight), (embedding, "embed_scale", scale.to(where)),
     ):  # fmt: skip
         delattr(module, name)
         setattr(module, name, tensor)
-    replace_forward(embedding, lambda _, plain, ids: plain(ids.cpu()).to(ids.device))
+    replace_forward(embedding, lambda _, plain, ids: plain(ids.to(where)).to(ids.device))
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -96,7 +98,7 @@ class _Recomputed(torch.autograd.Function):
         ctx.save_for_backward(hidden if host is None else None)
         ctx.parameters = parameters[:num_attention], parameters[num_attention:]
         out = _attend(layer, hidden, context).contiguous()
-        for tokens in out.flatten(0, 1).split(tile):
+        for tokens in turns(out.flatten(0, 1).split(tile), out):
             tokens.copy_(_feed_forward(layer, tokens))
         return out
 
@@ -112,10 +114,8 @@ class _Recomputed(torch.autograd.Function):
             middle = _attend(ctx.layer, hidden, ctx.context)
             of_middle = upstream.new_empty(upstream.shape)
             sums: list[Tensor] = []
-            for tokens, up, out in zip(
-                *(tensor.flatten(0, 1).split(ctx.tile) for tensor in (middle.detach(), upstream, of_middle)),
-                strict=True,
-            ):
+            each = (tensor.flatten(0, 1).split(ctx.tile) for tensor in (middle.detach(), upstream, of_middle))
+            for tokens, up, out in turns([*zip(*each, strict=True)], middle):
                 tokens = tokens.detach().requires_grad_()
                 first, *rest = torch.autograd.grad(_feed_forward(ctx.layer, tokens), (tokens, *of_rest), up)
                 out.copy_(first)
@@ -148,14 +148,16 @@ class Host:
     """Tensors that wait on the host. On a GPU the copies run on a stream of their own, beside the computation, and
     the one that is needed next is fetched ahead; on a CPU the same calls copy within the host's memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, where: str = "cpu") -> None:
+        self._where = where
         self._stream: torch.cuda.Stream | None = None
         self._last: weakref.ref[Waiting] | None = None
 
     def put(self, tensor: Tensor) -> "Waiting":
         if tensor.is_cuda and self._stream is None:
             self._stream = torch.cuda.Stream(tensor.device)
-        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self._stream is not None)
+        pinned = self._stream is not None
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, device=self._where, pin_memory=pinned)
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(tensor.device))
             tensor.record_stream(self._stream)

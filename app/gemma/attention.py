@@ -52,16 +52,23 @@ def softcapped_attention(
     if query.device.type == "cuda":
         return flex.attend(query, key, value, scale=scale, softcap=softcap, window=window, document_ids=document_ids)
     batch, _, length, _ = query.shape
-    if isinstance(query, FakeTensor):
-        # A simulation of memory has no documents to read, and every block takes as much as the last one's first tile.
-        last = plan_blocks(None, 1, length, window)[0][-1]
-        plan: Plan = ((replace(last, tiles=last.tiles[:1]),),) * batch
-    elif document_ids is None:
-        plan = plan_blocks(None, batch, length, window)
+    if document_ids is None:
+        plan = _plan(None, batch, length, window, simulated=isinstance(query, FakeTensor))
     else:
-        plan = once(document_ids, ("blocks", window), lambda: plan_blocks(document_ids, batch, length, window))
+        simulated = isinstance(query, FakeTensor)
+        plan = once(
+            document_ids, ("blocks", window), lambda: _plan(document_ids, batch, length, window, simulated=simulated)
+        )
     attended: Tensor = _Blockwise.apply(query, key, value, plan, scale, softcap)  # type: ignore[no-untyped-call]
     return attended
+
+
+def _plan(document_ids: Tensor | None, batch: int, length: int, window: int | None, *, simulated: bool) -> Plan:
+    """A simulation of memory has no documents to read, and every block takes as much as the last one's first tile."""
+    if not simulated:
+        return plan_blocks(document_ids, batch, length, window)
+    last = plan_blocks(None, 1, length, window)[0][-1]
+    return ((replace(last, tiles=last.tiles[:1]),),) * batch
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 
+from app.gemma.tiles import turns
+
 ROWS = 1024
 """Tokens that a norm takes at a time: its fp32 copies have this many rows."""
 
@@ -102,7 +104,8 @@ class _RMSNorm(torch.autograd.Function):
 
 def _in_rows(*tensors: Tensor) -> Any:
     """Parts of ROWS rows of each tensor [.., n], in step."""
-    return zip(*(tensor.reshape(-1, tensor.shape[-1]).split(ROWS) for tensor in tensors), strict=True)
+    parts = (tensor.reshape(-1, tensor.shape[-1]).split(ROWS) for tensor in tensors)
+    return turns([*zip(*parts, strict=True)], tensors[0])
 
 
 class _LoraLinear(torch.autograd.Function):

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from app.gemma.tiles import turns
+
 IGNORED = -100
 BUDGET = 256 * 2**20
 """What the logits and what is computed from them may take at a time (bytes)."""
@@ -78,7 +80,7 @@ class _CrossEntropy(torch.autograd.Function):
         tokens, words = tile_of(len(rows), len(weight), copied * (1 if of_weight is None else 2), budget)
         loss_sum = rows.new_zeros((), dtype=torch.promote_types(rows.dtype, torch.float32))
         with torch.autocast(hidden.device.type, enabled=False):
-            for first in range(0, len(rows), max(1, tokens)):
+            for first in turns(range(0, len(rows), max(1, tokens)), hidden):
                 part = slice(first, first + tokens)
                 loss_sum += _chunk(
                     rows[part], weight, targets[part], cap, words,

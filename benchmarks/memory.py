@@ -1,0 +1,130 @@
+"""Peak memory of one optimizer step: as the plan simulates it, against what is resident while it runs.
+
+    python -m benchmarks.memory --json outputs/bench/memory.json
+
+Each case is a process of its own with a real NF4 base (random weights) on the CPU; resident is VmHWM of a step in the
+middle of a job, less VmRSS before the model was loaded. The allocator gives freed blocks of 64 KiB back at once, and
+oneDNN keeps no primitives with their scratch memory. One token in 16 has a label, as in real rows.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Gemma2Config, Gemma2ForCausalLM
+
+from app.config import Config, load
+from app.gemma.activations import save_memory
+from app.gemma.load import DTYPES, CaptionLoss, add_lora, load_base
+from app.gemma.loss import IGNORED
+from app.training.loop import train_step
+from app.training.optim import adamw
+from app.training.parallel import Alone
+from app.training.plan import in_the_middle, peak
+from benchmarks.measure import one_thread, settled_bytes, status, write
+
+WIDE = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 128, "query_pre_attn_scalar": 128, "sliding_window": 512,
+        "vocab_size": 16_000}  # fmt: skip
+VOCABULARY = {**WIDE, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 2, "vocab_size": 256_000}
+CASES: dict[str, tuple[dict[str, int], list[str]]] = {
+    "recomputed in tiles": (WIDE, ["memory.tile_tokens=256"]),
+    "offloaded": (WIDE, ["memory.tile_tokens=256", "memory.offload=true"]),
+    "kept": (WIDE, ["memory.gradient_checkpointing=false", "data.max_row_tokens=1024"]),
+    "last two layers kept": (WIDE, ["memory.keep_layers=2"]),
+    "eager attention": (WIDE, ["model.attention=eager", "data.max_row_tokens=1024"]),
+    "8-bit moments, rank 128": (WIDE, ["optim.kind=adamw_8bit", "lora.rank=128"]),
+    "16-bit base, accumulated": (WIDE, ["quantization.kind=none", "train.accumulation=2"]),
+    "fp32, two rows": (WIDE, ["train.precision=fp32", "train.micro_batch_rows=2", "data.max_row_tokens=512"]),
+    "256k words, on the host": (VOCABULARY, ["data.max_row_tokens=512", "memory.embedding=host"]),
+}
+LABELLED = 1 / 16
+RETURNED_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1",
+                    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "0", "LRU_CACHE_CAPACITY": "1"}  # fmt: skip
+
+
+def config_of(case: str, folder: Path) -> Config:
+    """The case's job, on the model that lies in the folder."""
+    return load(None, [f"model.name={folder}", "model.attention=blockwise", "data.max_row_tokens=2048",
+                       "scaling.num_workers=1", "lora.rank=32", *CASES[case][1]])  # fmt: skip
+
+
+def save(shape: dict[str, int], folder: Path) -> Path:
+    """A model of this shape with random weights, in bf16."""
+    if not folder.exists():
+        Gemma2ForCausalLM(Gemma2Config(**shape)).to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+def steps(config: Config, number: int) -> Any:
+    """Train that many optimizer steps on rows of random tokens; returns what holds the memory."""
+    dtype = DTYPES[config.train.precision]
+    base = load_base(config.model, config.quantization, device=torch.device("cpu"), dtype=dtype)
+    for parameter in base.parameters():
+        if parameter.is_floating_point():  # as a GPU would: out of the mapped file, whose pages then go
+            parameter.data = parameter.data.clone()
+    objective = CaptionLoss(add_lora(base, config.lora, seed=0), dtype).train()
+    save_memory(base, config.memory)
+    optimizer = adamw(objective, config.optim)
+    trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    shape = (config.train.micro_batch_rows, config.data.max_row_tokens)
+    ids = np.random.default_rng(0).integers(3, 900, shape)
+    targets = np.where(np.arange(shape[1]) < shape[1] * LABELLED, ids, IGNORED)
+    batch = {"input_ids": ids, "targets": targets, "position_ids": np.broadcast_to(np.arange(shape[1]), shape).copy()}
+    for _ in range(number):
+        in_the_middle(config, optimizer, trained)
+        settled_bytes()
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+        train_step(
+            objective, optimizer, [batch], num_targets=int((targets != IGNORED).sum()), rate=1e-5, max_grad_norm=1.0,
+            seed=(0, 0), world=Alone(torch.device("cpu")),
+        )  # fmt: skip
+    return objective, optimizer
+
+
+def resident(case: str, folder: Path) -> int:
+    """Bytes, in this process: call it in a fresh one."""
+    one_thread()
+    config = config_of(case, folder)
+    steps(config, 1)  # what libraries keep after their first use is not counted
+    before = settled_bytes()
+    held = steps(config, 2)
+    taken = status("VmHWM") - before
+    del held
+    return taken
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--case", nargs=2, metavar=("NAME", "FOLDER"), help="one case, in this process")
+    arguments = parser.parse_args()
+    if arguments.case:
+        print(resident(arguments.case[0], Path(arguments.case[1])))
+        return
+    cases, errors = {}, {}
+    with tempfile.TemporaryDirectory() as root:
+        for case, (shape, _) in CASES.items():
+            folder = save(shape, Path(root) / f"{shape['hidden_size']}-{shape['vocab_size']}")
+            done = subprocess.run(
+                [sys.executable, "-m", "benchmarks.memory", "--case", case, str(folder)],
+                env={**os.environ, **RETURNED_AT_ONCE}, check=True, stdout=subprocess.PIPE, text=True,
+            )  # fmt: skip
+            measured = json.loads(done.stdout.splitlines()[-1])
+            simulated = peak(config_of(case, folder), labelled=LABELLED, on_gpu=False).num_bytes
+            errors[case] = simulated / measured - 1
+            cases[case] = {"simulated_bytes": simulated, "resident_bytes": measured, "relative_error": errors[case]}
+            print(f"{case}: simulated {simulated / 2**20:.0f} MiB, resident {measured / 2**20:.0f}", flush=True)
+    figures = {"max_relative_error": max(map(abs, errors.values())), "num_shapes": len(cases)}
+    write({"figures": figures, "cases": cases}, arguments.json)
+
+
+if __name__ == "__main__":
+    main()

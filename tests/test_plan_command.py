@@ -1,0 +1,78 @@
+"""`plan`, and the check that `train` makes on GPUs: the settings that it names do make the job fit."""
+
+import json
+import re
+
+import pytest
+
+from app import plan
+from app.__main__ import main
+from app.config import load, override
+from app.errors import UserError
+from app.training.plan import peak
+from data_pipeline.config import PrepareConfig
+from data_pipeline.prepare import prepare
+from tests.tiny import gemma2_config
+
+GIB = 2**30
+
+
+def job(folder, *overrides):
+    config = gemma2_config(num_hidden_layers=2, vocab_size=4096, hidden_size=128, intermediate_size=1024)
+    config.save_pretrained(folder)
+    big = ["data.max_row_tokens=4096", "train.micro_batch_rows=4", "memory.offload=true"]
+    return load(None, [f"model.name={folder}", "scaling.use_gpu=true", "scaling.num_workers=1", *big, *overrides])
+
+
+@pytest.mark.parametrize(("text", "gib"), [("24GiB", 24.0), ("24", 24.0), ("22.5 gib", 22.5)])
+def test_a_card_is_its_memory(text, gib):
+    assert plan.gib_of(text) == gib
+
+
+@pytest.mark.parametrize("text", ["", "0", "H100", "-3", "24 MiB"])
+def test_what_is_no_card_is_named(text):
+    with pytest.raises(UserError, match="such as 24GiB"):
+        plan.gib_of(text)
+
+
+def test_a_job_that_cannot_fit_is_refused_with_settings_that_do(tmp_path):
+    config = job(tmp_path)
+    taken = peak(config, labelled=plan.LABELS_ONLY).num_bytes
+    assert plan.require_fit(config, taken).num_bytes == taken
+    for limit, names in (
+        (0.9 * taken, {"model.attention"}),
+        (10.0 * 2**20, {"train.micro_batch_rows", "optim.kind", "data.max_row_tokens"}),
+    ):
+        with pytest.raises(UserError, match="training takes") as refused:
+            plan.require_fit(config, limit)
+        settings = re.findall(r"[a-z_0-9]+\.[a-z_0-9]+=\S+", str(refused.value))
+        assert names <= {setting.partition("=")[0] for setting in settings}
+        assert plan.require_fit(override(config, settings), limit).num_bytes <= limit
+    with pytest.raises(UserError, match="no row fits"):
+        plan.require_fit(config, 1000.0)
+
+
+def test_a_job_on_cpus_is_not_refused(tmp_path):
+    assert plan.require_fit(job(tmp_path, "scaling.use_gpu=false"), 1000.0) is None
+
+
+def test_the_smaller_of_cap_and_cards_decides(tmp_path):
+    config = job(tmp_path, "memory.max_gib_per_gpu=0.5", "model.attention=blockwise", "data.max_row_tokens=512")
+    fits = [plan.report(config, gpus, max_context=False, speed=None) for gpus in ([], [24.0, 1.0], [0.8])]
+    assert [found["limit_bytes"] for found in fits] == pytest.approx([0.5 * GIB, 0.25 * GIB, 0.05 * GIB])
+    assert [found["fits"] for found in fits] == [True, True, False]
+
+
+def test_the_plan_of_a_prepared_job_says_steps_tokens_and_hours(tmp_path, capsys):
+    prepare(["scenes:200"], PrepareConfig(out=str(tmp_path / "shards")), progress=False)
+    common = ["plan", "demo", f"data.shards={tmp_path / 'shards'}", "train.max_steps=null", "train.epochs=3"]
+    assert main([*common, "--json", "--gpu", "1GiB", "--max-context", "--tokens-per-second", "100"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["peak_bytes"] == sum(found["by_category"].values())
+    assert found["hours"] == pytest.approx(found["tokens"] / 360_000)
+    assert 200 * 3 * 0.9 * 60 < found["tokens"] < 200 * 3 * 400
+    (card,) = found["cards"]
+    assert card["gib"] == 1.0
+    assert 0 < card["max_tokens"] <= card["max_tokens_labels_only"]
+    assert main([*common, "train.max_steps=2"]) == 0
+    assert "about 2 optimizer steps" in capsys.readouterr().out
