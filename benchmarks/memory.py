@@ -24,10 +24,10 @@ from app.config import Config, load
 from app.gemma.activations import save_memory
 from app.gemma.load import DTYPES, CaptionLoss, add_lora, load_base
 from app.gemma.loss import IGNORED
-from app.training.loop import train_step
 from app.training.optim import adamw
 from app.training.parallel import Alone
 from app.training.plan import in_the_middle, peak
+from app.training.step import train_step
 from benchmarks.measure import one_thread, settled_bytes, status, write
 
 WIDE = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 3, "num_attention_heads": 4,

@@ -43,7 +43,13 @@ def test_each_library_is_known_in_its_own_room_only():
     assert owners("ray.train", "app.training", "app.evaluation.evaluate", "data_pipeline.stream") == []
     assert owners("ray.data", "data_pipeline.stream", "app.training.driver") == []
     assert owners("xml", "data_pipeline.svg_read") == owners("lxml", "benchmarks") == []
-    for room in ("app.gemma", "app.training.loop", "app.training.optim", "app.training.checkpoint"):
+    for room in (
+        "app.gemma",
+        "app.training.loop",
+        "app.training.step",
+        "app.training.optim",
+        "app.training.checkpoint",
+    ):
         for file in FILES:
             if name_of(file).startswith(room):
                 assert not [m for m in imports(file) if m.split(".")[0] in ("ray", "mlflow")], file

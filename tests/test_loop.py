@@ -12,9 +12,10 @@ from app.gemma.config import MemoryConfig
 from app.training import checkpoint
 from app.training.config import OptimConfig, TrainConfig
 from app.training.finite import TrainingDiverged
-from app.training.loop import State, as_json, from_json, mean_loss, train
+from app.training.loop import State, as_json, from_json, train
 from app.training.optim import adamw
 from app.training.parallel import wrap
+from app.training.step import mean_loss
 from tests.tiny import CPU, Recorder, batches, objective, save_model
 
 OPTIM = OptimConfig(learning_rate=2e-2, schedule="cosine", warmup_ratio=0.1, max_grad_norm=1.0)

@@ -20,8 +20,8 @@ from app.gemma.load import DTYPES, CaptionLoss, autocast, evaluating, gemma, loa
 from app.storage import join, read_json, write_json, write_text
 from app.training import driver
 from app.training.checkpoint import require_base
-from app.training.loop import mean_loss
 from app.training.parallel import Alone
+from app.training.step import mean_loss
 from data_pipeline.encode import PromptEncoder
 from data_pipeline.shards import ShardRow, open_shards
 from data_pipeline.windows import Stream, validation_batches

@@ -2,7 +2,7 @@
 
 `adapter_model.safetensors`, `adapter_config.json` (PEFT's own format: any PEFT can load it),
 `optimizer.safetensors` (AdamW moments by parameter name), `state.json` (step, position in the stream, early
-stopping, seed; random numbers are a pure function of seed and step, see loop.train_step; name, quantization and
+stopping, seed; random numbers are a pure function of seed and step, see step.gradients; name, quantization and
 hash of the base).
 """
 

@@ -18,9 +18,9 @@ from app.gemma.activations import save_memory
 from app.gemma.load import DTYPES, CaptionLoss, add_lora, gemma
 from app.gemma.published import config_of
 from app.gemma.simulation import CATEGORIES, FUSED, Bytes, Timeline, materialise, meta_base, stored_in, watch
-from app.training.loop import train_step
 from app.training.optim import adamw
 from app.training.parallel import Alone
+from app.training.step import train_step
 from data_pipeline.windows import Batch
 
 FEW_LAYERS, MORE_LAYERS = 4, 6

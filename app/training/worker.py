@@ -28,6 +28,7 @@ from app.training.finite import TrainingDiverged
 from app.training.loop import State
 from app.training.optim import adamw
 from app.training.parallel import World, all_reduce, gather, loading_device, wrap
+from app.training.step import mean_loss
 from data_pipeline.ledger import Ledger
 from data_pipeline.stream import batches as batches_of
 from data_pipeline.windows import Batch, Position, Stream, progress, validation_batches
@@ -262,4 +263,4 @@ def _restore_best(
         best = min(saved, key=lambda reported: float(reported.metrics.get("eval_loss", math.inf)))
         with best.checkpoint.as_directory() as folder:
             checkpoint.restore_weights(Path(folder), model)
-    return loop.mean_loss(objective, validation, world)
+    return mean_loss(objective, validation, world)
