@@ -34,7 +34,7 @@ def free_port() -> int:
 SECONDS = {
     "test_train.py": 250, "test_search.py": 60, "test_tracking.py": 80, "test_launch.py": 70, "test_cli.py": 60,
     "test_stream.py": 40, "test_doctor.py": 20, "test_cluster.py": 20, "test_loop.py": 15, "test_parallel.py": 35,
-    "test_finite.py": 50, "test_quantize.py": 25,
+    "test_finite.py": 25, "test_quantize.py": 20, "test_plan_command.py": 20, "test_plan.py": 8,
 }  # fmt: skip
 """What a file takes on 2 cores, where it is more than a few seconds: only to say how long is left."""
 

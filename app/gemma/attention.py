@@ -5,7 +5,6 @@ pass (Dao et al. 2022, arXiv:2205.14135). CUDA: FlexAttention. What lies outside
 computed. transformers' `eager` is the reference.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -53,22 +52,13 @@ def softcapped_attention(
         return flex.attend(query, key, value, scale=scale, softcap=softcap, window=window, document_ids=document_ids)
     batch, _, length, _ = query.shape
     if document_ids is None:
-        plan = _plan(None, batch, length, window, simulated=isinstance(query, FakeTensor))
+        plan = plan_blocks(None, batch, length, window)
     else:
-        simulated = isinstance(query, FakeTensor)
-        plan = once(
-            document_ids, ("blocks", window), lambda: _plan(document_ids, batch, length, window, simulated=simulated)
-        )
+        # A simulation of memory has no documents to read.
+        known = None if isinstance(query, FakeTensor) else document_ids
+        plan = once(document_ids, ("blocks", window), lambda: plan_blocks(known, batch, length, window))
     attended: Tensor = _Blockwise.apply(query, key, value, plan, scale, softcap)  # type: ignore[no-untyped-call]
     return attended
-
-
-def _plan(document_ids: Tensor | None, batch: int, length: int, window: int | None, *, simulated: bool) -> Plan:
-    """A simulation of memory has no documents to read, and every block takes as much as the last one's first tile."""
-    if not simulated:
-        return plan_blocks(document_ids, batch, length, window)
-    last = plan_blocks(None, 1, length, window)[0][-1]
-    return ((replace(last, tiles=last.tiles[:1]),),) * batch
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
