@@ -9,8 +9,11 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
+import torch
 
 from app.cluster import ConnectedRay, connect
+
+collect_ignore = [] if torch.cuda.is_available() else ["test_gpu.py"]
 
 
 @pytest.fixture(scope="session")

@@ -36,13 +36,13 @@ def save_model(folder: Path, **changes) -> str:
 
 
 def objective(
-    folder: str, *, kind="nf4", double=True, dtype=torch.float32, attention="eager", memory=None, **lora
+    folder: str, *, kind="nf4", double=True, dtype=torch.float32, attention="eager", memory=None, device=CPU, **lora
 ) -> CaptionLoss:
     """memory: a MemoryConfig to save activations by; None: transformers' and PEFT's modules as they are."""
     base = load_base(
         ModelConfig(name=folder, attention=attention),
         QuantizationConfig(kind=kind, double=double),
-        device=CPU,
+        device=device,
         dtype=dtype,
     )
     model = add_lora(base, LoraConfig(**{"rank": 4, "alpha": 8, **lora}), seed=3)
@@ -102,8 +102,8 @@ def batches(
 class Recorder:
     """A World that keeps what it is told."""
 
-    def __init__(self, rank=0, size=1):
-        self.rank, self.size, self.device = rank, size, CPU
+    def __init__(self, rank=0, size=1, device=CPU):
+        self.rank, self.size, self.device = rank, size, device
         self.metrics, self.reports, self.states = [], [], []
 
     def record(self, step, metrics):
