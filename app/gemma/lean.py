@@ -3,8 +3,8 @@
 The same arithmetic as transformers' and PEFT's modules, which stay in place: only their `forward` is replaced.
 """
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -79,12 +79,7 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         exact = torch.promote_types(x.dtype, torch.float32)
-        out, scales = x.new_empty(x.shape), x.new_empty(*x.shape[:-1], 1, dtype=exact)
-        factor = 1.0 + weight.to(exact)
-        for rows, normed, scale in _in_rows(x, out, scales):
-            wide = rows.to(exact)
-            scale.copy_(wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_())
-            normed.copy_((wide * scale).mul_(factor))
+        out, scales = _by_rows(_norm, (x,), (1.0 + weight.to(exact), eps), ((x.shape[-1], x.dtype), (1, exact)))
         ctx.save_for_backward(x, scales, weight)
         return out
 
@@ -92,20 +87,49 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
         x, scales, weight = ctx.saved_tensors
-        gradient = x.new_empty(x.shape)
         factor = 1.0 + weight.to(scales.dtype)
-        for rows, up, scale, out in _in_rows(x, upstream, scales, gradient):
-            normed = rows.to(scale.dtype) * scale
-            own = up.to(scale.dtype) * factor
-            inner = (own * normed).mean(-1, keepdim=True)
-            out.copy_(own.addcmul_(normed, inner, value=-1).mul_(scale))
+        (gradient,) = _by_rows(_norm_gradient, (upstream, x, scales), (factor,), ((x.shape[-1], x.dtype),))
         return gradient, None, None
 
 
-def _in_rows(*tensors: Tensor) -> Any:
-    """Parts of ROWS rows of each tensor [.., n], in step."""
-    parts = (tensor.reshape(-1, tensor.shape[-1]).split(ROWS) for tensor in tensors)
-    return turns([*zip(*parts, strict=True)], tensors[0])
+def _norm(x: Tensor, factor: Tensor, eps: float) -> tuple[Tensor, ...]:
+    """Of rows [T, H]: x / rms(x) · factor, and 1 / rms(x) [T, 1]."""
+    wide = x.to(factor.dtype)
+    scale = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+    return (wide * scale).mul_(factor).to(x.dtype), scale
+
+
+def _norm_gradient(upstream: Tensor, x: Tensor, scale: Tensor, factor: Tensor) -> tuple[Tensor, ...]:
+    """Of upstream and x [T, H], scale [T, 1]."""
+    normed = x.to(scale.dtype) * scale
+    own = upstream.to(scale.dtype) * factor
+    inner = (own * normed).mean(-1, keepdim=True)
+    return (own.addcmul_(normed, inner, value=-1).mul_(scale).to(x.dtype),)
+
+
+def _by_rows(
+    function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor], fixed: tuple[Any, ...],
+    results: Sequence[tuple[int, torch.dtype]],
+) -> list[Tensor]:  # fmt: skip
+    """function(*inputs, *fixed) of inputs [.., n]; `results`: width and dtype of each.
+
+    On a GPU one compiled kernel without fp32 copies; elsewhere ROWS rows at a time.
+    """
+    shape, device = inputs[0].shape[:-1], inputs[0].device
+    flat = [tensor.detach().reshape(-1, tensor.shape[-1]) for tensor in inputs]
+    if device.type == "cuda":
+        return [result.view(*shape, -1) for result in _compiled(function)(*flat, *fixed)]
+    made = [torch.empty(*shape, width, dtype=dtype, device=device) for width, dtype in results]
+    parts = [tensor.split(ROWS) for tensor in (*flat, *(result.flatten(0, -2) for result in made))]
+    for rows in turns([*zip(*parts, strict=True)], inputs[0]):
+        for into, result in zip(rows[len(flat) :], function(*rows[: len(flat)], *fixed), strict=True):
+            into.copy_(result)
+    return made
+
+
+@cache
+def _compiled(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+    return torch.compile(function, fullgraph=True, recompile_limit=64)
 
 
 class _LoraLinear(torch.autograd.Function):
