@@ -54,7 +54,7 @@ def _rewrite(
     texts: dict[float, str], heads: dict[float, str], measured: bool,
 ) -> tuple[str, float]:  # fmt: skip
     """The loop. Of a point, x and y are input units and absolute; qx and qy are rounded output units (plus MAGIC,
-    which goes away in differences); px and py are those of the point before."""
+    which goes away in differences; the radii qrx and qry are without); px and py are those of the point before."""
     parts: list[str] = []
     letter = "z"  # last one written; the next of the same kind leaves it out
     begun = vanished = False  # has this subpath a written segment, one rounded away?
@@ -139,24 +139,25 @@ def _rewrite(
             qx, qy = x * k + MAGIC, y * k + MAGIC
             mirror = ""
         elif kind == "a":
-            rx, ry, phi = abs(values[n]), abs(values[n + 1]), values[n + 2]
             if words[n + 3] in _FLAGS and words[n + 4] in _FLAGS:
-                large, sweep, dx, dy = values[n + 3 : n + 7]
+                rx, ry, phi, large, sweep, dx, dy = values[n : n + 7]
                 n += 7
             else:
+                rx, ry, phi = values[n : n + 3]
                 large, sweep, dx, dy, n = _glued_flags(words, values, n + 3)
             x0, y0 = x, y
             x, y = from_x + dx, from_y + dy
             qx, qy = x * k + MAGIC, y * k + MAGIC
             mirror = ""
             dx, dy = qx - px, qy - py
-            form, found = arc_form(x0, y0, x, y, rx, ry, phi, large, sweep, k, px - MAGIC, py - MAGIC, dx, dy)
+            rx, ry = abs(rx), abs(ry)
+            qrx, qry = rx * k + MAGIC - MAGIC, ry * k + MAGIC - MAGIC
+            form, found = arc_form(x0, y0, x, y, rx, ry, phi, large, sweep, k, px - MAGIC, py - MAGIC, dx, dy, qrx, qry)
             if form == "a":
-                rx, ry = rx * k + MAGIC - MAGIC, ry * k + MAGIC - MAGIC
                 if letter == "a":
-                    parts.append(f"{texts[rx]}{texts[ry]}{found}{texts[dx]}{texts[dy]}")
+                    parts.append(f"{texts[qrx]}{texts[qry]}{found}{texts[dx]}{texts[dy]}")
                 else:
-                    parts.append(f"a{heads[rx]}{texts[ry]}{found}{texts[dx]}{texts[dy]}")
+                    parts.append(f"a{heads[qrx]}{texts[qry]}{found}{texts[dx]}{texts[dy]}")
                     letter = "a"
             elif form == "c":
                 after = [words, values, n, end, kind, relative, base_x, base_y, x, y]
