@@ -127,6 +127,8 @@ class _Scaler:
         self.more_decimals = more_decimals
         self.dense = dense
         self.moved = 0.0
+        self.last: tuple[str, str, int, bool] | None = None  # outline read, and what it is
+        self.written = ("", 0.0)
 
     def scale_numbers(self, node: Node, space: Space, lifted: bool, stroke: str, fill: str) -> None:
         attributes, tag = node.attributes, node.tag
@@ -142,11 +144,15 @@ class _Scaler:
                 continue
             if role == "path" or role == "points":
                 shows = stroke != "none" or (self.dense and fill[:4] not in ("none", "url("))
-                rewrite = scale_path if role == "path" else scale_points
-                try:
-                    attributes[name], slip = rewrite(value, space.scale, space.origin, decimals, measured=shows)
-                except PathError as error:
-                    raise SVGRefused("bad_path", str(error)) from None
+                # An outline is often drawn several times over, in one gradient after the other.
+                if (key := (role, value, decimals, shows)) != self.last:
+                    rewrite = scale_path if role == "path" else scale_points
+                    try:
+                        self.written = rewrite(value, space.scale, space.origin, decimals, measured=shows)
+                    except PathError as error:
+                        raise SVGRefused("bad_path", str(error)) from None
+                    self.last = key
+                attributes[name], slip = self.written
                 if slip:
                     self.moved += slip * (node.scale / 10**decimals) ** 2
             elif role == "place" or role == "stroke":
