@@ -63,7 +63,6 @@ _ROLES = {
 }
 _BOX_UNITS = frozenset(("clipPathUnits", "maskContentUnits", "patternContentUnits", "primitiveUnits"))
 _BOX = "objectBoundingBox"
-_CHECKED = _LENGTHS | _DASHES | _BOX_UNITS
 _REUNITS = _BOX_UNITS | {"viewBox"}
 
 
@@ -79,12 +78,14 @@ def is_scalable(drawing: Drawing, origin: tuple[float, float]) -> bool:
     elif not _SCALABLE.issuperset([node.tag for node in below]):
         return False
     for node in drawing.nodes:
-        for name in _CHECKED.intersection(node.attributes):
-            value = node.attributes[name]
+        for name, value in node.attributes.items():
             if name in _LENGTHS:
                 if parse_length(value, 1.0) is None:
                     return False
-            elif value == _BOX if name in _BOX_UNITS else not is_dashes(value):
+            elif name in _DASHES:
+                if not is_dashes(value):
+                    return False
+            elif value == _BOX and name in _BOX_UNITS:
                 return False
     return True
 
