@@ -17,7 +17,7 @@ HEIGHTS = frozenset(("height", "ry"))
 
 _LENGTH = re.compile(rf"({NUMBER.pattern})\s*(px|pt|pc|mm|cm|in|%)?")
 _DASHES = re.compile(rf"none|(?:(?>{NUMBER.pattern})(?:px)?[\s,]*+)++")
-_PIXELS = {"px": 1.0, "": 1.0, "pt": 4 / 3, "pc": 16.0, "mm": 96 / 25.4, "cm": 96 / 2.54, "in": 96.0}
+_PIXELS = {"px": 1.0, "": 1.0, "pt": 4 / 3, "pc": 16.0, "mm": 96 / 25.4, "cm": 96 / 2.54, "in": 96.0, "%": 0.0}
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,16 +39,16 @@ class Space:
 
 def parse_length(text: str, whole: float) -> float | None:
     """`12`, `3pt`, `50%` of `whole` → pixels; None for anything else (`auto`, `1em`, a list)."""
-    if len(text) < MAX_REMEMBERED:
-        return _parse_short(text, whole)
-    return _parse(text, whole)
+    number, pixels = _parse_short(text) if len(text) < MAX_REMEMBERED else _parse(text)
+    return None if number is None else number * (pixels or whole / 100)
 
 
-def _parse(text: str, whole: float) -> float | None:
+def _parse(text: str) -> tuple[float | None, float]:
+    """The number, and how many pixels its unit has, none if it is `%`."""
     match = _LENGTH.fullmatch(text.strip())
-    if match is None or not abs(float(match[1])) <= 1e7:
-        return None
-    return float(match[1]) * (whole / 100 if match[2] == "%" else _PIXELS[match[2] or ""])
+    if match is None or not abs(number := float(match[1])) <= 1e7:
+        return None, 0.0
+    return number, _PIXELS[match[2] or ""]
 
 
 _parse_short = lru_cache(maxsize=4096)(_parse)

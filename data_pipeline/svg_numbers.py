@@ -1,6 +1,7 @@
 """Numbers of a drawing, read and written: dictionaries remember the texts, so that most cost a look-up."""
 
 import re
+from functools import lru_cache
 
 NUMBER = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 MAX_NUMBER = 1e7  # far outside any drawing, and far inside what a float holds exactly
@@ -30,7 +31,7 @@ class Readings(dict[str, float | None]):
 class Texts(dict[float, str]):
     """Whole units of 10**-decimals → how the number is written after `gap`: ` 5`, `-5`, ` .25`.
 
-    Holds nothing itself: what was written before is in `known`, a plain dictionary, which is faster to look up.
+    What was written before is also in `known`, a plain dictionary, which is faster to look up.
     """
 
     def __init__(self, decimals: int, gap: str) -> None:
@@ -42,10 +43,11 @@ class Texts(dict[float, str]):
         text = format_number(units / 10**self.decimals, self.decimals)
         text = text if text[0] == "-" else f"{self.gap}{text}"
         if len(self.known) < MAX_CACHED:
-            self.known[units] = text
+            self.known[units] = self[units] = text
         return text
 
 
+@lru_cache(maxsize=4096)
 def format_number(value: float, decimals: int) -> str:
     """`0.50` → `.5`, `-0.0` → `0`: the shortest text of the value rounded to that many decimals."""
     text = f"{value:.{decimals}f}"

@@ -5,6 +5,7 @@ written before the next is looked at.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from data_pipeline.svg_arc import arc_form
@@ -12,7 +13,7 @@ from data_pipeline.svg_numbers import MAGIC, NUMBER, PathError, Readings, Texts,
 
 _COMMANDS = {letter: (letter.lower(), letter.islower()) for letter in "MmZzLlHhVvCcSsQqTtAa"}
 _TOKEN = re.compile(rf"(?>{NUMBER.pattern})|[^\s,]")  # the last: a letter, or what cannot be
-_COMMON_TOKEN = re.compile(r"[-0-9][0-9]*+\.?[0-9]*+|\.[0-9]++|[^\s,]")  # the same faster, where no exponent or + is
+_COMMON_TOKEN = re.compile(r"[-0-9][0-9]*+\.?+[0-9]*+|\.[0-9]++|[^\s,]")  # the same faster, where no exponent or + is
 _FLAGS = ("0", "1")
 _DOT = "h.1-.1"  # there and back, so that what follows stays where it is
 
@@ -38,7 +39,7 @@ def scale_path(
     words = (_TOKEN if "e" in d or "E" in d or "+" in d else _COMMON_TOKEN).findall(d)
     if not d.isascii() or (words and words[0] not in "Mm"):
         raise PathError(f"path data {d.strip()[:40]!r}")
-    values = list(map(_READINGS.__getitem__, words))
+    values = tuple(map(_READINGS.__getitem__, words))
     k, texts, heads = scale * 10**decimals, _TEXTS[decimals], _HEADS[decimals]
     try:
         try:
@@ -50,14 +51,14 @@ def scale_path(
 
 
 def _rewrite(
-    words: list[str], values: list[Any], k: float, base_x: float, base_y: float,
+    words: list[str], values: Sequence[Any], k: float, base_x: float, base_y: float,
     texts: dict[float, str], heads: dict[float, str], measured: bool,
 ) -> tuple[str, float]:  # fmt: skip
     """The loop. Of a point, x and y are input units and absolute; qx and qy are rounded output units (plus MAGIC,
-    which goes away in differences); px and py are those of the point before."""
+    which goes away in differences; the radii qrx and qry are without); px and py are those of the point before."""
     parts: list[str] = []
     letter = "z"  # last one written; the next of the same kind leaves it out
-    begun = vanished = False  # has this subpath a written segment, one rounded away?
+    num_before, vanished = 0, False  # parts before this subpath's segments; was one of these rounded away?
     x, y = start_x, start_y = base_x, base_y
     px, py = start_px, start_py = MAGIC, MAGIC
     mirror, mirror_x, mirror_y = "", 0.0, 0.0  # the last control point read: `s` and `t` mean its mirror image
@@ -76,17 +77,6 @@ def _rewrite(
         if values[n] is None:
             kind, relative = _COMMANDS[words[n]]
             n += 1
-            if kind == "z":
-                if vanished and not begun:
-                    parts.append(_DOT)
-                    letter = "h"
-                if letter != "z":
-                    parts.append("z")
-                    letter = "z"
-                begun = vanished = False
-                x, y, px, py = start_x, start_y, start_px, start_py
-                mirror = ""
-                continue
         if relative:
             from_x, from_y = x, y
         else:
@@ -96,18 +86,21 @@ def _rewrite(
             if kind == "c":
                 x1, y1, x2, y2, x, y = values[n : n + 6]
                 n += 6
-                q1x, q1y = (from_x + x1) * k + MAGIC, (from_y + y1) * k + MAGIC
+                d1x, d1y = (from_x + x1) * k + MAGIC - px, (from_y + y1) * k + MAGIC - py
                 form = "c"
             else:
                 x2, y2, x_, y_ = values[n : n + 4]
                 n += 4
                 x1, y1 = (2 * x - mirror_x, 2 * y - mirror_y) if mirror == "c" else (x, y)
                 q1x, q1y, form = _smooth(x1 * k, y1 * k, px, py, control_x, control_y, letter in "cs", "sc")
+                d1x, d1y = q1x - px, q1y - py
                 x, y = x_, y_
             mirror, mirror_x, mirror_y = "c", from_x + x2, from_y + y2
             x, y = from_x + x, from_y + y
-            q2x, q2y, qx, qy = mirror_x * k + MAGIC, mirror_y * k + MAGIC, x * k + MAGIC, y * k + MAGIC
-            dx, dy, d1x, d1y, d2x, d2y = qx - px, qy - py, q1x - px, q1y - py, q2x - px, q2y - py
+            q2x, q2y = mirror_x * k + MAGIC, mirror_y * k + MAGIC
+            qx, qy = x * k + MAGIC, y * k + MAGIC
+            dx, dy = qx - px, qy - py
+            d2x, d2y = q2x - px, q2y - py
             off = d1x * dy - d1y * dx  # most curves are not flat, and this says so without a call
             if off * off <= FLAT * (dx * dx + dy * dy) and _is_flat(d1x, d1y, d2x, d2y, dx, dy):
                 form = "l"
@@ -139,24 +132,25 @@ def _rewrite(
             qx, qy = x * k + MAGIC, y * k + MAGIC
             mirror = ""
         elif kind == "a":
-            rx, ry, phi = abs(values[n]), abs(values[n + 1]), values[n + 2]
             if words[n + 3] in _FLAGS and words[n + 4] in _FLAGS:
-                large, sweep, dx, dy = values[n + 3 : n + 7]
+                rx, ry, phi, large, sweep, dx, dy = values[n : n + 7]
                 n += 7
             else:
+                rx, ry, phi = values[n : n + 3]
                 large, sweep, dx, dy, n = _glued_flags(words, values, n + 3)
             x0, y0 = x, y
             x, y = from_x + dx, from_y + dy
             qx, qy = x * k + MAGIC, y * k + MAGIC
             mirror = ""
             dx, dy = qx - px, qy - py
-            form, found = arc_form(x0, y0, x, y, rx, ry, phi, large, sweep, k, px - MAGIC, py - MAGIC, dx, dy)
+            rx, ry = abs(rx), abs(ry)
+            qrx, qry = rx * k + MAGIC - MAGIC, ry * k + MAGIC - MAGIC
+            form, found = arc_form(x0, y0, x, y, rx, ry, phi, large, sweep, k, px - MAGIC, py - MAGIC, dx, dy, qrx, qry)
             if form == "a":
-                rx, ry = rx * k + MAGIC - MAGIC, ry * k + MAGIC - MAGIC
                 if letter == "a":
-                    parts.append(f"{texts[rx]}{texts[ry]}{found}{texts[dx]}{texts[dy]}")
+                    parts.append(f"{texts[qrx]}{texts[qry]}{found}{texts[dx]}{texts[dy]}")
                 else:
-                    parts.append(f"a{heads[rx]}{texts[ry]}{found}{texts[dx]}{texts[dy]}")
+                    parts.append(f"a{heads[qrx]}{texts[qry]}{found}{texts[dx]}{texts[dy]}")
                     letter = "a"
             elif form == "c":
                 after = [words, values, n, end, kind, relative, base_x, base_y, x, y]
@@ -164,13 +158,14 @@ def _rewrite(
                 x, y = x0, y0
                 continue
         elif kind == "m":
-            if vanished and not begun:
+            if vanished and len(parts) == num_before:
                 parts.append(_DOT)
-            begun = vanished = False
+            vanished = False
             x, y = start_x, start_y = from_x + values[n], from_y + values[n + 1]
             n += 2
             qx, qy = start_px, start_py = x * k + MAGIC, y * k + MAGIC
             parts.append(f"m{heads[qx - px]}{texts[qy - py]}")
+            num_before = len(parts)
             form, kind, letter, mirror = "m", "l", "l", ""
         elif kind == "q" or kind == "t":
             if kind == "q":
@@ -195,6 +190,17 @@ def _rewrite(
                 first = texts
             parts.append(f"{first[qx - px]}{texts[qy - py]}")
             control_x, control_y = q1x, q1y
+        elif kind == "z":
+            if vanished and len(parts) == num_before:
+                parts.append(_DOT)
+                letter = "h"
+            if letter != "z":
+                parts.append("z")
+                letter = "z"
+            num_before, vanished = len(parts), False
+            x, y, px, py = start_x, start_y, start_px, start_py
+            kind = mirror = ""
+            continue
         else:
             raise PathError("numbers after z")
         if measured:
@@ -217,15 +223,13 @@ def _rewrite(
             else:
                 vanished = True
                 continue
-        if form != "m":
-            begun = True
         px, py = qx, qy
-    if vanished and not begun:
+    if vanished and len(parts) == num_before:
         parts.append(_DOT)
     return "".join(parts), slip / 2
 
 
-def _glued_flags(words: list[str], values: list[Any], n: int) -> tuple[float, float, float, float, int]:
+def _glued_flags(words: list[str], values: Sequence[Any], n: int) -> tuple[float, float, float, float, int]:
     """Flags are single digits and may touch what follows: `015 5` is 0 1 5 5. Two flags, x, y, and where they end."""
     found: list[Any] = []
     rest = ""
@@ -239,7 +243,7 @@ def _glued_flags(words: list[str], values: list[Any], n: int) -> tuple[float, fl
         rest = rest[1:]
     if rest:
         found.append(_READINGS[rest])
-    numbers = found + values[n : n + 4 - len(found)]
+    numbers = [*found, *values[n : n + 4 - len(found)]]
     return numbers[0], numbers[1], numbers[2], numbers[3], n + 4 - len(found)
 
 

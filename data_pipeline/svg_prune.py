@@ -34,7 +34,7 @@ def prune(nodes: list[Node]) -> Drawing:
         for node in nodes:
             if node.tag == "filter":
                 _rename_results(node)
-    names = set[str]().union(*[node.attributes for node in nodes])
+    names: set[str] = set().union(*[node.attributes for node in nodes])
     if "clip-rule" in names and "clipPath" not in tags:  # then it is there by habit, beside fill-rule
         for node in nodes:
             node.attributes.pop("clip-rule", "")

@@ -63,7 +63,6 @@ _ROLES = {
 }
 _BOX_UNITS = frozenset(("clipPathUnits", "maskContentUnits", "patternContentUnits", "primitiveUnits"))
 _BOX = "objectBoundingBox"
-_CHECKED = _LENGTHS | _DASHES | _BOX_UNITS
 _REUNITS = _BOX_UNITS | {"viewBox"}
 
 
@@ -79,12 +78,14 @@ def is_scalable(drawing: Drawing, origin: tuple[float, float]) -> bool:
     elif not _SCALABLE.issuperset([node.tag for node in below]):
         return False
     for node in drawing.nodes:
-        for name in _CHECKED.intersection(node.attributes):
-            value = node.attributes[name]
+        for name, value in node.attributes.items():
             if name in _LENGTHS:
                 if parse_length(value, 1.0) is None:
                     return False
-            elif value == _BOX if name in _BOX_UNITS else not is_dashes(value):
+            elif name in _DASHES:
+                if not is_dashes(value):
+                    return False
+            elif value == _BOX and name in _BOX_UNITS:
                 return False
     return True
 
@@ -127,6 +128,8 @@ class _Scaler:
         self.more_decimals = more_decimals
         self.dense = dense
         self.moved = 0.0
+        self.last: tuple[str, str, int, bool] | None = None  # outline read, and what it is
+        self.written = ("", 0.0)
 
     def scale_numbers(self, node: Node, space: Space, lifted: bool, stroke: str, fill: str) -> None:
         attributes, tag = node.attributes, node.tag
@@ -142,11 +145,15 @@ class _Scaler:
                 continue
             if role == "path" or role == "points":
                 shows = stroke != "none" or (self.dense and fill[:4] not in ("none", "url("))
-                rewrite = scale_path if role == "path" else scale_points
-                try:
-                    attributes[name], slip = rewrite(value, space.scale, space.origin, decimals, measured=shows)
-                except PathError as error:
-                    raise SVGRefused("bad_path", str(error)) from None
+                # An outline is often drawn several times over, in one gradient after the other.
+                if (key := (role, value, decimals, shows)) != self.last:
+                    rewrite = scale_path if role == "path" else scale_points
+                    try:
+                        self.written = rewrite(value, space.scale, space.origin, decimals, measured=shows)
+                    except PathError as error:
+                        raise SVGRefused("bad_path", str(error)) from None
+                    self.last = key
+                attributes[name], slip = self.written
                 if slip:
                     self.moved += slip * (node.scale / 10**decimals) ** 2
             elif role == "place" or role == "stroke":

@@ -519,3 +519,14 @@ def test_chains_of_references_take_linear_time() -> None:
     assert inner(chain + LINE) == '<path d="m0 0h9"/>'
     kept = inner(f'{chain}<path fill="url(#g0)" d="M0 0h9"/>')
     assert kept.count("<linearGradient") == 5000
+
+
+def test_an_outline_drawn_again_is_written_as_its_place_needs() -> None:
+    line, finer = '<path d="m1 1 2.34 2"/>', '<g transform="scale(8)"><path d="m1 1 2.34 2"/></g>'
+    written, as_finer = '<path d="m1 1 2 2"/>', '<g transform="scale(8)"><path d="m1 1 2.3 2"/></g>'
+    assert inner(line + line + finer + line) == written + written + as_finer + written
+    same = '<polyline points="M1 1 3 3"/><path d="M1 1 3 3"/>'
+    assert inner(same) == '<polyline points="1 1 3 3"/><path d="m1 1 2 2"/>'
+    stroked = '<path stroke="red" d="m.3 0v600"/>'
+    assert inner(stroked) == '<path stroke="red" d="m0 0v600"/>'
+    assert inner(stroked * 2) == stroked * 2  # what rounding moves counts each time

@@ -131,7 +131,7 @@ def test_what_is_remembered_of_numbers_is_bounded() -> None:
     for n in range(MAX_CACHED + 9):
         assert texts[float(n * 10)] == f" {n}"
         assert readings[f"{n}."] == n
-    assert len(texts) + len(texts.known) == len(readings) == MAX_CACHED
+    assert len(texts) == len(texts.known) == len(readings) == MAX_CACHED
 
 
 _COMMANDS = {"m": 2, "l": 2, "h": 1, "v": 1, "c": 6, "s": 4, "q": 4, "t": 2, "a": 7, "z": 0}
