@@ -9,10 +9,10 @@ from torch import nn
 
 from app.config import absolute, load
 from app.evaluation.evaluate import evaluate_job
-from app.gemma import flex
 from app.gemma.activations import Host
 from app.gemma.attention import softcapped_attention
 from app.gemma.config import MemoryConfig
+from app.gemma.kernels import compiled
 from app.gemma.load import evaluating
 from app.tracking import check
 from app.training import checkpoint, driver
@@ -49,7 +49,7 @@ def on_gpu(batch):
 )
 def test_flex_attention_is_the_definition(dtype, width, tolerance, softcap, window):
     """Outputs and gradients, relative to the largest entry, for lengths that blocks of 128 divide and do not."""
-    flex._compiled.cache_clear()
+    compiled.cache_clear()
     torch.compiler.reset()
     for lengths in ([1, 127, 128, 44], [200, 1, 1, 1, 700], [76]):
         how = {"scale": width**-0.5, "softcap": softcap, "window": window}
@@ -65,7 +65,7 @@ def test_flex_attention_is_the_definition(dtype, width, tolerance, softcap, wind
 
 
 def test_rows_of_many_lengths_compile_a_few_kernels():
-    flex._compiled.cache_clear()
+    compiled.cache_clear()
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
     for length, window, grad in itertools.product(range(100, 1200, 77), (None, 64), (True, False)):

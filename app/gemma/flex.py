@@ -1,8 +1,6 @@
 """The same attention on a GPU: FlexAttention (PyTorch's, arXiv:2412.05496), compiled, with its block mask planned on
 the device. The mask and the forward pass are tested on a CPU; the compiled kernel needs a GPU to run."""
 
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -10,22 +8,16 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from app.gemma.blocks import once
+from app.gemma.kernels import compiled
 
 BLOCK = 128
 """Queries and keys in one block of FlexAttention's sparse mask (tokens)."""
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, **attention: Any) -> Tensor:
-    """`softcapped_attention` on CUDA tensors."""
-    attended: Tensor = _compiled()(query, key, value, **arguments(query, **attention))
+    """`softcapped_attention` on CUDA tensors. Uncompiled, FlexAttention would build the [S, S] scores."""
+    attended: Tensor = compiled(flex_attention)(query, key, value, **arguments(query, **attention))
     return attended
-
-
-@cache
-def _compiled() -> Callable[..., Any]:
-    """Compiled at the first call: uncompiled, FlexAttention builds the [S, S] scores, with no more than a warning. It
-    would go back to that after 8 versions (of lengths, precisions, evaluation); as one whole graph it may not."""
-    return torch.compile(flex_attention, fullgraph=True, recompile_limit=64)
 
 
 def arguments(

@@ -4,7 +4,7 @@ The same arithmetic as transformers' and PEFT's modules, which stay in place: on
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 
+from app.gemma.kernels import compiled
 from app.gemma.tiles import turns
 
 ROWS = 1024
@@ -118,18 +119,13 @@ def _by_rows(
     shape, device = inputs[0].shape[:-1], inputs[0].device
     flat = [tensor.detach().reshape(-1, tensor.shape[-1]) for tensor in inputs]
     if device.type == "cuda":
-        return [result.view(*shape, -1) for result in _compiled(function)(*flat, *fixed)]
+        return [result.view(*shape, -1) for result in compiled(function)(*flat, *fixed)]
     made = [torch.empty(*shape, width, dtype=dtype, device=device) for width, dtype in results]
     parts = [tensor.split(ROWS) for tensor in (*flat, *(result.flatten(0, -2) for result in made))]
     for rows in turns([*zip(*parts, strict=True)], inputs[0]):
         for into, result in zip(rows[len(flat) :], function(*rows[: len(flat)], *fixed), strict=True):
             into.copy_(result)
     return made
-
-
-@cache
-def _compiled(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
-    return torch.compile(function, fullgraph=True, recompile_limit=64)
 
 
 class _LoraLinear(torch.autograd.Function):
