@@ -19,9 +19,11 @@ from data_pipeline.errors import DataError
 from data_pipeline.windows import Stream
 
 GIB = 2**30
-RESERVED_GIB = 0.75
-"""Of a card, for CUDA's context and kernels, cuBLAS' workspace and what the allocator cannot use (GiB). Assumed: it was
-not measured here, where there is no GPU."""
+OUTSIDE_GIB = 1.0
+"""Of a card, what is not the allocator's: CUDA's context and loaded kernels (GiB). Measured on one H100: 0.9 to 1.2."""
+FRAGMENTATION = 1.08
+"""What the allocator must hold for each byte that is live. Under caps of 7.25 and 11.25 GiB it ran out of memory on one
+H100 when 1.05 and 1.07 of what was live were not enough."""
 CARDS_GIB = (8.0, 12.0, 16.0, 24.0, 40.0, 48.0, 80.0)
 LABELS_ONLY = 0.08
 """Share of a row's tokens that are a caption's, as in benchmarks/loss.py."""
@@ -53,7 +55,8 @@ def gib_of(text: str) -> float:
 def report(config: Config, gpus: Sequence[float], *, max_context: bool, speed: float | None) -> dict[str, Any]:
     """The plan as `--json` prints it. gpus: cards (GiB); speed: tokens a second of the whole job, None if unknown."""
     found = peak(config)
-    limits = [limit for limit in (_cap(config), *map(_usable, gpus)) if limit is not None]
+    cap = _cap(config)
+    limits = [*([] if cap is None else [cap / FRAGMENTATION]), *map(_usable, gpus)]
     cards = []
     if max_context:
         cards = cards_of(config, gpus or CARDS_GIB)
@@ -141,13 +144,13 @@ def require_fit(config: Config, limit_bytes: float | None) -> Peak | None:
     if found.num_bytes <= limit_bytes:
         return found
     short = f"training takes {found.num_bytes / GIB:.3g} GiB a GPU, of which {limit_bytes / GIB:.3g} are there"
-    raise UserError(f"{short} ({found.stage}): {_fix(config, limit_bytes)}")
+    raise UserError(f"{short} ({found.stage}): {_fix(config, limit_bytes / FRAGMENTATION)}")
 
 
 def limit_here(config: Config) -> float | None:
     """What the job may take of a GPU (bytes): memory.max_gib_per_gpu, and this machine's cards where it has some."""
     usable = [
-        torch.cuda.get_device_properties(i).total_memory - RESERVED_GIB * GIB for i in range(torch.cuda.device_count())
+        torch.cuda.get_device_properties(i).total_memory - OUTSIDE_GIB * GIB for i in range(torch.cuda.device_count())
     ]
     return min([limit for limit in (_cap(config), *usable) if limit is not None], default=None)
 
@@ -181,4 +184,5 @@ def _cap(config: Config) -> float | None:
 
 
 def _usable(gib: float) -> float:
-    return (gib - RESERVED_GIB) * GIB
+    """Bytes of a card that a step may have live."""
+    return (gib - OUTSIDE_GIB) * GIB / FRAGMENTATION

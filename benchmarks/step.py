@@ -28,7 +28,7 @@ from app.gemma.load import CaptionLoss, add_lora, autocast, gemma, load_base
 from app.gemma.loss import IGNORED, softcap
 from app.training.config import OptimConfig
 from app.training.optim import adamw
-from benchmarks.data import open_corpus
+from benchmarks.corpus import open_corpus
 from benchmarks.measure import medians, one_thread, peak_bytes, write
 from data_pipeline.config import DataConfig
 from data_pipeline.encode import Example, PromptEncoder

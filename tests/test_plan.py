@@ -95,6 +95,14 @@ def test_a_gpu_kernel_keeps_no_scores(tmp_path):
     assert fused[1] < 2 * fused[0]
 
 
+def test_a_gpu_multiplies_scores_and_gradients_apart_in_the_softmax(tmp_path):
+    """As measured on one: its backward pass holds [heads, S, S] once more than a CPU's."""
+    gemma2_config(num_hidden_layers=2).save_pretrained(tmp_path)
+    config = job(tmp_path, "model.attention=eager")
+    gpu, cpu = (plan.peak(config, row_tokens=512, on_gpu=on_gpu).num_bytes for on_gpu in (True, False))
+    assert gpu - cpu == 4 * 512 * 512 * 4
+
+
 @pytest.mark.parametrize("peak_bytes", [
     lambda tokens: 600 + 2 * tokens,
     lambda tokens: max(600_000 + tokens // 64, 200_000 + 8 * tokens),

@@ -58,21 +58,23 @@ def test_a_job_on_cpus_is_not_refused(tmp_path):
 
 def test_the_smaller_of_cap_and_cards_decides(tmp_path):
     config = job(tmp_path, "memory.max_gib_per_gpu=0.5", "model.attention=blockwise", "data.max_row_tokens=512")
-    fits = [plan.report(config, gpus, max_context=False, speed=None) for gpus in ([], [24.0, 1.0], [0.8])]
-    assert [found["limit_bytes"] for found in fits] == pytest.approx([0.5 * GIB, 0.25 * GIB, 0.05 * GIB])
+    fits = [plan.report(config, gpus, max_context=False, speed=None) for gpus in ([], [24.0, 1.25], [1.05])]
+    assert [found["limit_bytes"] for found in fits] == pytest.approx(
+        [0.5 * GIB / 1.08, 0.25 * GIB / 1.08, 0.05 * GIB / 1.08]
+    )
     assert [found["fits"] for found in fits] == [True, True, False]
 
 
 def test_the_plan_of_a_prepared_job_says_steps_tokens_and_hours(tmp_path, capsys):
     prepare(["scenes:200"], PrepareConfig(out=str(tmp_path / "shards")), progress=False)
     common = ["plan", "demo", f"data.shards={tmp_path / 'shards'}", "train.max_steps=null", "train.epochs=3"]
-    assert main([*common, "--json", "--gpu", "1GiB", "--max-context", "--tokens-per-second", "100"]) == 0
+    assert main([*common, "--json", "--gpu", "1.25GiB", "--max-context", "--tokens-per-second", "100"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["peak_bytes"] == sum(found["by_category"].values())
     assert found["hours"] == pytest.approx(found["tokens"] / 360_000)
     assert 200 * 3 * 0.9 * 60 < found["tokens"] < 200 * 3 * 400
     (card,) = found["cards"]
-    assert card["gib"] == 1.0
+    assert card["gib"] == 1.25
     assert 0 < card["max_tokens"] <= card["max_tokens_labels_only"]
     assert main([*common, "train.max_steps=2"]) == 0
     assert "about 2 optimizer steps" in capsys.readouterr().out

@@ -38,6 +38,8 @@ FUSED = "fused_simulated"
 """The attention of transformers' interface that takes a GPU kernel's memory and computes nothing."""
 _COPYING = {torch.ops.aten.logsumexp.default}
 """Kernels that hold one more tensor like their input while they run (torch 2.13, ATen/native/ReduceOps.cpp)."""
+_COPYING_ON_GPU = _COPYING | {torch.ops.aten._softmax_backward_data.default}
+"""(ATen/native/cuda/SoftMax.cu: gradient times output.)"""
 Bytes = npt.NDArray[np.float64]
 
 
@@ -120,9 +122,10 @@ class Timeline(TorchDispatchMode):
     `num_labels`: how many positions have a label, which fake labels can't say. A fake number is 1.
     """
 
-    def __init__(self, num_labels: int) -> None:
+    def __init__(self, num_labels: int, *, on_gpu: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._num_labels = num_labels
+        self._copying = _COPYING_ON_GPU if on_gpu else _COPYING
         self._live: dict[int, tuple[weakref.ref[Any], _Stored]] = {}
         self._stored: list[_Stored] = []
         self._now = 0
@@ -164,11 +167,11 @@ class Timeline(TorchDispatchMode):
             out = args[0].new_empty(self._num_labels, 1, dtype=torch.int64)
         else:
             out = func(*args, **kwargs)
-        if func in _COPYING:
-            self._see(args[0].new_empty(args[0].shape))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self._see(leaf)
+        if func in self._copying:
+            self._see(args[0].new_empty(args[0].shape))
         return out
 
     def _see(self, tensor: Tensor) -> None:

@@ -117,7 +117,7 @@ def _step(config: Config, model: Gemma2Config, tokens: int, num_labels: int, on_
     base = meta_base(model, config.quantization, attention=attention, dtype=dtype)
     with torch.device("meta"):
         adapted = add_lora(base, config.lora, seed=config.train.seed)
-    with FakeTensorMode(), Timeline(num_labels) as timeline:
+    with FakeTensorMode(), Timeline(num_labels, on_gpu=on_gpu) as timeline:
         materialise(adapted, dtype)
         save_memory(base, config.memory, where="meta" if on_gpu else "cpu")
         return traced(config, CaptionLoss(adapted, dtype).train(), timeline, _row(config, tokens), num_labels)
