@@ -1,10 +1,10 @@
-# make demo · make test · make check · make bench · make ui. Each makes .venv first when it is missing.
+# make demo · make test · make test-gpu · make check · make bench · make ui. Each makes .venv first when it is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check bench ui clean
+.PHONY: demo test test-gpu check bench ui clean
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml deploy/constraints.txt
@@ -16,8 +16,12 @@ $(READY): pyproject.toml deploy/constraints.txt
 demo: $(READY)
 	$(BIN)/python -m app demo
 
+# A GPU computes other last digits: these tests are of the CPU wherever they run, and tests/test_gpu.py is of a GPU.
 test: $(READY)
-	$(BIN)/python -m pytest
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest
+
+test-gpu: $(READY)
+	$(BIN)/python -m pytest tests/test_gpu.py
 
 check: $(READY)
 	$(BIN)/ruff check .

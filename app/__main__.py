@@ -23,7 +23,7 @@ from tune.errors import SearchError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 done, 2 the user can fix it (one sentence on stderr), 130 interrupted."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parse(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped job's run ends as KILLED
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
@@ -34,6 +34,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("svgscribe: interrupted", file=sys.stderr)
         return 130
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Overrides may stand behind options: argparse itself takes positional arguments in one place alone."""
+    parser = _parser()
+    arguments, behind = parser.parse_known_args(argv)
+    unknown = [text for text in behind if text.startswith("-") or "=" not in text or "overrides" not in arguments]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if behind:
+        arguments.overrides += behind
+    return arguments
 
 
 def _train(arguments: argparse.Namespace) -> int:

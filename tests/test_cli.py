@@ -53,6 +53,21 @@ def test_a_mistake_is_named_in_one_sentence(tmp_path, arguments, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "unknown"),
+    [
+        (["plan", "demo", "--gpu", "8GiB", "lora.rank"], "lora.rank"),
+        (["plan", "demo", "--gpus", "8GiB"], "--gpus"),
+        (["quantize", "tiny", "--out", "out", "lora.rank=8"], "lora.rank=8"),
+    ],
+)
+def test_what_no_command_knows_is_named(tmp_path, arguments, unknown):
+    done = svgscribe(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done
+    assert f"unrecognized arguments: {unknown}" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_more_workers_than_cpus_are_refused_with_the_fix(tmp_path):
     prepared = svgscribe("prepare", "scenes:60", "--out", "shards", "--json", "counts.json", cwd=tmp_path)
     assert prepared.returncode == 0, prepared.stderr

@@ -1,4 +1,4 @@
-"""What only a GPU runs, against the definitions and against the same code on the CPU. Collected where there is one."""
+"""What only a GPU runs, against the definitions and against the same code on the CPU: `make test-gpu`."""
 
 import itertools
 
@@ -25,6 +25,9 @@ from data_pipeline.prepare import prepare
 from tests.test_activations import POLICIES, furthest, jogged, loss_and_gradients, row
 from tests.test_attention import inputs, naive, packed, with_gradients
 from tests.tiny import CPU, Recorder, batches, objective, save_model
+
+if not torch.cuda.is_available():
+    pytest.exit("tests/test_gpu.py needs a GPU that torch can use", returncode=2)
 
 CUDA = torch.device("cuda", 0)
 KINDS = ("adamw", "adamw_8bit", "paged_adamw_8bit")

@@ -76,5 +76,5 @@ def test_the_plan_of_a_prepared_job_says_steps_tokens_and_hours(tmp_path, capsys
     (card,) = found["cards"]
     assert card["gib"] == 1.25
     assert 0 < card["max_tokens"] <= card["max_tokens_labels_only"]
-    assert main([*common, "train.max_steps=2"]) == 0
+    assert main([*common, "--gpu", "1.25GiB", "train.max_steps=2"]) == 0
     assert "about 2 optimizer steps" in capsys.readouterr().out

@@ -31,9 +31,10 @@ def load_base(
     """The frozen base on one device: linear layers in 4 bits, everything else and all products in dtype.
 
     4-bit weights are read as they are where the model is stored so (`python -m app quantize`), else quantised from
-    the stored weights one by one: both give the same bits, in any dtype. Sliding window, layer types and query scale
-    are the checkpoint's own, and so are the softcaps that the config does not switch off. Raises UserError for a
-    model that is not to be had, not a Gemma 2, or stored in another kind of 4 bits than the config says.
+    the stored weights one by one: both give the same bits, in any dtype, on one kind of device. Sliding window, layer
+    types and query scale are the checkpoint's own, and so are the softcaps that the config does not switch off. Raises
+    UserError for a model that is not to be had, not a Gemma 2, or stored in another kind of 4 bits than the config
+    says.
     """
     config = config_of(model)
     weight_files(model)  # safetensors or a UserError
