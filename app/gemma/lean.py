@@ -118,8 +118,9 @@ def _by_rows(
     """
     shape, device = inputs[0].shape[:-1], inputs[0].device
     flat = [tensor.detach().reshape(-1, tensor.shape[-1]) for tensor in inputs]
-    if device.type == "cuda":
-        return [result.view(*shape, -1) for result in compiled(function)(*flat, *fixed)]
+    if device.type == "cuda" or len(flat[0]) <= ROWS:
+        run = compiled(function) if device.type == "cuda" else function
+        return [result.view(*shape, -1) for result in run(*flat, *fixed)]
     made = [torch.empty(*shape, width, dtype=dtype, device=device) for width, dtype in results]
     parts = [tensor.split(ROWS) for tensor in (*flat, *(result.flatten(0, -2) for result in made))]
     for rows in turns([*zip(*parts, strict=True)], inputs[0]):
