@@ -76,7 +76,7 @@ def test_rows_of_many_lengths_compile_a_few_kernels():
         on_card = [tensor.detach().to(CUDA).requires_grad_(grad) for tensor in tensors]
         ids = packed([length - 50, 50]).to(CUDA)
         softcapped_attention(*on_card, scale=0.2, softcap=50.0, window=window, document_ids=ids)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 8
 
 
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
@@ -65,10 +64,15 @@ def culprit(objective: nn.Module, run: Callable[[nn.Module], object], world: Wor
         return hook
 
     hooks = [module.register_forward_hook(watch(_short(name))) for name, module in inner.named_modules()]
+    # A compiled model calls no hooks. Attention stays compiled: on a GPU it would need [S, S] scores otherwise.
+    compiled = {module: module._compiled_call_impl for module in inner.modules()}
     try:
-        with torch.compiler.set_stance("force_eager"):  # compiled code calls no hooks
-            run(inner)
+        for module in compiled:
+            module._compiled_call_impl = None
+        run(inner)
     finally:
+        for module, call in compiled.items():
+            module._compiled_call_impl = call
         for hook in hooks:
             hook.remove()
     for name, parameter in inner.named_parameters():
