@@ -163,6 +163,7 @@ def milliseconds(run: Callable[[], Any], repeats: int = 10) -> float:
 
 
 def extra_bytes(run: Callable[[], Any]) -> int:
+    """What one more run has live at its peak, beyond what lives before it."""
     gc.collect()
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()

@@ -44,9 +44,9 @@ def arguments(
 
 
 def kernel_options(query: Tensor) -> dict[str, Any]:
-    """FlexAttention's own choice of tiles, but for heads of 256 in 16 bits on Hopper: forward and backward then take
-    0.8 of the time (benchmarks.gpu, H100). Its kernel for decoding, which it would take for rows of less than a
-    block, has no configuration for them."""
+    """FlexAttention's own choice of tiles, but for heads of 256 in 16 bits on Hopper, where others were faster on an
+    H100 (docs/gpu.md). Its kernel for decoding, which it would take for rows of less than a block, has no
+    configuration for them."""
     options: dict[str, Any] = {"BACKEND": "TRITON"}
     hopper = query.is_cuda and torch.cuda.get_device_capability(query.device) == (9, 0)
     if hopper and query.shape[-1] == 256 and query.element_size() == 2:

@@ -39,7 +39,7 @@ FUSED = "fused_simulated"
 _COPYING = {torch.ops.aten.logsumexp.default}
 """Kernels that hold one more tensor like their input while they run (torch 2.13, ATen/native/ReduceOps.cpp)."""
 _COPYING_ON_GPU = _COPYING | {torch.ops.aten._softmax_backward_data.default}
-"""(ATen/native/cuda/SoftMax.cu: gradient times output.)"""
+"""And those of CUDA: gradient times output in the softmax's backward pass, as seen on one (docs/gpu.md)."""
 Bytes = npt.NDArray[np.float64]
 
 

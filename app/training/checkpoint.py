@@ -45,10 +45,8 @@ def restore(folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer) ->
     saved = load_file(folder / "optimizer.safetensors")
     for name, parameter in _trained(model).items():
         own = {key.rpartition("/")[2]: value for key, value in saved.items() if key.rpartition("/")[0] == name}
-        on_device = {key: value.to(parameter.device) for key, value in own.items()}
-        restore_moments(
-            optimizer, parameter, {key: _part(v, parameter) if v.ndim else v for key, v in on_device.items()}
-        )
+        parts = {key: _part(v, parameter) if v.ndim else v.to(parameter.device) for key, v in own.items()}
+        restore_moments(optimizer, parameter, parts)
     state: dict[str, Any] = json.loads((folder / STATE).read_text())
     return state
 

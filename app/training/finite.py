@@ -65,7 +65,7 @@ def culprit(objective: nn.Module, run: Callable[[nn.Module], object], world: Wor
 
     hooks = [module.register_forward_hook(watch(_short(name))) for name, module in inner.named_modules()]
     # A compiled model calls no hooks. Attention stays compiled: on a GPU it would need [S, S] scores otherwise.
-    compiled = {module: module._compiled_call_impl for module in inner.modules()}
+    compiled = {module: module._compiled_call_impl for module in inner.modules() if module._compiled_call_impl}
     try:
         for module in compiled:
             module._compiled_call_impl = None
