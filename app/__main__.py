@@ -50,22 +50,22 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _train(arguments: argparse.Namespace) -> int:
     config = _job_config(arguments)
-    from app.cluster import connect
-    from app.plan import limit_here, require_fit
-    from app.training import driver
+    from app.jobs import train
+    from app.jobs.cluster import connect
+    from app.jobs.plan import limit_here, require_fit
 
-    driver.open_stream(config)
+    train.open_stream(config)
     require_fit(config, limit_here(config))
     with connect():
-        driver.require(config, config.scaling.num_workers)
-        trained = driver.train(config)
+        train.require(config, config.scaling.num_workers)
+        trained = train.train_job(config)
     print(json.dumps({**trained.metrics, "adapter": trained.adapter, "run_id": trained.run_id}))
     return 0
 
 
 def _plan(arguments: argparse.Namespace) -> int:
     config = _config(arguments)
-    from app import plan
+    from app.jobs import plan
 
     gpus = [plan.gib_of(text) for text in arguments.gpu]
     found = plan.report(config, gpus, max_context=arguments.max_context, speed=arguments.tokens_per_second)
@@ -75,13 +75,13 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _tune(arguments: argparse.Namespace) -> int:
     config = _job_config(arguments)
-    from app.cluster import connect
-    from app.search import run_search
-    from app.training import driver
+    from app.jobs import train
+    from app.jobs.cluster import connect
+    from app.jobs.tune import run_search
 
-    driver.open_stream(config)
+    train.open_stream(config)
     with connect():
-        driver.require(config, config.search.max_concurrent * config.search.workers_per_trial)
+        train.require(config, config.search.max_concurrent * config.search.workers_per_trial)
         searched = run_search(config)
     best = searched.result.best
     print(json.dumps({"best": best.overrides, "eval_loss": best.eval_loss, "config": searched.best_config,
@@ -91,8 +91,8 @@ def _tune(arguments: argparse.Namespace) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     config = _job_config(arguments)
-    from app.cluster import connect
-    from app.evaluation.evaluate import evaluate_job
+    from app.jobs.cluster import connect
+    from app.jobs.evaluate import evaluate_job
 
     with connect():
         report = evaluate_job(config, arguments.adapter)
@@ -101,7 +101,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
-    from data_pipeline.prepare import prepare
+    from data_pipeline.prepare.dataset import prepare
 
     if arguments.json and not os.path.isdir(os.path.dirname(os.path.abspath(arguments.json))):
         raise UserError(f"--json {arguments.json}: its folder does not exist")
@@ -116,7 +116,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 def _quantize(arguments: argparse.Namespace) -> int:
     quantization = configs.validated(QuantizationConfig, {"kind": arguments.kind, "double": arguments.double})
-    from app.gemma.quantize import quantize
+    from app.jobs.quantize import quantize
 
     model = ModelConfig(name=arguments.model, revision=arguments.revision)
     print(json.dumps(quantize(model, quantization, Path(arguments.out))))
@@ -124,7 +124,7 @@ def _quantize(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from app.demo import demo
+    from app.jobs.demo import demo
 
     return demo(configs.absolute(configs.load("demo", arguments.overrides)))
 
@@ -141,7 +141,7 @@ def _docs(arguments: argparse.Namespace) -> int:
 
 def _doctor(arguments: argparse.Namespace) -> int:
     config = _config(arguments)
-    from app.doctor import doctor
+    from app.jobs.doctor import doctor
 
     return doctor(config)
 

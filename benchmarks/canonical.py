@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from benchmarks.drawing import Renderer, comparable, difference
-from data_pipeline.icons import phosphor_icons
+from data_pipeline.sources.phosphor import phosphor_icons
 from data_pipeline.svg import SVGRefused, canonicalise
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,9 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from app.gemma.base import TINY
+from app.gemma.base_model import TINY
 from data_pipeline.config import DataConfig
-from data_pipeline.icons import phosphor_icons
+from data_pipeline.sources.phosphor import phosphor_icons
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 ROW_TOKENS, WINDOW_ROWS = 4096, 1024

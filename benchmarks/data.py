@@ -23,9 +23,9 @@ import ray
 from benchmarks.corpus import Corpus, Figures, apart, cpu_seconds, data_config, open_corpus
 from benchmarks.datasets_map import compare
 from data_pipeline.config import PrepareConfig
-from data_pipeline.prepare import prepare
-from data_pipeline.stream import batches, dataset
-from data_pipeline.windows import Position, Stream
+from data_pipeline.prepare.dataset import prepare
+from data_pipeline.stream.ray_dataset import batches, dataset
+from data_pipeline.stream.token_stream import Position, Stream
 
 TURNS, RESUMES = 3, 6
 LOGICAL_CPUS = 4
@@ -119,7 +119,7 @@ def _resident_bytes() -> int:
 
 
 def on_ray(stream: Stream, folder: Path) -> Figures:
-    from app.cluster import connect
+    from app.jobs.cluster import connect
 
     with connect(num_cpus=LOGICAL_CPUS):
         return resume_cost(stream) | trainer(folder)
@@ -157,8 +157,8 @@ def trainer(folder: Path) -> Figures:
     from mlflow import MlflowClient
 
     from app.config import absolute, load
+    from app.jobs import train
     from app.tracking import check
-    from app.training import driver
 
     prepare(["phosphor"], PrepareConfig(out=str(folder / "icons"), max_rows=3000), progress=False)
     config = absolute(load("demo", {
@@ -167,7 +167,7 @@ def trainer(folder: Path) -> Figures:
         "tracking.uri": f"sqlite:///{folder}/mlflow.db",
     }))  # fmt: skip
     check(config.tracking)
-    run_id = driver.train(config).run_id
+    run_id = train.train_job(config).run_id
     client = MlflowClient(config.tracking.uri)
     waits, steps = (
         {point.step: point.value for point in client.get_metric_history(run_id, f"speed/{name}_seconds")}

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 
 from benchmarks.corpus import ROW_TOKENS, WINDOW_ROWS, Corpus, Figures, cpu_seconds, data_config
 from data_pipeline.config import DataConfig, PrepareConfig
-from data_pipeline.encode import IGNORED, Example, PromptEncoder
-from data_pipeline.pack import pack
-from data_pipeline.prepare import prepare
+from data_pipeline.prepare.dataset import prepare
+from data_pipeline.stream.encode import IGNORED, Example, PromptEncoder
+from data_pipeline.stream.pack import pack
+from data_pipeline.stream.token_stream import Stream
 from data_pipeline.svg import SVGRefused, canonicalise
-from data_pipeline.windows import Stream
 
 COMPARED_ROWS, TURNS = 4_000, 3
 

@@ -25,17 +25,17 @@ from transformers import Gemma2Config
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RotaryEmbedding, eager_attention_forward
 
 from app.config import Config, load
-from app.gemma.activations import save_memory
+from app.gemma.activation_checkpoint import save_memory
 from app.gemma.attention import softcapped_attention
 from app.gemma.load import DTYPES, CaptionLoss, add_lora
 from app.gemma.published import config_of
-from app.gemma.simulation import meta_base
-from app.plan import OUTSIDE_GIB
+from app.jobs.plan import OUTSIDE_GIB
+from app.memory_plan.peak import in_the_middle, peak
+from app.memory_plan.simulate import meta_base
 from app.training.optim import adamw
 from app.training.parallel import Alone
-from app.training.plan import in_the_middle, peak
 from app.training.step import train_step
-from data_pipeline.windows import Batch
+from data_pipeline.stream.token_stream import Batch
 
 CUDA, GIB = torch.device("cuda", 0), 2**30
 OURS = ("model.attention=blockwise", "memory.offload=true", "lora.rank=32", "lora.dropout=0", "train.accumulation=1",

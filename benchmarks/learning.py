@@ -13,16 +13,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from app.cluster import connect
 from app.config import absolute, load
-from app.evaluation.evaluate import judge_both
 from app.evaluation.metrics import best_constant_caption, bleu4
+from app.jobs import train
+from app.jobs.cluster import connect
+from app.jobs.evaluate import judge_both
 from app.tracking import check
-from app.training import driver
 from data_pipeline.config import PrepareConfig
-from data_pipeline.prepare import prepare
-from data_pipeline.scenes import COLOURS, SHAPES, SIZES
+from data_pipeline.prepare.dataset import prepare
 from data_pipeline.shards import open_shards
+from data_pipeline.sources.scenes import COLOURS, SHAPES, SIZES
 
 SCENES = 6_000
 SEED = 77
@@ -56,8 +56,8 @@ def main() -> None:
     )  # fmt: skip
     check(config.tracking)
     with connect():
-        driver.require(config, config.scaling.num_workers)
-        adapter = driver.train(config).adapter
+        train.require(config, config.scaling.num_workers)
+        adapter = train.train_job(config).adapter
         assert adapter is not None
         rows, base, tuned = judge_both(config, adapter)
     references = [row.caption for row in rows]

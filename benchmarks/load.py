@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from app.gemma.base import digest
+from app.gemma.base_model import digest
 from app.gemma.config import ModelConfig, QuantizationConfig
 from app.gemma.load import load_base, num_parameters
-from app.gemma.quantize import quantize
+from app.jobs.quantize import quantize
 from benchmarks.measure import medians, one_thread, peak_and_final_bytes, write
 
 PAGE = 4096  # bytes

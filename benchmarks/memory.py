@@ -21,12 +21,12 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from app.config import Config, load
-from app.gemma.activations import save_memory
+from app.gemma.activation_checkpoint import save_memory
 from app.gemma.load import DTYPES, CaptionLoss, add_lora, load_base
 from app.gemma.loss import IGNORED
+from app.memory_plan.peak import in_the_middle, peak
 from app.training.optim import adamw
 from app.training.parallel import Alone
-from app.training.plan import in_the_middle, peak
 from app.training.step import train_step
 from benchmarks.measure import one_thread, settled_bytes, status, write
 

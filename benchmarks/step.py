@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from app.gemma.activations import save_memory
+from app.gemma.activation_checkpoint import save_memory
 from app.gemma.config import LoraConfig, MemoryConfig, ModelConfig, QuantizationConfig
 from app.gemma.load import CaptionLoss, add_lora, autocast, gemma, load_base
 from app.gemma.loss import IGNORED, softcap
@@ -31,8 +31,8 @@ from app.training.optim import adamw
 from benchmarks.corpus import open_corpus
 from benchmarks.measure import medians, one_thread, peak_bytes, write
 from data_pipeline.config import DataConfig
-from data_pipeline.encode import Example, PromptEncoder
-from data_pipeline.pack import pack
+from data_pipeline.stream.encode import Example, PromptEncoder
+from data_pipeline.stream.pack import pack
 from data_pipeline.svg import SVGRefused, canonicalise
 
 CPU, DTYPE = torch.device("cpu"), torch.bfloat16

@@ -18,7 +18,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from data_pipeline.errors import DataError
-from data_pipeline.files import filesystem as filesystem  # also for what is written beside the shards
+from data_pipeline.sources.files import filesystem as filesystem  # also for what is written beside the shards
 
 SPLITS = ("train", "validation")
 ROW_GROUP_ROWS = 256  # what a read of one row costs

@@ -11,7 +11,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 import torch
 
-from app.cluster import ConnectedRay, connect
+from app.jobs.cluster import ConnectedRay, connect
 
 collect_ignore = [] if torch.cuda.is_available() else ["test_gpu.py"]
 

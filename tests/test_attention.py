@@ -5,13 +5,14 @@ import itertools
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import create_block_mask
+from torch.nn.attention.flex_attention import flex_attention as torch_flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import Gemma2ForCausalLM
 
 from app.errors import UserError
-from app.gemma import blocks, flex
+from app.gemma import block_mask, flex_attention
 from app.gemma.attention import softcapped_attention
 from tests.tiny import VOCABULARY, gemma2_config, objective, save_model
 
@@ -108,11 +109,11 @@ def test_a_plan_has_every_visible_key_once_and_no_block_without_one(lengths, win
     document_ids = packed(lengths)
     seen = visible(document_ids, window)[0]
     planned = torch.zeros(length, length)
-    (row,) = blocks.plan_blocks(document_ids, 1, length, window)
+    (row,) = block_mask.plan_blocks(document_ids, 1, length, window)
     for block in row:
-        assert 0 < block.last - block.first <= blocks.QUERIES
+        assert 0 < block.last - block.first <= block_mask.QUERIES
         for tile in block.tiles:
-            assert 0 < tile.last - tile.first <= blocks.KEYS
+            assert 0 < tile.last - tile.first <= block_mask.KEYS
             area = planned[block.first : block.last, tile.first : tile.last]
             area += 1 if tile.seen is None else tile.seen[:, 0]
             assert area.any()
@@ -124,7 +125,7 @@ def test_a_plan_has_every_visible_key_once_and_no_block_without_one(lengths, win
 
 
 def test_many_short_documents_share_blocks():
-    (row,) = blocks.plan_blocks(packed([1] * 500 + [20] * 10), 1, 700, None)
+    (row,) = block_mask.plan_blocks(packed([1] * 500 + [20] * 10), 1, 700, None)
     assert len(row) == 6
 
 
@@ -145,20 +146,20 @@ def test_memory_grows_with_the_row_not_with_its_square(window):
     tensors, upstream = inputs(1, 4096, width=16, dtype=torch.float32)
     with LargestTensor() as largest:
         with_gradients(softcapped_attention, tensors, upstream, **how)
-    assert largest.size <= max(4 * 4096 * 16, 4 * blocks.QUERIES * blocks.KEYS)
+    assert largest.size <= max(4 * 4096 * 16, 4 * block_mask.QUERIES * block_mask.KEYS)
 
 
 def test_layers_of_one_batch_share_a_plan_and_another_batch_has_its_own():
     made = []
     one, other = packed([3, 2]), packed([3, 2])
     for tensor in (one, one, other, one):
-        blocks.once(tensor, ("test",), lambda: made.append(1))
+        block_mask.once(tensor, ("test",), lambda: made.append(1))
     assert len(made) == 2
-    blocks.once(one.add_(1), ("test",), lambda: made.append(1))  # the same tensor, other documents
+    block_mask.once(one.add_(1), ("test",), lambda: made.append(1))  # the same tensor, other documents
     assert len(made) == 3
-    before = len(blocks._kept)
+    before = len(block_mask._kept)
     del one, other, tensor
-    assert len(blocks._kept) == before - 2
+    assert len(block_mask._kept) == before - 2
 
 
 def test_a_simulation_without_values_has_the_same_shapes():
@@ -207,7 +208,7 @@ def test_a_model_with_attention_dropout_is_told_so():
 @pytest.mark.parametrize("window", [None, 16, 129, 256])
 def test_the_block_mask_for_gpus_is_flexattentions_own(lengths, window):
     document_ids = packed(lengths, lengths[::-1])
-    ours = flex.block_mask(document_ids, window)
+    ours = flex_attention.block_mask(document_ids, window)
     theirs = create_block_mask(ours.mask_mod, 2, None, sum(lengths), sum(lengths), device="cpu")
     assert torch.equal(ours.to_dense(), theirs.to_dense())
     seen = [ours.mask_mod(torch.tensor(row), None, torch.arange(sum(lengths))[:, None], torch.arange(sum(lengths)))
@@ -225,5 +226,5 @@ def test_what_gpus_are_told_to_compute_is_the_same_attention(softcap, window):
     tensors, _ = inputs(2, 300)
     with torch.no_grad():
         tensors = [tensor.detach() for tensor in tensors]  # on a CPU it refuses what needs a gradient
-        ours = flex_attention(*tensors, **flex.arguments(tensors[0], **how))
+        ours = torch_flex_attention(*tensors, **flex_attention.arguments(tensors[0], **how))
         torch.testing.assert_close(ours, naive(*tensors, **how), atol=1e-12, rtol=0)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from data_pipeline.cache import encode_cached
 from data_pipeline.config import DataConfig
-from data_pipeline.encode import Example, PromptEncoder
 from data_pipeline.errors import DataError
-from data_pipeline.windows import Stream
+from data_pipeline.stream.cache import encode_cached
+from data_pipeline.stream.encode import Example, PromptEncoder
+from data_pipeline.stream.token_stream import Stream
 from tests.corpus import save_tokenizer, svg_of, write_shards
 
 PAIRS = [(svg_of(20), "a box"), (svg_of(11), ""), ("", "nothing"), (svg_of(90), "a longer box: 箱")]

@@ -9,14 +9,14 @@ from peft import PeftModel
 from transformers import Gemma2ForCausalLM
 
 from app.errors import UserError
-from app.gemma.base import pin
+from app.gemma.base_model import pin
 from app.gemma.config import ModelConfig, QuantizationConfig
 from app.gemma.load import load_adapter, load_base
+from app.jobs.worker import _agreed
 from app.training import checkpoint
 from app.training.config import OptimConfig
 from app.training.optim import adamw
-from app.training.worker import _agreed
-from data_pipeline.pack import pack
+from data_pipeline.stream.pack import pack
 from tests.test_load import tensors
 from tests.tiny import CPU, examples, gemma2_config, objective, save_model
 

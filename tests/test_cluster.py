@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.util.state import list_nodes
 
-from app.cluster import ConnectedRay, Resources, connect, require_resources, room
 from app.errors import UserError
+from app.jobs.cluster import ConnectedRay, Resources, connect, require_resources, room
 
 CLUSTER_YAML = Path(__file__).parent.parent / "cluster.yaml"
 

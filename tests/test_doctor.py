@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import ray
 
-from app.cluster import ConnectedRay
 from app.config import Config, load, override, to_yaml
-from app.doctor import bounded, doctor
+from app.jobs.cluster import ConnectedRay
+from app.jobs.doctor import bounded, doctor
 from data_pipeline.config import PrepareConfig
-from data_pipeline.prepare import prepare
+from data_pipeline.prepare.dataset import prepare
 
 CHECKS = {"packages", "gpu", "bitsandbytes", "storage", "shards", "model", "tracking", "ray"}
 

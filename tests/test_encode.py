@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from app.gemma.base import TINY
-from data_pipeline.encode import IGNORED, PromptEncoder
+from app.gemma.base_model import TINY
 from data_pipeline.errors import DataError
+from data_pipeline.stream.encode import IGNORED, PromptEncoder
 
 SYSTEM = "Describe this drawing:"
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 256 256"><path d="m152 96l80-40z"/></svg>'

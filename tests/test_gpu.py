@@ -8,21 +8,22 @@ from bitsandbytes.nn import Params4bit
 from torch import nn
 
 from app.config import absolute, load
-from app.evaluation.evaluate import evaluate_job
-from app.gemma.activations import Host
+from app.gemma.activation_checkpoint import Host
 from app.gemma.attention import softcapped_attention
 from app.gemma.config import MemoryConfig
 from app.gemma.kernels import compiled
 from app.gemma.load import evaluating
+from app.jobs import train as jobs_train
+from app.jobs.evaluate import evaluate_job
+from app.jobs.worker import prepare_device
 from app.tracking import check
-from app.training import checkpoint, driver
+from app.training import checkpoint
 from app.training.config import OptimConfig, TrainConfig
 from app.training.loop import State, as_json, from_json, train
 from app.training.optim import adamw, moments, restore_moments
-from app.training.worker import prepare_device
 from data_pipeline.config import PrepareConfig
-from data_pipeline.prepare import prepare
-from tests.test_activations import POLICIES, furthest, jogged, loss_and_gradients, row
+from data_pipeline.prepare.dataset import prepare
+from tests.test_activation_checkpoint import POLICIES, furthest, jogged, loss_and_gradients, row
 from tests.test_attention import inputs, naive, packed, with_gradients
 from tests.tiny import CPU, Recorder, batches, objective, save_model
 
@@ -272,7 +273,7 @@ def test_a_job_on_ray_with_one_gpu(ray_local, tmp_path):
         )
     )  # fmt: skip
     check(config.tracking)
-    trained = driver.train(config)
+    trained = jobs_train.train_job(config)
     assert trained.metrics["step"] == 12
     report = evaluate_job(config)
     assert report["eval_loss_after"] == pytest.approx(trained.metrics["eval_loss"], rel=1e-2)

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipeline.config import DataConfig
-from data_pipeline.ledger import Ledger
-from data_pipeline.windows import Batch, Position, Stream, deal
+from data_pipeline.stream.ledger import Ledger
+from data_pipeline.stream.token_stream import Batch, Position, Stream, deal
 from tests.corpus import save_tokenizer, write_shards
 
 NUM_ROWS, EPOCHS = 40, 2

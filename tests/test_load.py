@@ -7,10 +7,10 @@ from transformers import Gemma2ForCausalLM
 
 from app.config import load
 from app.errors import UserError
-from app.gemma.base import TINY
+from app.gemma.base_model import TINY
 from app.gemma.config import LoraConfig, ModelConfig, QuantizationConfig
 from app.gemma.load import CaptionLoss, add_lora, evaluating, gemma, load_base, num_parameters
-from data_pipeline.pack import pack
+from data_pipeline.stream.pack import pack
 from tests.tiny import CPU, examples, gemma2_config, objective, save_model
 
 

@@ -11,8 +11,8 @@ import torch.multiprocessing
 from app.gemma.config import MemoryConfig
 from app.training import checkpoint
 from app.training.config import OptimConfig, TrainConfig
-from app.training.finite import TrainingDiverged
 from app.training.loop import State, as_json, from_json, train
+from app.training.nonfinite import TrainingDiverged
 from app.training.optim import adamw
 from app.training.parallel import wrap
 from app.training.step import mean_loss

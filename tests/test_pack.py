@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.encode import IGNORED, Example
-from data_pipeline.pack import pack
+from data_pipeline.stream.encode import IGNORED, Example
+from data_pipeline.stream.pack import pack
 
 
 def example(length: int, mark: int) -> Example:

@@ -7,7 +7,7 @@ import torch.multiprocessing
 from bitsandbytes.nn import Params4bit
 from torch.distributed.tensor import DTensor
 
-from app.gemma.activations import save_memory
+from app.gemma.activation_checkpoint import save_memory
 from app.gemma.config import MemoryConfig
 from app.gemma.load import gemma
 from app.training import checkpoint

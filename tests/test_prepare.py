@@ -21,15 +21,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.__main__ import main
-from data_pipeline.clean import clean
 from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import DataError
-from data_pipeline.icons import concept
-from data_pipeline.leakage import Leakage, measure_leakage, tells_its_caption
-from data_pipeline.prepare import PrepareReport, prepare
-from data_pipeline.rows import Row, split_of
+from data_pipeline.prepare.clean import clean
+from data_pipeline.prepare.dataset import PrepareReport, prepare
+from data_pipeline.prepare.leakage import Leakage, measure_leakage, tells_its_caption
+from data_pipeline.prepare.splits import Fingerprints, decide
 from data_pipeline.shards import ShardRow, open_shards
-from data_pipeline.splits import Fingerprints, decide
+from data_pipeline.sources.phosphor import concept
+from data_pipeline.sources.record import Row, split_of
 from data_pipeline.svg import canonicalise
 
 
@@ -106,7 +106,7 @@ def test_a_split_is_a_pure_function_of_the_concept() -> None:
     assert all(grown[name] == "validation" for name, side in sides.items() if side == "validation")
     assert {split_of(f"c{n}", seed=0, validation_share=0) for n in range(100)} == {"train"}
     code = (
-        "from data_pipeline.rows import split_of;"
+        "from data_pipeline.sources.record import split_of;"
         "print([split_of(f'c{n}', seed=0, validation_share=0.2) for n in range(50)])"
     )
     other = subprocess.run(
@@ -312,9 +312,9 @@ def test_a_killed_process_is_named_with_the_fix() -> None:
 def test_processes_end_with_a_killed_parent() -> None:
     code = (
         "import itertools, multiprocessing\n"
-        "from data_pipeline.clean import clean\n"
+        "from data_pipeline.prepare.clean import clean\n"
         "from data_pipeline.config import PrepareConfig\n"
-        "from data_pipeline.rows import Row\n"
+        "from data_pipeline.sources.record import Row\n"
         "rows = itertools.repeat(Row('a', '<svg/>', 'x', 'made', 'x'))\n"
         "for _ in clean(rows, PrepareConfig(out='unused', processes=2)):\n"
         "    print(*(process.pid for process in multiprocessing.active_children()), flush=True)\n"

@@ -12,12 +12,12 @@ from bitsandbytes.nn.modules import Linear4bit
 from transformers import Gemma2ForCausalLM
 
 from app.errors import UserError
-from app.gemma.base import TINY, digest, pin
+from app.gemma.base_model import TINY, digest, pin
 from app.gemma.config import LoraConfig, ModelConfig, QuantizationConfig
 from app.gemma.load import CaptionLoss, add_lora, load_base
-from app.gemma.quantize import quantize
-from data_pipeline.encode import PromptEncoder
-from data_pipeline.pack import pack
+from app.jobs.quantize import quantize
+from data_pipeline.stream.encode import PromptEncoder
+from data_pipeline.stream.pack import pack
 from tests.test_load import tensors
 from tests.tiny import CPU, examples, gemma2_config, save_model
 

@@ -6,8 +6,8 @@ from typing import get_args
 
 import pytest
 
-from data_pipeline.rows import split_of
-from data_pipeline.scenes import BASE_STYLES, COLOURS, RELATIONS, SHAPES, SIZES, Style, scenes
+from data_pipeline.sources.record import split_of
+from data_pipeline.sources.scenes import BASE_STYLES, COLOURS, RELATIONS, SHAPES, SIZES, Style, scenes
 from data_pipeline.svg import canonicalise
 
 STYLES = get_args(Style)

@@ -13,7 +13,7 @@ import ray
 import ray.train
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from app.cluster import ConnectedRay
+from app.jobs.cluster import ConnectedRay
 from tune.config import Choice, LogUniform, SearchConfig
 from tune.errors import SearchError
 from tune.search import TrialOutcome, search

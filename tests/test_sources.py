@@ -20,9 +20,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import DataError
-from data_pipeline.icons import WEIGHTS, caption, category_names, concept, phosphor_icons
-from data_pipeline.rows import Row
-from data_pipeline.sources import read_source
+from data_pipeline.sources.phosphor import WEIGHTS, caption, category_names, concept, phosphor_icons
+from data_pipeline.sources.read import read_source
+from data_pipeline.sources.record import Row
 
 SVG = '<svg viewBox="0 0 1 1"><path d="M0 0h1"/></svg>'
 
@@ -481,7 +481,7 @@ def test_phosphor_icons() -> None:
 def test_icons_without_their_package_name_the_command() -> None:
     code = (
         "import sys; sys.modules['py_phosphor_icons'] = None\n"
-        "from data_pipeline.icons import phosphor_icons\n"
+        "from data_pipeline.sources.phosphor import phosphor_icons\n"
         "try: phosphor_icons()\n"
         "except ValueError as error: print(type(error).__name__, error)"
     )

@@ -10,12 +10,12 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
-from app.cluster import ConnectedRay
+from app.jobs.cluster import ConnectedRay
 from data_pipeline.config import DataConfig
-from data_pipeline.encode import IGNORED, PromptEncoder
 from data_pipeline.errors import DataError
-from data_pipeline.stream import batches, dataset
-from data_pipeline.windows import Batch, Position, Stream, deal, progress, validation_batches
+from data_pipeline.stream.encode import IGNORED, PromptEncoder
+from data_pipeline.stream.ray_dataset import batches, dataset
+from data_pipeline.stream.token_stream import Batch, Position, Stream, deal, progress, validation_batches
 from tests.corpus import save_tokenizer, svg_of, write_shards
 
 # Ray Data warns of the defaults that it sets itself.

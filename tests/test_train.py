@@ -16,18 +16,18 @@ from safetensors.torch import load_file, save_file
 
 from app.config import absolute, load, override
 from app.errors import UserError
-from app.evaluation.evaluate import evaluate_job
-from app.gemma.base import TINY, digest
+from app.gemma.base_model import TINY, digest
 from app.gemma.config import ModelConfig, QuantizationConfig
-from app.gemma.quantize import quantize
-from app.search import run_search
+from app.jobs import train
+from app.jobs.evaluate import evaluate_job
+from app.jobs.quantize import quantize
+from app.jobs.tune import run_search
 from app.storage import read_json
 from app.tracking import check
-from app.training import driver
 from data_pipeline.config import PrepareConfig
-from data_pipeline.encode import PromptEncoder
-from data_pipeline.prepare import prepare
+from data_pipeline.prepare.dataset import prepare
 from data_pipeline.shards import open_shards
+from data_pipeline.stream.encode import PromptEncoder
 
 STEPS = 12
 
@@ -72,13 +72,13 @@ def history(config, run_id, metric):
 @pytest.fixture(scope="module")
 def uninterrupted(config):
     """One worker that accumulates two micro-batches."""
-    return driver.train(job(config, "one", scaling__num_workers=1, train__accumulation=2))
+    return train.train_job(job(config, "one", scaling__num_workers=1, train__accumulation=2))
 
 
 def kill_a_worker_after_the_first_checkpoint(folder: Path, killed: list[int], stop: threading.Event):
     """SIGKILL to one of the training workers, as soon as Ray Train has registered a checkpoint."""
     while not stop.wait(0.1):
-        if not (read_json(str(folder / driver.SNAPSHOT)) or {}).get("latest_checkpoint_result"):
+        if not (read_json(str(folder / train.SNAPSHOT)) or {}).get("latest_checkpoint_result"):
             continue
         workers = [
             actor for actor in list_actors(filters=[("state", "=", "ALIVE")]) if actor.class_name == "RayTrainWorker"
@@ -93,11 +93,11 @@ def train_and_kill_a_worker(config):
     killed: list[int] = []
     stop = threading.Event()
     killer = threading.Thread(
-        target=kill_a_worker_after_the_first_checkpoint, args=(Path(driver.job_dir(config)), killed, stop)
+        target=kill_a_worker_after_the_first_checkpoint, args=(Path(train.job_dir(config)), killed, stop)
     )
     killer.start()
     try:
-        trained = driver.train(config)
+        trained = train.train_job(config)
     finally:
         stop.set()
         killer.join()
@@ -107,7 +107,7 @@ def train_and_kill_a_worker(config):
 
 def ledger_of(config):
     """[(epoch, step, rank, row id)]"""
-    table = pq.read_table(Path(driver.job_dir(config), "ledger"))
+    table = pq.read_table(Path(train.job_dir(config), "ledger"))
     return [(row["epoch"], row["step"], row["rank"], row["row_id"]) for row in table.to_pylist()]
 
 
@@ -151,7 +151,7 @@ def test_a_job_that_goes_on_with_other_workers_and_strategies_trains_on_every_ro
     for num_workers, strategy, max_steps in ((2, "fsdp", 4), (3, "zero2", 8), (1, "ddp", None)):
         part = job(config, "rescaled", **changes, scaling__num_workers=num_workers, parallel__strategy=strategy,
                    train__max_steps=max_steps)  # fmt: skip
-        trained = driver.train(part)
+        trained = train.train_job(part)
     entries = ledger_of(part)
     assert sorted((epoch, row_id) for epoch, _, _, row_id in entries) == sorted(
         (e, row.id) for e in (0, 1) for row in rows
@@ -171,7 +171,7 @@ def test_a_job_that_goes_on_with_other_workers_and_strategies_trains_on_every_ro
 
 def test_the_same_name_continues_the_job_in_the_same_run(config, uninterrupted):
     longer = job(config, "one", scaling__num_workers=1, train__accumulation=2, train__max_steps=STEPS + 4)
-    continued = driver.train(longer)
+    continued = train.train_job(longer)
     assert continued.run_id == uninterrupted.run_id
     steps = [step for step, _ in history(config, continued.run_id, "train/loss")]
     assert steps == list(range(1, STEPS + 5))
@@ -202,7 +202,7 @@ def test_evaluation_writes_a_gallery_and_figures_beside_their_baselines(config, 
         "colour_accuracy",
     ):
         assert isinstance(report[name], float), name
-    result = json.loads(Path(driver.job_dir(job(config, "one")), "result.json").read_text())
+    result = json.loads(Path(train.job_dir(job(config, "one")), "result.json").read_text())
     assert report["eval_loss_after"] == pytest.approx(result["eval_loss"], abs=2e-3)
     assert report["eval_loss_before"] > report["eval_loss_after"]
     assert Path(report["gallery"]).read_text().count("<article>") == 4
@@ -220,7 +220,7 @@ def test_a_checkpoint_of_one_base_is_neither_continued_nor_judged_on_another(con
     quantize(ModelConfig(name="tiny"), QuantizationConfig(), tmp_path / "tiny4")
     other = job(config, "one", model__name=str(tmp_path / "tiny4"), scaling__num_workers=1, train__max_steps=40)
     message = rf"trained on the base tiny \(nf4, double; sha256 .*not on {tmp_path}/tiny4 \(nf4, double; sha256"
-    for run in (driver.train, evaluate_job):
+    for run in (train.train_job, evaluate_job):
         with pytest.raises(UserError, match=message) as error:
             run(other)
         assert "\n" not in str(error.value)
@@ -230,13 +230,13 @@ def test_a_checkpoint_of_one_base_is_neither_continued_nor_judged_on_another(con
 
 def test_a_loss_that_diverges_ends_the_job_once_with_a_sentence_and_a_failed_run(config):
     """A checkpoint whose weights have become NaN is continued."""
-    driver.train(job(config, "wild", scaling__num_workers=1, train__max_steps=4))
-    files = list(Path(driver.job_dir(job(config, "wild"))).glob("checkpoint_*/adapter_model.safetensors"))
+    train.train_job(job(config, "wild", scaling__num_workers=1, train__max_steps=4))
+    files = list(Path(train.job_dir(job(config, "wild"))).glob("checkpoint_*/adapter_model.safetensors"))
     assert files
     for file in files:
         save_file({name: torch.full_like(value, torch.nan) for name, value in load_file(file).items()}, file)
     with pytest.raises(UserError, match=r"step 5: loss nan.*lower optim\.learning_rate"):
-        driver.train(job(config, "wild", scaling__num_workers=1, train__max_steps=8))
+        train.train_job(job(config, "wild", scaling__num_workers=1, train__max_steps=8))
     run = MlflowClient(config.tracking.uri).search_runs(
         [MlflowClient(config.tracking.uri).get_experiment_by_name(config.tracking.experiment).experiment_id],
         "attributes.run_name = 'wild'",

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from app.gemma.activations import save_memory
+from app.gemma.activation_checkpoint import save_memory
 from app.gemma.config import LoraConfig, ModelConfig, QuantizationConfig
 from app.gemma.load import CaptionLoss, add_lora, load_base
-from data_pipeline.encode import Example
-from data_pipeline.pack import pack
-from data_pipeline.windows import Position
+from data_pipeline.stream.encode import Example
+from data_pipeline.stream.pack import pack
+from data_pipeline.stream.token_stream import Position
 
 VOCABULARY = 96
 CPU = torch.device("cpu")

@@ -14,8 +14,8 @@ from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface
 
 from app.errors import UserError
-from app.gemma import flex
-from app.gemma.blocks import Block, Plan, once, plan_blocks
+from app.gemma import flex_attention
+from app.gemma.block_mask import Block, Plan, once, plan_blocks
 
 UNDERFLOW = -80.0
 """Smallest exponent: e^-80 is nothing beside the 1 in every softmax, and fp32 below e^-87 is ~50 times slower."""
@@ -49,7 +49,9 @@ def softcapped_attention(
     """
     assert key.shape[2] == query.shape[2], "packed rows have no cache"
     if query.device.type == "cuda":
-        return flex.attend(query, key, value, scale=scale, softcap=softcap, window=window, document_ids=document_ids)
+        return flex_attention.attend(
+            query, key, value, scale=scale, softcap=softcap, window=window, document_ids=document_ids
+        )
     batch, _, length, _ = query.shape
     if document_ids is None:
         plan = plan_blocks(None, batch, length, window)

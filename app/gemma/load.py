@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, Gemma2ForCausalLM
 
 from app.gemma import attention
-from app.gemma.base import config_of, require_agreement, source_of, stored_quantization, weight_files
+from app.gemma.base_model import config_of, require_agreement, source_of, stored_quantization, weight_files
 from app.gemma.config import LoraConfig, ModelConfig, QuantizationConfig
 from app.gemma.loss import softcapped_cross_entropy
 

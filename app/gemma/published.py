@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import Gemma2Config
 
-from app.gemma import base
+from app.gemma import base_model
 from app.gemma.config import ModelConfig
 
 
@@ -33,7 +33,7 @@ the published config.json. What the three have in common (vocabulary, windows, s
 def config_of(model: ModelConfig) -> Gemma2Config:
     """A model's own config: of a folder, or of a published size that its name says (`google/gemma-2-9b-it`), without a
     hub; else the hub's. Raises UserError for what is no Gemma 2 or not to be had."""
-    source = base.source_of(model.name)
+    source = base_model.source_of(model.name)
     named = re.search(r"gemma-2-(2b|9b|27b)\b", source)
     if named and not Path(source).exists():
         return Gemma2Config(
@@ -41,4 +41,4 @@ def config_of(model: ModelConfig) -> Gemma2Config:
             attn_logit_softcapping=50.0 if model.attention_softcap else None,
             final_logit_softcapping=30.0 if model.logit_softcap else None,
         )
-    return base.config_of(model)
+    return base_model.config_of(model)

@@ -27,11 +27,11 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFas
 
 from app.gemma.loss import IGNORED, softcap
 from data_pipeline.config import DataConfig
-from data_pipeline.drawings import line_drawings
-from data_pipeline.encode import PromptEncoder
-from data_pipeline.pack import pack
-from data_pipeline.rows import Row, split_of
-from data_pipeline.scenes import BASE_STYLES, scenes
+from data_pipeline.sources.line_drawings import line_drawings
+from data_pipeline.sources.record import Row, split_of
+from data_pipeline.sources.scenes import BASE_STYLES, scenes
+from data_pipeline.stream.encode import PromptEncoder
+from data_pipeline.stream.pack import pack
 from data_pipeline.svg import canonicalise
 
 VOCABULARY = 2048

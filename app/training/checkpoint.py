@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from app.errors import UserError
-from app.gemma.base import Base
+from app.gemma.base_model import Base
 from app.training.optim import moments, restore_moments
 
 K = TypeVar("K")

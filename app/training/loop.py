@@ -17,11 +17,11 @@ import torch
 from torch import nn
 
 from app.training.config import OptimConfig, TrainConfig
-from app.training.finite import FIRST_SCALE, culprit, next_scale, not_finite
+from app.training.nonfinite import FIRST_SCALE, culprit, next_scale, not_finite
 from app.training.optim import learning_rate
 from app.training.parallel import World
 from app.training.step import StepTotals, gradients, mean_loss, step_totals, train_step
-from data_pipeline.windows import Batch, Position
+from data_pipeline.stream.token_stream import Batch, Position
 
 
 @dataclass

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from app.gemma.load import evaluating
 from app.training.parallel import World, all_reduce, reshard
-from data_pipeline.encode import IGNORED
-from data_pipeline.windows import Batch
+from data_pipeline.stream.encode import IGNORED
+from data_pipeline.stream.token_stream import Batch
 
 
 @dataclass(frozen=True)

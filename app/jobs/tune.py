@@ -1,0 +1,88 @@
+"""A search as one MLflow run with a child per trial. Composes `tune` with the training driver."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from app.config import Config, flat, override, to_yaml
+from app.jobs import train
+from app.storage import join, write_text
+from app.tracking import Status, Tracker, open_run
+from tune.search import SearchResult, TrialOutcome, search
+
+STATUS: dict[str, Status] = {"completed": "FINISHED", "pruned": "KILLED", "interrupted": "KILLED", "failed": "FAILED"}
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What a search leaves."""
+
+    result: SearchResult
+    best_config: str
+    """File with the best trial's config, ready for `train`."""
+    run_id: str | None
+    """The parent run on MLflow."""
+    trial_run_ids: tuple[str, ...]
+
+
+def run_search(config: Config) -> Searched:
+    """Search over `search.space`, each trial a child of one MLflow run. Needs a connected Ray."""
+    folder = train.job_dir(config)
+    train.open_stream(config)  # an unfit corpus is said once, here, not by every trial
+    with train.tracked(config, folder, {"kind": "search"}) as parent:
+        parent.log_params(flat(config))
+        run_ids: list[str] = []
+        result = _search(config, folder, parent, run_ids)
+        best = override(config, {**result.best.overrides, "train.run_name": f"{config.train.run_name}-best"})
+        best_file = join(folder, "best.yaml")
+        write_text(best_file, to_yaml(best))
+        parent.log_text(to_yaml(best), "best.yaml")
+        parent.log_metrics(result.best.step, {"search/best_eval_loss": float(result.best.eval_loss or 0.0)})
+        parent.set_tags({"best_trial": result.best.trial_id})
+        return Searched(result, best_file, parent.run_id, tuple(run_ids))
+
+
+def _search(config: Config, folder: str, parent: Tracker, run_ids: list[str]) -> SearchResult:
+    trial_steps = config.search.trial_steps or config.train.max_steps
+    assert trial_steps is not None  # Config's validator
+    parent_run_id = parent.run_id
+
+    workers = config.search.workers_per_trial
+    accumulation = max(1, config.train.accumulation * config.scaling.num_workers // workers)
+
+    def trial_config(overrides: dict[str, Any], trial_id: str) -> Config:
+        own = {
+            "scaling.num_workers": workers,
+            "train.accumulation": accumulation,
+            "train.run_name": f"trial-{trial_id}",
+            "train.output_dir": join(folder, "trials"),
+            "train.max_steps": trial_steps,
+            "train.save_every_steps": None,
+        }
+        return override(config, {**overrides, **own})
+
+    def run_trial(overrides: dict[str, Any], trial_id: str) -> dict[str, Any]:
+        tags = {"kind": "trial", **{f"searched.{path}": str(value) for path, value in overrides.items()}}
+        return train.run_trial(trial_config(overrides, trial_id), parent_run_id=parent_run_id, tags=tags)
+
+    def on_trial_end(outcome: TrialOutcome) -> None:
+        """Only here is it known how a trial ended; one that Tune stopped can't say it itself."""
+        trial = trial_config(outcome.overrides, outcome.trial_id)
+        tracker = open_run(
+            trial.tracking,
+            run_name=trial.train.run_name,
+            job_dir=train.job_dir(trial),
+            parent_run_id=parent_run_id,
+        )
+        tracker.set_tags({"trial_status": outcome.status, "pruned": str(outcome.status == "pruned").lower()})
+        tracker.finish(STATUS[outcome.status])
+        if tracker.run_id is not None:
+            run_ids.append(tracker.run_id)
+
+    return search(
+        config.search,
+        run_trial,
+        name="tune",
+        storage_path=folder,
+        trial_steps=trial_steps,
+        on_trial_end=on_trial_end,
+    )

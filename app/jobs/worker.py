@@ -1,0 +1,266 @@
+"""What runs in each Ray Train worker: builds the parts, hands them to the loop. Knows Ray Train, no Ray Tune."""
+
+import dataclasses
+import gc
+import math
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from peft import PeftModel
+from torch import nn
+
+from app.config import Config
+from app.errors import UserError
+from app.gemma.activation_checkpoint import save_memory
+from app.gemma.base_model import Base, pin
+from app.gemma.load import DTYPES, CaptionLoss, add_lora, load_base, num_parameters
+from app.storage import join
+from app.tracking import Tracker, attach
+from app.training import checkpoint, loop
+from app.training.loop import State
+from app.training.nonfinite import TrainingDiverged
+from app.training.optim import adamw
+from app.training.parallel import World, all_reduce, gather, loading_device, wrap
+from app.training.step import mean_loss
+from data_pipeline.stream.ledger import Ledger
+from data_pipeline.stream.ray_dataset import batches as batches_of
+from data_pipeline.stream.token_stream import Batch, Position, Stream, progress, validation_batches
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the driver sends to every worker."""
+
+    config: Config
+    stream: Stream
+    job_dir: str
+    """Folder or URI that keeps what must outlive a worker."""
+    run_id: str | None
+    """MLflow run that rank 0 logs to."""
+
+
+class Progress:
+    """Says every few seconds how far training is and how long is left."""
+
+    EVERY_SECONDS = 5.0
+
+    def __init__(self) -> None:
+        self._started: tuple[float, float] | None = None  # (time, progress) of the first step seen
+        self._said = 0.0
+
+    def say(self, step: int, metrics: Mapping[str, float]) -> None:
+        now = time.monotonic()
+        if "eval/loss" in metrics:
+            print(f"step {step}: evaluation loss {metrics['eval/loss']:.4f}", flush=True)
+            return
+        done = metrics["train/progress"]
+        if self._started is None:
+            self._started = now, done
+        if now - self._said < self.EVERY_SECONDS:
+            return
+        self._said = now
+        since, at = self._started
+        left = f", about {(now - since) / (done - at) * (1 - done):.0f} s left" if done > at else ""
+        speed = metrics["speed/tokens_per_second"]
+        print(
+            f"step {step} ({done:.0%}): loss {metrics['train/loss']:.4f}, {speed:.0f} tokens/s{left}",
+            flush=True,
+        )
+
+
+class RayWorld:
+    """The loop's `World` inside Ray Train."""
+
+    def __init__(self, job: Job, model: PeftModel, optimizer: torch.optim.Optimizer) -> None:
+        """The base is hashed once a node, and must be the same on all."""
+        context = ray.train.get_context()
+        self.rank, self.size = context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        self._job, self._model, self._optimizer = job, model, optimizer
+        first = context.get_local_rank() == 0
+        self.base = _agreed(gather(pin(job.config.model, job.config.quantization) if first else None, self))
+        self._progress = Progress()
+        self.ledger: Ledger | None = None
+        if job.config.data.ledger:
+            self.ledger = Ledger(join(job.job_dir, "ledger"), job.stream, rank=self.rank)
+        self.tracker: Tracker = attach(job.config.tracking, job.run_id if self.rank == 0 else None, job_dir=job.job_dir)
+
+    def record(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.tracker.log_metrics(step, metrics)
+        self._progress.say(step, metrics)
+
+    def report(self, state: State, eval_loss: float, *, save: bool) -> None:
+        """All ranks lend their shards and rank 0 writes; all report, which is how Ray Train keeps them in step."""
+        if self.ledger is not None:
+            self.ledger.write(state.step)
+        metrics = {"step": state.step, "eval_loss": eval_loss, "progress": state.progress,
+                   "position": dataclasses.asdict(state.position)}  # fmt: skip
+        if not save:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            saved = {
+                "state": loop.as_json(state),
+                "eval_loss": eval_loss,
+                "seed": self._job.config.train.seed,
+                "base": self.base,
+            }
+            writer = self.rank == 0
+            checkpoint.save(Path(folder) if writer else None, self._model, self._optimizer, saved)
+            if writer:
+                self.tracker.log_checkpoint(
+                    state.step,
+                    Path(folder),
+                    name=f"step-{state.step}",
+                    metrics={"eval/loss": eval_loss},
+                    files=False,
+                )
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder) if writer else None)
+
+
+def work(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Ray Train's `train_loop_per_worker`. Returns the final figures (rank 0's travel back to the driver).
+
+    What would fail again on every restart, and does so on all workers at once, is returned as `error`: Ray Train
+    restarts the group for whatever is raised.
+    """
+    try:
+        return _work(arguments["job"])
+    except (UserError, TrainingDiverged) as error:
+        return {"error": str(error)}
+
+
+def _work(job: Job) -> dict[str, Any]:
+    config = job.config
+    device = ray.train.torch.get_device()
+    prepare_device(config, device)
+    objective = _objective(config, device)
+    model = objective.model
+    trained, total = num_parameters(model)
+    size = ray.train.get_context().get_world_size()
+    wrapped = wrap(objective, config.parallel.strategy, size=size, device=device)
+    optimizer = adamw(wrapped, config.optim)
+    world = RayWorld(job, model, optimizer)
+    state, restored = State(), ray.train.get_checkpoint()
+    if restored is not None:
+        with restored.as_directory() as folder:
+            checkpoint.require_base(Path(folder), world.base)
+            state = loop.from_json(checkpoint.restore(Path(folder), model, optimizer)["state"])
+    if world.rank == 0:
+        world.tracker.set_tags(
+            {"trained_parameters": str(trained), "parameters": str(total), "base.sha256": world.base["sha256"]}
+        )
+    validation = validation_batches(
+        job.stream, micro_batch_rows=config.evaluate.batch_rows, rank=world.rank, num_workers=world.size
+    )
+    unseen = torch.tensor(sum(int(batch["left_out"].sum()) for batch in validation))
+    num_validation_left_out = int(all_reduce(unseen, world))
+    num_windows = job.stream.num_windows
+    if world.ledger is not None and world.rank == 0:
+        world.ledger.forget_after(state.step)
+
+    def after_step(step: int, micro_batches: Sequence[Batch]) -> None:
+        _empty_cache(step, config.memory.empty_cache_every_steps, device)
+        if world.ledger is not None:
+            world.ledger.add(step, micro_batches)
+
+    state = loop.train(
+        wrapped,
+        optimizer,
+        _from_position(_batches(config, world), state.position),
+        validation,
+        config=config.train,
+        optim=config.optim,
+        state=state,
+        world=world,
+        progress_of=lambda position: progress(position, num_windows),
+        after_step=after_step,
+    )
+    final_loss = _restore_best(model, wrapped, validation, world, config)
+    world.tracker.flush()
+    return {"step": state.step, "eval_loss": final_loss, "num_examples": state.num_examples,
+            "num_left_out": state.num_left_out, "num_truncated": state.num_truncated, "num_tokens": state.num_tokens,
+            "num_skipped_steps": state.num_skipped_steps, "num_skipped_examples": state.num_skipped_examples,
+            "num_validation_left_out": num_validation_left_out, "progress": state.progress}  # fmt: skip
+
+
+def _objective(config: Config, device: torch.device) -> CaptionLoss:
+    size = ray.train.get_context().get_world_size()
+    start = loading_device(config.parallel.strategy, size=size, device=device)
+    dtype = DTYPES[config.train.precision]
+    base = load_base(config.model, config.quantization, device=start, dtype=dtype)
+    model = add_lora(base, config.lora, seed=config.train.seed)
+    save_memory(base, config.memory)
+    if config.train.compile:
+        base.model.compile()
+    return CaptionLoss(model, dtype).train()
+
+
+def _agreed(bases: list[Base | None]) -> Base:
+    """The base of all nodes. Raises UserError if two have different ones under one name."""
+    first, *others = (base for base in bases if base is not None)
+    for other in others:
+        if other != first:
+            raise UserError(
+                f"model.name={first['name']!r} is not the same on all nodes (sha256 {first['sha256'][:16]}… on one, "
+                f"{other['sha256'][:16]}… on another): give them the same files"
+            )
+    return first
+
+
+def prepare_device(config: Config, device: torch.device) -> None:
+    """Threads, TF32 and the memory cap of this process."""
+    torch.set_num_threads(config.scaling.threads_per_worker)
+    torch.backends.cuda.matmul.allow_tf32 = config.train.tf32
+    torch.backends.cudnn.allow_tf32 = config.train.tf32
+    if device.type == "cuda" and config.memory.max_gib_per_gpu is not None:
+        card = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, config.memory.max_gib_per_gpu * 2**30 / card), device)
+
+
+def _batches(config: Config, world: World) -> Iterator[tuple[Batch, Position]]:
+    batches = batches_of(
+        ray.train.get_dataset_shard("train"), micro_batch_rows=config.train.micro_batch_rows,
+        rank=world.rank, num_workers=world.size, prefetch=config.data.prefetch_batches,
+    )  # fmt: skip
+    if world.device.type != "cuda" or not config.memory.pin_memory:
+        return batches
+    return (({name: _pinned(column) for name, column in batch.items()}, after) for batch, after in batches)
+
+
+def _pinned(column: Any) -> Any:
+    """The same numbers in page-locked memory, from which a copy to the GPU need not be waited for."""
+    return torch.from_numpy(column).pin_memory().numpy()
+
+
+def _from_position(batches: Iterator[tuple[Batch, Position]], start: Position) -> Iterator[tuple[Batch, Position]]:
+    """The driver started the stream at the newest checkpoint; it must be the one that was restored."""
+    for i, (batch, after) in enumerate(batches):
+        first = (int(batch["window"][0]), int(batch["index"][0]))
+        assert i or first >= (start.window, start.index), (first, start)
+        yield batch, after
+
+
+def _empty_cache(step: int, every: int, device: torch.device) -> None:
+    if every and step % every == 0 and device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _restore_best(
+    model: PeftModel, objective: nn.Module, validation: list[Batch], world: RayWorld, config: Config
+) -> float:
+    """Put the weights with the lowest evaluation loss back; returns that loss, measured again."""
+    saved = ray.train.get_all_reported_checkpoints() if config.train.save_every_steps else []
+    if saved:
+        best = min(saved, key=lambda reported: float(reported.metrics.get("eval_loss", math.inf)))
+        with best.checkpoint.as_directory() as folder:
+            checkpoint.restore_weights(Path(folder), model)
+    return mean_loss(objective, validation, world)

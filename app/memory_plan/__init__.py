@@ -1,0 +1,1 @@
+"""Predict the memory of one optimizer step without weights or a GPU. Imports torch; never Ray, never MLflow."""

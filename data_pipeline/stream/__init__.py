@@ -1,0 +1,1 @@
+"""Turn shards into tokens, packed sequences and a Ray Data stream with an exact position."""

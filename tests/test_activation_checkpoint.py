@@ -1,0 +1,259 @@
+"""Recomputed, tiled, offloaded: the same loss and gradients as transformers' and PEFT's own modules, less kept."""
+
+import math
+
+import pytest
+import torch
+from peft import get_peft_model_state_dict
+from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AttentionInterface
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+
+from app.errors import UserError
+from app.gemma.activation_checkpoint import Host, save_memory
+from app.gemma.config import MemoryConfig
+from app.gemma.load import evaluating, gemma
+from data_pipeline.stream.pack import pack
+from tests.test_attention import naive
+from tests.test_fused_layers import saved_bytes
+from tests.test_load import tensors
+from tests.tiny import VOCABULARY, examples, objective, save_model
+
+POLICIES = {
+    "kept": MemoryConfig(gradient_checkpointing=False),
+    "recomputed": MemoryConfig(),
+    "tiled": MemoryConfig(tile_tokens=7),
+    "some": MemoryConfig(tile_tokens=13, keep_layers=1, offload=True),
+    "all": MemoryConfig(tile_tokens=1, offload=True),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+def row(num=6, length=200):
+    """Packed documents of 8 to 19 tokens: longer than the tiny model's window of 8."""
+    return tensors(pack(examples(num), length)[0])
+
+
+def jogged(loss):
+    """An adapter that changes something: B is 0 in a new one."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in loss.parameters():
+            if parameter.requires_grad:
+                parameter += torch.randn_like(parameter) * 0.05
+    return loss
+
+
+def loss_and_gradients(loss, batch, seed=0):
+    torch.manual_seed(seed)
+    value, _ = loss(**batch)
+    trained = {name: parameter for name, parameter in loss.named_parameters() if parameter.requires_grad}
+    gradients = torch.autograd.grad(value, list(trained.values()))
+    return value.item(), dict(zip(trained, gradients, strict=True))
+
+
+def furthest(ours, theirs):
+    """Largest difference of loss and of any gradient, in units of the loss and of that gradient's largest value."""
+    assert ours[1].keys() == theirs[1].keys()
+    assert all(reference.abs().max() > 0 for reference in theirs[1].values())
+    return max(
+        abs(ours[0] - theirs[0]) / abs(theirs[0]),
+        *(float((ours[1][name] - g).abs().max() / g.abs().max()) for name, g in theirs[1].items()),
+    )
+
+
+def _naive_attention(module, query, key, value, mask, *, scaling, softcap, sliding_window, position_ids, **kwargs):
+    document_ids = (position_ids == 0).cumsum(dim=1)
+    out = naive(query, key, value, scale=scaling, softcap=softcap, window=sliding_window, document_ids=document_ids)
+    return out.transpose(1, 2), None
+
+
+AttentionInterface.register("naive", _naive_attention)
+
+
+def exact_norm(module, x):
+    """Gemma2RMSNorm in x's own precision: transformers' computes in fp32 even where x is fp64."""
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + module.eps) * (1 + module.weight)
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+@pytest.mark.parametrize("caps", [(5.0, 10.0), (None, None)], ids=["softcaps", "no softcaps"])
+def test_fp64_loss_and_gradients_are_the_eager_models(folder, monkeypatch, policy, caps):
+    def in_fp64(memory, attention):
+        loss = jogged(objective(folder, kind="none", attention="blockwise", memory=memory)).double()
+        config = gemma(loss.model).config
+        config.attn_logit_softcapping, config.final_logit_softcapping = caps
+        config._attn_implementation = attention
+        for layer in gemma(loss.model).model.layers:
+            layer.self_attn.attn_logit_softcapping = caps[0]
+        return loss
+
+    batch = row()
+    ours = loss_and_gradients(in_fp64(policy, "blockwise"), batch)
+    monkeypatch.setattr(Gemma2RMSNorm, "forward", exact_norm)
+    reference = in_fp64(None, "naive")
+    logits = reference.model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits[
+        0
+    ]
+    eager = torch.nn.functional.cross_entropy(logits, batch["targets"][0], reduction="sum").item()
+    theirs = loss_and_gradients(reference, batch)
+    assert theirs[0] == pytest.approx(eager, rel=1e-13)
+    assert furthest(ours, theirs) < 1e-12
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 5e-2)])
+def test_nf4_and_lora_through_all_of_it(folder, policy, dtype, tolerance):
+    """transformers', PEFT's and bitsandbytes' own modules with eager attention are the reference."""
+    batch = row()
+    theirs = loss_and_gradients(jogged(objective(folder, dtype=dtype)), batch)
+    ours = jogged(objective(folder, dtype=dtype, attention="blockwise", memory=policy))
+    assert furthest(loss_and_gradients(ours, batch), theirs) < tolerance
+    with evaluating(ours):
+        assert ours(**batch)[0].item() == pytest.approx(theirs[0], rel=tolerance / 10)
+
+
+def test_trained_embeddings_get_their_gradient_through_the_layers(folder):
+    batch = row()
+    theirs = loss_and_gradients(jogged(objective(folder, train_embeddings=True)), batch)
+    ours = jogged(objective(folder, train_embeddings=True, memory=POLICIES["all"]))
+    assert furthest(loss_and_gradients(ours, batch), theirs) < 2e-5
+
+
+def test_an_embedding_on_the_host_is_no_parameter_and_changes_nothing(folder, tmp_path):
+    """On a CPU the host is the device: what is left to test is the way through it."""
+    batch, memory = row(), MemoryConfig(embedding="host")
+    theirs = loss_and_gradients(jogged(objective(folder)), batch)
+    ours = jogged(objective(folder, memory=memory))
+    assert furthest(loss_and_gradients(ours, batch), theirs) < 2e-5
+    inner = gemma(ours.model)
+    assert inner.lm_head.weight is inner.model.embed_tokens.weight
+    assert VOCABULARY * 64 not in {parameter.numel() for parameter in ours.parameters()}
+    ours.model.save_pretrained(tmp_path)
+    again = objective(folder).model
+    assert set(load_file(tmp_path / "adapter_model.safetensors")) == set(get_peft_model_state_dict(again))
+    with pytest.raises(UserError, match=r"lora\.train_embeddings=false"):
+        objective(folder, train_embeddings=True, memory=memory)
+
+
+def test_rows_of_a_batch_and_layers_without_an_adapter(folder):
+    two = {name: torch.cat([column, column.flip(1)]) for name, column in row().items()}
+    two["position_ids"][1] = two["position_ids"][0]
+    for modules in (["q_proj"], ["up_proj"]):
+        theirs = loss_and_gradients(jogged(objective(folder, target_modules=modules)), two)
+        ours = jogged(objective(folder, target_modules=modules, memory=POLICIES["tiled"]))
+        assert furthest(loss_and_gradients(ours, two), theirs) < 2e-5
+
+
+def test_dropout_draws_what_peft_draws_where_a_tile_holds_the_row(folder):
+    batch = row()
+    theirs = loss_and_gradients(jogged(objective(folder, dropout=0.4)), batch)
+    ours = jogged(objective(folder, dropout=0.4, memory=MemoryConfig(offload=True)))
+    state = torch.get_rng_state()
+    assert furthest(loss_and_gradients(ours, batch), theirs) < 2e-5
+    torch.manual_seed(0)
+    value, _ = ours(**batch)
+    after_forward = torch.get_rng_state()
+    value.backward()
+    assert torch.equal(torch.get_rng_state(), after_forward)  # recomputing draws nothing from what comes next
+    assert not torch.equal(state, after_forward)
+
+
+def test_recomputed_tiles_drop_the_same_inputs_again(folder):
+    """The gradient against the loss's slope along it, in fp64: other masks in the second run would be another loss."""
+    batch = row()
+    loss = jogged(objective(folder, kind="none", dropout=0.4, memory=POLICIES["tiled"])).double()
+    _, gradients = loss_and_gradients(loss, batch)
+    norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients.values()))
+    ends = []
+    for step in (1e-4, -2e-4):
+        with torch.no_grad():
+            for name, parameter in loss.named_parameters():
+                if name in gradients:
+                    parameter += gradients[name] * (step / norm)
+        ends.append(loss_and_gradients(loss, batch)[0])
+    assert (ends[0] - ends[1]) / 2e-4 == pytest.approx(norm, rel=1e-5)
+
+
+def test_what_the_graph_keeps(folder):
+    """bf16, 2 layers of width 64: their inputs alone, or nothing on the device."""
+    batch = row(12, 400)
+    hidden = batch["input_ids"].numel() * 64 * 2
+    kept = {
+        name: saved_bytes(
+            lambda memory=memory: objective(folder, memory=memory, dtype=torch.bfloat16)(**batch)[0]
+        )
+        for name, memory in {
+            "plain": None, "kept": POLICIES["kept"], "recomputed": MemoryConfig(),
+            "offloaded": MemoryConfig(offload=True), "one": MemoryConfig(keep_layers=1),
+        }.items()
+    }  # fmt: skip
+    assert kept["recomputed"] - kept["offloaded"] == 2 * hidden
+    assert kept["offloaded"] < 4 * hidden  # the last norm and the loss
+    assert kept["recomputed"] < kept["one"] < kept["kept"] < kept["plain"]
+
+
+class Widest(TorchDispatchMode):
+    """The most elements of any tensor of the MLP's width, here 192, that appears."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.shape[-1:] == (192,):
+                self.most = max(self.most, tensor.numel())
+        return out
+
+
+@pytest.mark.parametrize(("memory", "tokens"), [(None, 200), (MemoryConfig(), 200), (MemoryConfig(tile_tokens=70), 70)])
+def test_no_tensor_of_the_mlps_width_has_more_tokens_than_a_tile(tmp_path, memory, tokens):
+    loss = jogged(objective(save_model(tmp_path, intermediate_size=192), memory=memory, kind="none"))
+    batch = {name: column[:, :100].repeat(1, 2) for name, column in row(12, 400).items()}
+    with Widest() as widest:
+        loss(**batch)[0].backward()
+    assert widest.most == tokens * 192
+
+
+@pytest.mark.parametrize(("keep", "runs"), [(0, [2, 2]), (1, [2, 1]), (2, [1, 1]), (3, [1, 1])])
+def test_the_last_layers_are_not_recomputed(folder, keep, runs):
+    loss, counts = objective(folder, memory=MemoryConfig(keep_layers=keep)), [0, 0]
+
+    def count(index):
+        counts[index] += 1
+
+    for i, layer in enumerate(gemma(loss.model).model.layers):
+        layer.self_attn.register_forward_hook(lambda *_, i=i: count(i))
+    loss(**row())[0].backward()
+    assert counts == runs
+
+
+def test_the_host_gives_back_what_it_got_and_fetches_the_next_ahead():
+    host, sources = Host(), [torch.full((3, 5), float(i)) for i in range(4)]
+    waiting = [host.put(source) for source in sources]
+    for source in sources:
+        source.zero_()  # whoever computes on may reuse the memory
+    assert torch.equal(host.get(waiting[3]), torch.full((3, 5), 3.0))
+    assert [each.back is not None for each in waiting] == [
+        False,
+        False,
+        True,
+        False,
+    ]  # and holds what it gave no longer
+    del waiting[3], waiting[1]
+    assert torch.equal(host.get(waiting[1]), torch.full((3, 5), 2.0))  # what came before it is wanted no more
+    assert torch.equal(host.get(waiting[0]), torch.full((3, 5), 0.0))
+
+
+def test_a_base_that_is_saved_memory_is_still_transformers_gemma_2(folder):
+    loss = objective(folder)
+    inner = gemma(loss.model)
+    before = {name: type(module) for name, module in inner.named_modules()}, list(inner.state_dict())
+    save_memory(inner, MemoryConfig())
+    assert ({name: type(module) for name, module in inner.named_modules()}, list(inner.state_dict())) == before

@@ -1,0 +1,122 @@
+"""Norm and LoRA against their definitions and against transformers' and PEFT's modules; what they keep, in bytes."""
+
+import pytest
+import torch
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+
+from app.gemma.config import MemoryConfig
+from app.gemma.fused_layers import ROWS, lean, lora_linear, rms_norm
+from tests.tiny import objective, save_model
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+def close(ours, theirs):
+    """Within the tolerance of the dtype, in units of the largest value."""
+    assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+    assert (ours - theirs).abs().max() <= TOLERANCE[ours.dtype] * theirs.abs().max()
+
+
+def saved_bytes(run):
+    """Bytes that the graph of run() keeps for its backward pass, each storage once."""
+    storages = {}
+
+    def pack(tensor):
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = run()
+    assert result.requires_grad
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (2, 5, 16), (ROWS + 1, 4), (2, ROWS, 4)])
+def test_the_norm_is_its_definition(shape):
+    torch.manual_seed(0)
+    x = (torch.randn(shape, dtype=torch.float64) * 3).requires_grad_()
+    weight, upstream = torch.randn(shape[-1], dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
+    naive = x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * (1 + weight)
+    ours = rms_norm(x, weight, 1e-6)
+    close(ours, naive)
+    close(torch.autograd.grad(ours, x, upstream)[0], torch.autograd.grad(naive, x, upstream)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_norm_is_transformers_own_and_keeps_its_input_alone(dtype):
+    torch.manual_seed(0)
+    module = Gemma2RMSNorm(64).requires_grad_(False)
+    module.weight.normal_()
+    x, upstream = torch.randn(2, 100, 64, dtype=dtype).transpose(0, 1).requires_grad_(), torch.randn(100, 2, 64)
+    theirs, kept_by_theirs = module(x), saved_bytes(lambda: module(x))
+    theirs_gradient = torch.autograd.grad(theirs, x, upstream.to(dtype))[0]
+    lean(module)
+    close(module(x), theirs)
+    close(torch.autograd.grad(module(x), x, upstream.to(dtype))[0], theirs_gradient)
+    scales, weight = 200 * 4, 64 * 4
+    assert saved_bytes(lambda: module(x)) == x.numel() * x.element_size() + scales + weight
+    assert kept_by_theirs >= 200 * 64 * 4  # x in fp32, whatever it came as
+
+
+@pytest.mark.parametrize("drops", [False, True])
+def test_lora_is_its_definition(drops):
+    torch.manual_seed(0)
+    base = torch.nn.Linear(12, 20, bias=False, dtype=torch.float64).requires_grad_(False)
+    x, a, b, upstream = (
+        torch.randn(shape, dtype=torch.float64) for shape in ((2, 7, 12), (3, 12), (20, 3), (2, 7, 20))
+    )
+    dropped = torch.nn.functional.dropout(x, 0.5) if drops else None
+    trained = [tensor.requires_grad_() for tensor in ([x, dropped] if drops else [x]) + [a, b]]
+    naive = x @ base.weight.T + 0.7 * (x if dropped is None else dropped) @ a.T @ b.T
+    ours = lora_linear(x, base, a, b, scale=0.7, dropped=dropped)
+    close(ours, naive)
+    for mine, theirs in zip(
+        torch.autograd.grad(ours, trained, upstream), torch.autograd.grad(naive, trained, upstream), strict=True
+    ):
+        close(mine, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["nf4", "none"])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_lora_is_pefts_own(folder, dtype, kind, dropout):
+    made = []
+    for memory in (None, MemoryConfig(gradient_checkpointing=False)):
+        model = objective(folder, kind=kind, dtype=dtype, dropout=dropout, memory=memory).model
+        layer = model.get_base_model().model.layers[0].mlp.down_proj
+        torch.manual_seed(0)
+        layer.lora_B["default"].weight.data.normal_()
+        x = torch.randn(2, 9, 128, dtype=dtype).requires_grad_()
+        with torch.autocast("cpu", enabled=dtype == torch.bfloat16):
+            out = layer(x)
+        upstream = torch.randn(out.shape).to(dtype)
+        trained = (x, layer.lora_A["default"].weight, layer.lora_B["default"].weight)
+        made.append((out, *torch.autograd.grad(out, trained, upstream)))
+    for ours, theirs in zip(made[1], made[0], strict=True):
+        close(ours, theirs)
+
+
+def test_lora_keeps_its_input_once_and_no_weight(folder):
+    model = objective(folder, dtype=torch.bfloat16, memory=MemoryConfig(gradient_checkpointing=False)).model
+    layer = model.get_base_model().model.layers[0].mlp.down_proj
+    x = torch.randn(2, 900, 128, dtype=torch.bfloat16).requires_grad_()
+    adapter = 4 * 4 * (128 + 64)  # rank 4, fp32
+    low = 1800 * 4 * 2
+    assert saved_bytes(lambda: layer(x)) == 1800 * 128 * 2 + low + adapter
+
+
+def test_without_its_adapter_and_in_evaluation_the_layer_is_pefts(folder):
+    model = objective(folder, dropout=0.5, memory=MemoryConfig()).model
+    layer = model.get_base_model().model.layers[0].mlp.down_proj
+    layer.lora_B["default"].weight.data.normal_()
+    x = torch.randn(3, 128)
+    with model.disable_adapter():
+        assert torch.equal(layer(x), layer.base_layer(x))
+    layer.eval().base_layer.train()  # as app.gemma.load.evaluating has it
+    lora = layer.lora_B["default"](layer.lora_A["default"](x)) * layer.scaling["default"]
+    close(layer(x), layer.base_layer(x) + lora)

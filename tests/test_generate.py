@@ -1,0 +1,102 @@
+"""Batched greedy decoding, against decoding each drawing without padding, cache or batch."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models
+from torch import nn
+from transformers import Gemma2Config, Gemma2ForCausalLM
+
+from app.evaluation.generate import caption
+from app.gemma.config import LoraConfig, ModelConfig, QuantizationConfig
+from app.gemma.load import add_lora, evaluating, load_base
+from data_pipeline.stream.encode import PromptEncoder
+
+CONTROL = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
+SVGS = [f"<svg><path d='M{8 * i} {'1 2 3 ' * i}'/></svg>" for i in (3, 0, 6, 1, 5, 4, 2)]
+MAX_NEW_TOKENS = 24
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> PromptEncoder:
+    """One token per printable ASCII character."""
+    folder: Path = tmp_path_factory.mktemp("tokenizer")
+    tokens = [*CONTROL, "\n", *map(chr, range(32, 127))]
+    tokenizer = Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, [], unk_token="<unk>"))
+    tokenizer.add_special_tokens(CONTROL)
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return PromptEncoder(str(folder), "Describe:")
+
+
+@pytest.fixture(scope="module")
+def model() -> Gemma2ForCausalLM:
+    """A Gemma 2 with weights so large that its captions differ, and with untied embeddings: with tied ones a
+    random model repeats its last token. In fp32, so that all batches round alike."""
+    torch.set_num_threads(1)  # on a busy machine two threads take minutes where one takes seconds
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=103, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, query_pre_attn_scalar=32, sliding_window=16,
+        attn_logit_softcapping=5.0, final_logit_softcapping=30.0,
+        initializer_range=0.3, tie_word_embeddings=False, attn_implementation="eager",
+    )  # fmt: skip
+    return Gemma2ForCausalLM(config).eval()
+
+
+@torch.no_grad()
+def alone(model: nn.Module, encoder: PromptEncoder, svg: str) -> str:
+    """The oracle: the whole sequence again for every token."""
+    ids = encoder.prompt(svg)
+    start = len(ids)
+    while len(ids) < start + MAX_NEW_TOKENS:
+        token = int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())
+        if token in encoder.stop_ids:
+            break
+        ids.append(token)
+    return encoder.decode(ids[start:]).strip()
+
+
+@pytest.mark.parametrize("batch", [1, 4, 100])
+def test_any_batch_gives_the_captions_of_drawings_decoded_alone(
+    model: Gemma2ForCausalLM, encoder: PromptEncoder, batch: int
+) -> None:
+    progress: list[int] = []
+    captions = caption(model, encoder, SVGS, batch=batch, max_new_tokens=MAX_NEW_TOKENS, on_progress=progress.append)
+    assert captions == [alone(model, encoder, svg) for svg in SVGS]
+    assert progress == [*range(batch, len(SVGS), batch), len(SVGS)]
+    # Only worth something while captions differ, and some end by themselves and some at the limit.
+    assert len(set(captions)) == len(SVGS)
+    assert min(map(len, captions)) < MAX_NEW_TOKENS - 4
+    assert max(map(len, captions)) >= MAX_NEW_TOKENS - 4
+
+
+def test_no_drawings_no_captions(model: Gemma2ForCausalLM, encoder: PromptEncoder) -> None:
+    assert caption(model, encoder, [], batch=4, max_new_tokens=MAX_NEW_TOKENS) == []
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT calls it
+def test_an_adapter_on_a_4_bit_base_captions_alike_and_stays_as_it_was(
+    model: Gemma2ForCausalLM, encoder: PromptEncoder, tmp_path: Path
+) -> None:
+    model.save_pretrained(tmp_path)
+    base = load_base(
+        ModelConfig(name=str(tmp_path)), QuantizationConfig(), device=torch.device("cpu"), dtype=torch.float32
+    )
+    tuned = add_lora(base, LoraConfig(dropout=0.5), seed=0)
+    for name, parameter in tuned.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    tuned.train()
+    weights = {name: value.clone() for name, value in tuned.state_dict().items()}
+    with evaluating(tuned):
+        modes = [module.training for module in tuned.modules()]
+        captions = caption(tuned, encoder, SVGS, batch=3, max_new_tokens=MAX_NEW_TOKENS)
+        assert captions == [alone(tuned, encoder, svg) for svg in SVGS]
+        assert [module.training for module in tuned.modules()] == modes
+    assert len(set(captions)) == len(SVGS)
+    assert captions != caption(model, encoder, SVGS, batch=3, max_new_tokens=MAX_NEW_TOKENS)
+    after = tuned.state_dict()
+    assert after.keys() == weights.keys()
+    assert all(torch.equal(after[name], value) for name, value in weights.items())

@@ -1,0 +1,292 @@
+"""Path data: literal tables, and a plain flattener of its own that says how far a rewritten path moved."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.sources.phosphor import phosphor_icons
+from data_pipeline.svg.numbers import MAX_CACHED, PathError, Readings, Texts, format_number
+from data_pipeline.svg.path import scale_path, scale_points
+
+
+def scaled(d: str, scale: float, origin: tuple[float, float] = (0.0, 0.0), decimals: int = 0) -> str:
+    return scale_path(d, scale, origin=origin, decimals=decimals)[0]
+
+
+@pytest.mark.parametrize(
+    ("d", "scale", "written"),
+    [
+        ("M0,0H24V12z", 2, "m0 0h48v24z"),
+        ("M 10 10 L 20 20 30 10 Z", 1, "m10 10 10 10 10-10z"),
+        ("m1 1 2 2 3 0", 1, "m1 1 2 2h3"),
+        ("M1-5.66.35 1e-3", 100, "m100-566-65 566"),  # implicit separators, an exponent
+        ("M1+1h+2e0.5E+1-1e+0", 1, "m1 1h2 5-1"),
+        ("M0 0a1 1 0 01 5 5", 10, "m0 0a10 10 0 0 1 50 50"),  # glued flags
+        ("M0 0a1 1 0 015 5", 10, "m0 0a10 10 0 0 1 50 50"),
+        ("M0 0a1 1 0 0 1.5.5a1 1 0 01.5.5", 10, "m0 0a10 10 0 0 1 5 5 10 10 0 0 1 5 5"),
+        ("M0 0a20 10 30 1110 10", 1, "m0 0a20 10 30 1 1 10 10"),
+        ("M0 0C0 3 3 6 6 6S12 9 12 12", 1, "m0 0c0 3 3 6 6 6s6 3 6 6"),
+        ("M0 0C1 1 2 2 3 3S5 5 6 6", 1, "m0 0 3 3 3 3"),  # curves that are nowhere off their chords
+        ("M0 0c0 .6.4 1 1 1", 1, "m0 0 1 1"),
+        ("M0 0c0 .6.4 1 1 1", 10, "m0 0c0 6 4 10 10 10"),
+        ("M0 0c5 0-5 0 3 0", 1, "m0 0c5 0-5 0 3 0"),  # beyond its ends
+        ("M0 0a1 1 0 0 0 0 2s0 2 2 2", 10.667, "m0 0c-6 0-11 5-11 11 0 6 5 10 11 10 0 0 0 22 21 22"),
+        ("M5 5c0 .1.1.1.1.1", 1, "m5 5h.1-.1"),
+        ("M0 0Q3 3 6 0T12 0", 1, "m0 0q3 3 6 0t6 0"),
+        ("M0 0l.4 0 .4 0 .4 0 .4 0", 1, "m0 0h1 1"),  # rounding does not accumulate
+        ("M5 5h3zm2 2h1", 1, "m5 5h3zm2 2h1"),
+        ("M5 5h.001", 1, "m5 5h.1-.1"),  # a dot of its round cap survives
+        ("M5 5h.001v.001zM9 9h1", 1, "m5 5h.1-.1zm4 4h1"),
+        ("M1 1l0 0 0 4", 1, "m1 1v4"),
+        ("M0 0a1 1 0 0 1 1e-200 0h9", 1, "m0 0h9"),
+        ("M0 0a1e-320 1e-300 0 0 1 9 0", 1, "m0 0h9"),
+        ("M0 0a1e7 1e-8 0 1 1 9 0", 1, "m0 0h9"),
+        ("", 1, ""),
+    ],
+)
+def test_written_form(d: str, scale: float, written: str) -> None:
+    assert scaled(d, scale) == written
+    assert scaled(written, 1) == written
+
+
+def test_flags_are_read_whatever_they_touch() -> None:
+    spaced = "M0 0a9 9 0 0 1 5.5.5 9 9 0 1 0-5 5A9 9 30 0 1 1 1"
+    for glued in ("M0 0a9 9 0 015.5.5 9 9 0 10-5 5A9 9 30 011 1", "M0,0a9,9,0,0,1,5.5,.5,9,9,0,1,0-5,5A9 9 30 01 1 1"):
+        assert scaled(glued, 3) == scaled(spaced, 3)
+
+
+def slip(d: str, scale: float) -> float:
+    return scale_path(d, scale, measured=True)[1]
+
+
+def test_how_much_rounding_moves() -> None:
+    assert slip("M0 0h10v10", 1) == 0
+    assert slip("M0.25 0v10", 1) == pytest.approx(2.5)
+    assert slip("M0.25 0v10", 4) == 0
+    assert slip("M0.25 0h10", 1) == 0  # along the line
+
+
+def test_points_stay_absolute() -> None:
+    assert scale_points("1,2-3.26 4 5", 10, origin=(1, 0)) == ("0 20-43 40", 0)
+    assert scale_points("", 1) == ("", 0)
+    assert scale_points("0.25,0 0.25,10 0.25 10.5", 1, measured=True) == ("0 0 0 10 0 10", pytest.approx(2.625))
+
+
+def test_origin_and_decimals() -> None:
+    assert scaled("m-6-6h3l1.26 1", 10, origin=(-6, -6)) == "m0 0h30l13 10"
+    assert scaled("M1 1h.26v-.5", 1, decimals=1) == "m1 1h.3v-.5"
+    assert scaled("M1 1h.26v-.5", 1, decimals=2) == "m1 1h.26v-.5"
+
+
+@pytest.mark.parametrize(
+    "d",
+    [
+        "10 10",
+        "L1 1",
+        "M1",
+        "M1 1L2",
+        "M1 1h",
+        "M1 1X2",
+        "M1 1a1 1 0 2 1 5 5",
+        "M1 1a1 1 0 02 5 5",
+        "M1 1a1 1 0 01. 5",
+        "M1 1a1 1 0 +1 1 5 5",
+        "M1 1a1 1 0 015",
+        "M1 1z3",
+        "M1 1h1e9",
+        "M1 1h1e999",
+        "M1 1c1 2 3 4 5",
+        "M1 1..5",
+        "M 1 1 h NaN",
+        "M0 0h1;v1",
+        "M0 0a" + "1" * 500,
+    ],
+)
+def test_what_is_outside_the_grammar_is_refused(d: str) -> None:
+    with pytest.raises(PathError):
+        scaled(d, 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "decimals", "text"),
+    [
+        (0.5, 1, ".5"),
+        (-0.5, 2, "-.5"),
+        (-0.04, 1, "0"),
+        (10.0, 2, "10"),
+        (100, 0, "100"),
+        (10.05, 3, "10.05"),
+    ],
+)
+def test_format_number(value: float, decimals: int, text: str) -> None:
+    assert format_number(value, decimals) == text
+
+
+def test_what_is_remembered_of_numbers_is_bounded() -> None:
+    texts, readings = Texts(1, " "), Readings()
+    for n in range(MAX_CACHED + 9):
+        assert texts[float(n * 10)] == f" {n}"
+        assert readings[f"{n}."] == n
+    assert len(texts) == len(texts.known) == len(readings) == MAX_CACHED
+
+
+_COMMANDS = {"m": 2, "l": 2, "h": 1, "v": 1, "c": 6, "s": 4, "q": 4, "t": 2, "a": 7, "z": 0}
+
+
+def tokens(d: str) -> list[tuple[str, list[float]]]:
+    """The grammar, read character by character."""
+    segments: list[tuple[str, list[float]]] = []
+    position, command = 0, ""
+    number = re.compile(r"[\s,]*([-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?)")
+    flag = re.compile(r"[\s,]*([01])")
+    while d[position:].strip(" ,\n"):
+        letter = re.compile(r"[\s,]*([a-zA-Z])").match(d, position)
+        if letter:
+            command, position = letter[1], letter.end()
+        elif command in "mM":
+            command = "l" if command == "m" else "L"
+        values = []
+        for n in range(_COMMANDS[command.lower()]):
+            match = (flag if command in "aA" and n in (3, 4) else number).match(d, position)
+            assert match, d[position:]
+            values.append(float(match[1]))
+            position = match.end()
+        segments.append((command, values))
+    return segments
+
+
+def arc_points(p: complex, rx: float, ry: float, phi: float, large: bool, sweep: bool, q: complex) -> list[complex]:
+    """SVG 1.1, appendix F.6."""
+    if p == q:
+        return []
+    if not rx or not ry:
+        return [q]
+    turn = complex(math.cos(math.radians(phi)), math.sin(math.radians(phi)))
+    half = (p - q) / 2 / turn
+    x, y, rx, ry = half.real, half.imag, abs(rx), abs(ry)
+    grow = math.sqrt((x / rx) ** 2 + (y / ry) ** 2)
+    if grow > 1:
+        rx, ry = rx * grow, ry * grow
+    root = max(0.0, (rx * ry) ** 2 / ((rx * y) ** 2 + (ry * x) ** 2) - 1) ** 0.5
+    root = -root if large == sweep else root
+    cx, cy = root * rx * y / ry, -root * ry * x / rx
+    first = math.atan2((y - cy) / ry, (x - cx) / rx)
+    last = math.atan2((-y - cy) / ry, (-x - cx) / rx)
+    if sweep and last < first:
+        last += math.tau
+    if not sweep and last > first:
+        last -= math.tau
+    centre = complex(cx, cy) * turn + (p + q) / 2
+    angles = np.linspace(first, last, 129)[1:]
+    return [complex(rx * math.cos(a), ry * math.sin(a)) * turn + centre for a in angles]
+
+
+def flatten(d: str, scale: float) -> list[np.ndarray]:
+    """The subpaths as polylines of complex points, curves in 32 steps."""
+    subpaths: list[list[complex]] = []
+    here = start = 0j
+    control, previous = 0j, ""
+    steps = np.linspace(0, 1, 33)[1:]
+    for command, n in tokens(d):
+        kind, base = command.lower(), here if command.islower() else 0j
+        if kind not in "mz" and previous == "z":
+            subpaths.append([here])
+        points = [base + complex(n[i], n[i + 1]) for i in range(0, len(n) - 1, 2)]
+        if kind == "m":
+            here = start = points[0]
+            subpaths.append([here])
+        elif kind == "z":
+            subpaths[-1].append(start)
+            here = start
+        elif kind in "lhv":
+            if kind == "h":
+                points = [complex(base.real + n[0], here.imag)]
+            if kind == "v":
+                points = [complex(here.real, base.imag + n[0])]
+            here = points[0]
+            subpaths[-1].append(here)
+        elif kind in "cs":
+            if kind == "s":
+                points = [2 * here - control if previous in "cs" else here, *points]
+            a, b, c = points
+            subpaths[-1] += list(
+                (1 - steps) ** 3 * here
+                + 3 * (1 - steps) ** 2 * steps * a
+                + 3 * (1 - steps) * steps**2 * b
+                + steps**3 * c
+            )
+            here, control = c, b
+        elif kind in "qt":
+            if kind == "t":
+                points = [2 * here - control if previous in "qt" else here, *points]
+            a, b = points
+            subpaths[-1] += list((1 - steps) ** 2 * here + 2 * (1 - steps) * steps * a + steps**2 * b)
+            here, control = b, a
+        else:
+            end = base + complex(n[5], n[6])
+            subpaths[-1] += arc_points(here, n[0], n[1], n[2], n[3] == 1, n[4] == 1, end)
+            here = end
+        previous = kind or " "
+    return [np.array(points) * scale for points in subpaths]
+
+
+def farthest(points: np.ndarray, line: np.ndarray) -> float:
+    """The largest distance from a point to the polyline."""
+    a, b = line[:-1], line[1:]
+    if not len(a):
+        return float(np.abs(points - line[0]).max())
+    along = b - a
+    length = np.where(along == 0, 1, np.abs(along) ** 2)
+    share = np.clip(((points[:, None] - a) * along.conj()).real / length, 0, 1)
+    return float(np.abs(points[:, None] - (a + share * along)).min(axis=1).max())
+
+
+def deviation(before: list[np.ndarray], after: list[np.ndarray]) -> float:
+    assert len(before) == len(after)
+    pairs = list(zip(before, after, strict=True))
+    return max((max(farthest(p, q), farthest(q, p)) for p, q in pairs), default=0.0)
+
+
+coordinates = st.floats(-40, 40).map(lambda value: round(value, 3))
+radii = st.floats(0, 30).map(lambda value: round(value, 3))
+ATOMS = {
+    "h": st.tuples(coordinates),
+    "v": st.tuples(coordinates),
+    "l": st.tuples(coordinates, coordinates),
+    "t": st.tuples(coordinates, coordinates),
+    "q": st.tuples(*[coordinates] * 4),
+    "s": st.tuples(*[coordinates] * 4),
+    "c": st.tuples(*[coordinates] * 6),
+    "a": st.tuples(radii, radii, st.integers(0, 180), st.integers(0, 1), st.integers(0, 1), coordinates, coordinates),
+    "z": st.just(()),
+    "m": st.tuples(coordinates, coordinates),
+}
+segments = st.sampled_from(sorted(ATOMS)).flatmap(
+    lambda kind: st.tuples(st.sampled_from([kind, kind.upper()]), ATOMS[kind])
+)
+
+
+def written(path: list[tuple[str, tuple[float, ...]]]) -> str:
+    return "M3 4" + "".join(kind + " ".join(map(str, numbers)) for kind, numbers in path)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(st.lists(segments, max_size=8).map(written), st.sampled_from([0.3, 1.0, 10.667]))
+def test_no_point_moves_by_more_than_a_unit(d: str, scale: float) -> None:
+    after = scaled(d, scale)
+    assert deviation(flatten(d, scale), flatten(after, 1)) <= 1.0 + 0.02  # chords of 1/32 of a curve
+    assert scaled(after, 1) == after
+
+
+def test_real_icons_move_by_less_than_a_unit_and_stay_put() -> None:
+    worst = 0.0
+    for icon in list(phosphor_icons())[::397]:
+        for d in re.findall(r'\sd="([^"]*)"', icon.svg.decode()):
+            after = scaled(d, 1)
+            worst = max(worst, deviation(flatten(d, 1), flatten(after, 1)))
+            assert scaled(after, 1) == after
+    assert 0.3 < worst <= 1.0
