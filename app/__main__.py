@@ -40,7 +40,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Overrides may stand behind options: argparse itself takes positional arguments in one place alone."""
     parser = _parser()
     arguments, behind = parser.parse_known_args(argv)
-    unknown = [text for text in behind if text.startswith("-") or "=" not in text or "overrides" not in arguments]
+    unknown = [
+        text
+        for text in behind
+        if text.startswith("-") or "=" not in text or "overrides" not in arguments
+    ]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if behind:
@@ -68,7 +72,9 @@ def _plan(arguments: argparse.Namespace) -> int:
     from app.jobs import plan
 
     gpus = [plan.gib_of(text) for text in arguments.gpu]
-    found = plan.report(config, gpus, max_context=arguments.max_context, speed=arguments.tokens_per_second)
+    found = plan.report(
+        config, gpus, max_context=arguments.max_context, speed=arguments.tokens_per_second
+    )
     print(json.dumps(found) if arguments.json else plan.in_words(found))
     return 0
 
@@ -115,7 +121,9 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 
 def _quantize(arguments: argparse.Namespace) -> int:
-    quantization = configs.validated(QuantizationConfig, {"kind": arguments.kind, "double": arguments.double})
+    quantization = configs.validated(
+        QuantizationConfig, {"kind": arguments.kind, "double": arguments.double}
+    )
     from app.jobs.quantize import quantize
 
     model = ModelConfig(name=arguments.model, revision=arguments.revision)
@@ -166,22 +174,32 @@ def _job_config(arguments: argparse.Namespace) -> configs.Config:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="svgscribe", description="Teach Gemma 2 to describe SVG drawings.")
+    parser = argparse.ArgumentParser(
+        prog="svgscribe", description="Teach Gemma 2 to describe SVG drawings."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int], text: str
+    ) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
         added.set_defaults(run=run)
         return added
 
-    def configured(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    def configured(
+        name: str, run: Callable[[argparse.Namespace], int], text: str
+    ) -> argparse.ArgumentParser:
         added = command(name, run, text)
-        added.add_argument("config", help="YAML file, or the name of a shipped one: demo, gemma2-9b, …")
+        added.add_argument(
+            "config", help="YAML file, or the name of a shipped one: demo, gemma2-9b, …"
+        )
         added.add_argument("overrides", nargs="*", help="section.field=value")
         return added
 
     prepare = command("prepare", _prepare, "raw SVG sources to Parquet shards")
-    prepare.add_argument("source", nargs="+", help="file, folder or URI, phosphor, scenes:N; A@2 B@1 mixes 2 : 1")
+    prepare.add_argument(
+        "source", nargs="+", help="file, folder or URI, phosphor, scenes:N; A@2 B@1 mixes 2 : 1"
+    )
     for name, field in PrepareConfig.model_fields.items():
         prepare.add_argument(
             f"--{name.replace('_', '-')}",
@@ -190,12 +208,22 @@ def _parser() -> argparse.ArgumentParser:
             help=field.description,
         )
     prepare.add_argument("--json", help="write the counts to this file")
-    plan = configured("plan", _plan, "memory of one optimizer step by category, simulated: no weights, hub or GPU")
-    plan.add_argument("--gpu", action="append", default=[], help="a card's memory, such as 24GiB; may be repeated")
-    plan.add_argument("--max-context", action="store_true", help="find the longest row on each card")
-    plan.add_argument("--tokens-per-second", type=float, help="measured speed of the whole job, for the hours")
+    plan = configured(
+        "plan", _plan, "memory of one optimizer step by category, simulated: no weights, hub or GPU"
+    )
+    plan.add_argument(
+        "--gpu", action="append", default=[], help="a card's memory, such as 24GiB; may be repeated"
+    )
+    plan.add_argument(
+        "--max-context", action="store_true", help="find the longest row on each card"
+    )
+    plan.add_argument(
+        "--tokens-per-second", type=float, help="measured speed of the whole job, for the hours"
+    )
     plan.add_argument("--json", action="store_true", help="print JSON")
-    quantize = command("quantize", _quantize, "a model in 4 bits on disk, which workers load as it is")
+    quantize = command(
+        "quantize", _quantize, "a model in 4 bits on disk, which workers load as it is"
+    )
     quantize.add_argument("model", help="hub name or folder of a Gemma 2, or tiny")
     quantize.add_argument("--out", required=True, help="new folder; then model.name of a config")
     quantize.add_argument("--revision", help=ModelConfig.model_fields["revision"].description)

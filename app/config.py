@@ -57,7 +57,9 @@ class Config(BaseModel):
         base = self.model_dump(exclude={"search"})
         steps = self.search.trial_steps or self.train.max_steps
         if self.search.space and steps is None:
-            raise ValueError("search.trial_steps and train.max_steps are both null: say how long a trial is (steps)")
+            raise ValueError(
+                "search.trial_steps and train.max_steps are both null: say how long a trial is (steps)"
+            )
         for path, domain in self.search.space.items():
             if isinstance(domain, Choice):
                 ends: Sequence[Any] = domain.choice
@@ -65,7 +67,9 @@ class Config(BaseModel):
                 ends = domain.loguniform if isinstance(domain, LogUniform) else domain.uniform
             for value in ends:
                 if path.startswith("search."):
-                    raise ValueError(f"search.space.{path}: a search cannot search over its own settings")
+                    raise ValueError(
+                        f"search.space.{path}: a search cannot search over its own settings"
+                    )
                 try:
                     Config.model_validate(_with(base, path, value))
                 except ValidationError as error:
@@ -128,10 +132,14 @@ def reference() -> str:
         lines += ["| field | default | allowed | meaning |", "| --- | --- | --- | --- |"]
         for name, field in owner.model_fields.items():
             default = field.get_default(call_default_factory=True)
-            shown = yaml.safe_dump(list(default) if isinstance(default, tuple) else default, default_flow_style=True)
+            shown = yaml.safe_dump(
+                list(default) if isinstance(default, tuple) else default, default_flow_style=True
+            )
             shown = shown.removesuffix("\n").removesuffix("\n...").replace("\n", " ")
             meaning = field.description or ""
-            lines.append(f"| `{section}.{name}` | `{shown}` | {_allowed(owner, name)} | {meaning} |")
+            lines.append(
+                f"| `{section}.{name}` | `{shown}` | {_allowed(owner, name)} | {meaning} |"
+            )
         lines.append("")
     return "\n".join(lines)
 
@@ -154,13 +162,17 @@ def _read(source: str | Path) -> dict[str, Any]:
         path = shipped
     if not path.is_file():
         names = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.yaml")))
-        raise UserError(f"config {str(source)!r} not found: give a YAML file or one of the shipped {names}")
+        raise UserError(
+            f"config {str(source)!r} not found: give a YAML file or one of the shipped {names}"
+        )
     try:
         raw = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict | None):
-        raise UserError(f"{path} holds a {type(raw).__name__}, not sections: write `optim:` and so on")
+        raise UserError(
+            f"{path} holds a {type(raw).__name__}, not sections: write `optim:` and so on"
+        )
     raw = raw or {}
     parent = raw.pop("extends", None)
     return raw if parent is None else _merged(_read(parent), raw)
@@ -261,7 +273,10 @@ def _domain(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
     if kind == "array":
         return f"list of {_domain(schema.get('items') or schema['prefixItems'][0], definitions)}"
     if kind == "object" and "properties" in schema:
-        return " ".join(f"{{{key}: {_domain(value, definitions)}}}" for key, value in schema["properties"].items())
+        return " ".join(
+            f"{{{key}: {_domain(value, definitions)}}}"
+            for key, value in schema["properties"].items()
+        )
     if kind == "object":
         return f"mapping of {_domain(schema['additionalProperties'], definitions)}"
     names = {

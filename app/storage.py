@@ -7,8 +7,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-_CREDENTIALS = re.compile(r"://(?:[^\s/@]*:\S*|[^\s/@]+)@")  # greedy: a password may hold "/" and "@"
-_SECRET_QUERY = re.compile(r"([?&][^\s=&]*(?:secret|token|password|key|sig)[^\s=&]*=)[^\s&]+", re.IGNORECASE)
+_CREDENTIALS = re.compile(
+    r"://(?:[^\s/@]*:\S*|[^\s/@]+)@"
+)  # greedy: a password may hold "/" and "@"
+_SECRET_QUERY = re.compile(
+    r"([?&][^\s=&]*(?:secret|token|password|key|sig)[^\s=&]*=)[^\s&]+", re.IGNORECASE
+)
 
 
 def join(uri: str, *parts: str) -> str:

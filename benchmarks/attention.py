@@ -52,7 +52,13 @@ def step(case: Case, name: str) -> Callable[[], tuple[Tensor, ...]]:
     if name == "ours":
         return lambda: torch.autograd.grad(
             softcapped_attention(
-                query, key, value, scale=scale, softcap=SOFTCAP, window=case.window, document_ids=document_ids
+                query,
+                key,
+                value,
+                scale=scale,
+                softcap=SOFTCAP,
+                window=case.window,
+                document_ids=document_ids,
             ).transpose(1, 2),
             (query, key, value),
             upstream,
@@ -60,7 +66,11 @@ def step(case: Case, name: str) -> Callable[[], tuple[Tensor, ...]]:
     layer: Any = nn.Module()
     layer.num_key_value_groups = case.heads // case.kv_heads
     back = torch.arange(length)[:, None] - torch.arange(length)
-    seen = (back >= 0) & (back < (case.window or length)) & (document_ids[0][:, None] == document_ids[0])
+    seen = (
+        (back >= 0)
+        & (back < (case.window or length))
+        & (document_ids[0][:, None] == document_ids[0])
+    )
     mask = torch.zeros(1, 1, length, length).masked_fill_(~seen, torch.finfo(torch.float32).min)
     return lambda: torch.autograd.grad(
         eager_attention_forward(layer, query, key, value, mask, scaling=scale, softcap=SOFTCAP)[0],
@@ -85,7 +95,11 @@ def main() -> None:
         extra = {candidate: peak_bytes(step, case, candidate) for candidate in candidates}
         figures[f"speedup_{name}"] = seconds["eager"] / seconds["ours"]
         figures[f"memory_ratio_{name}"] = extra["ours"] / extra["eager"]
-        details[name] = {"seconds": seconds, "extra_bytes": extra, "max_relative_gradient_error": error}
+        details[name] = {
+            "seconds": seconds,
+            "extra_bytes": extra,
+            "max_relative_gradient_error": error,
+        }
     write({"figures": figures, "cases": details}, arguments.json)
 
 

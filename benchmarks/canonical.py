@@ -41,14 +41,20 @@ def icons() -> tuple[list[str], str]:
     """Raw icons, and what they are."""
     paths = sorted((SHARED / "icons-large").glob("*.parquet"))
     if paths:
-        return [svg for path in paths for svg in pq.read_table(path, columns=["svg"])["svg"].to_pylist()], "icons-large"
-    return [icon.svg.decode() for icon in phosphor_icons()], "phosphor icons: ../shared/data is absent"
+        return [
+            svg for path in paths for svg in pq.read_table(path, columns=["svg"])["svg"].to_pylist()
+        ], "icons-large"
+    return [
+        icon.svg.decode() for icon in phosphor_icons()
+    ], "phosphor icons: ../shared/data is absent"
 
 
 def hard_files() -> tuple[dict[str, bytes], str]:
     paths = sorted((SHARED / "hard").glob("*.parquet"))
     if paths:
-        rows = [row for path in paths for row in pq.read_table(path, columns=["id", "svg"]).to_pylist()]
+        rows = [
+            row for path in paths for row in pq.read_table(path, columns=["id", "svg"]).to_pylist()
+        ]
         return {row["id"]: row["svg"] for row in rows}, "hard"
     return hostile_files(), "hostile files written by the benchmark: ../shared/data is absent"
 
@@ -57,7 +63,9 @@ def hostile_files() -> dict[str, bytes]:
     """What a scraped corpus holds, and what an enemy would put there."""
     head = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 24 24">'
     box = '<path d="M4 4h16v16H4z"/>'
-    laughs = '<!ENTITY a "ha">' + "".join(f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in pairwise("abcdefghi"))
+    laughs = '<!ENTITY a "ha">' + "".join(
+        f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in pairwise("abcdefghi")
+    )
     bodies = {
         "plain": box,
         "script": f"<script>alert(1)</script><g onload='x()'>{box}</g>",
@@ -104,7 +112,9 @@ def _canonicalise_all(files: dict[str, bytes], outcomes: Any) -> None:
         started = time.process_time()
         found[name] = _outcome(data)
         slowest = max(slowest, time.process_time() - started)
-    status = Path("/proc/self/status").read_text()  # ru_maxrss would count the parent's memory before exec
+    status = Path(
+        "/proc/self/status"
+    ).read_text()  # ru_maxrss would count the parent's memory before exec
     peak = int(re.search(r"VmHWM:\s*(\d+) kB", status)[1])  # type: ignore[index]
     outcomes.put((found, slowest, peak * 1024))
 
@@ -125,13 +135,17 @@ def hard_figures() -> dict[str, Any]:
         "hard_corpus": corpus,
         "hard_files": len(files),
         "hard_canonical": sum(not reason for reason, _ in found.values()),
-        "hard_refused": dict(Counter(reason for reason, _ in found.values() if reason).most_common()),
+        "hard_refused": dict(
+            Counter(reason for reason, _ in found.values() if reason).most_common()
+        ),
         "hard_unsafe": sum(bool(_UNSAFE.search(text)) for _, text in found.values()),
         "hard_max_seconds": slowest,
         "hard_peak_rss_bytes": peak,
         "hard_drawable": len(drawable),
         "hard_kept_share": drawable.count("kept") / len(drawable),
-        "hard_lost": {name: fate for name, fate in fates.items() if fate not in ("undrawable", "kept")},
+        "hard_lost": {
+            name: fate for name, fate in fates.items() if fate not in ("undrawable", "kept")
+        },
     }
 
 
@@ -149,11 +163,17 @@ def _fate(renderer: Renderer, original: bytes, canonical: str) -> str:
 def icon_figures() -> dict[str, Any]:
     svgs, corpus = icons()
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        speed = pool.submit(_icons_per_second, [svg.encode() for svg in every(svgs, NUM_TIMED)]).result()
-    pairs = [(svg, text) for svg in every(svgs, NUM_TOKENISED) if (text := _outcome(svg.encode())[1])]
+        speed = pool.submit(
+            _icons_per_second, [svg.encode() for svg in every(svgs, NUM_TIMED)]
+        ).result()
+    pairs = [
+        (svg, text) for svg in every(svgs, NUM_TOKENISED) if (text := _outcome(svg.encode())[1])
+    ]
     count, tokenizer = _counter()
     renderer = Renderer()
-    num_changed = sum(_fate(renderer, svg.encode(), text) == "different" for svg, text in every(pairs, NUM_DRAWN))
+    num_changed = sum(
+        _fate(renderer, svg.encode(), text) == "different" for svg, text in every(pairs, NUM_DRAWN)
+    )
     renderer.close()
     return {
         "icon_corpus": corpus,

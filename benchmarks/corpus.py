@@ -39,10 +39,15 @@ def data_config(shards: str, **changes: Any) -> DataConfig:
 def open_corpus(folder: Path, num_rows: int) -> Corpus:
     files = sorted((SHARED / "icons-large").glob("*.parquet"))
     if files:
-        table = pa.concat_tables([pq.read_table(file, columns=["id", "svg", "caption"]) for file in files])
+        table = pa.concat_tables(
+            [pq.read_table(file, columns=["id", "svg", "caption"]) for file in files]
+        )
         origin = "../shared/data/icons-large"
     else:
-        texts = ((row, row.svg if isinstance(row.svg, str) else row.svg.decode()) for row in phosphor_icons())
+        texts = (
+            (row, row.svg if isinstance(row.svg, str) else row.svg.decode())
+            for row in phosphor_icons()
+        )
         rows = [(row.id, svg, row.caption) for row, svg in texts]
         table = pa.table([*zip(*rows, strict=True)], names=["id", "svg", "caption"])
         origin = "the icons of py-phosphor-icons, since ../shared/data/icons-large is absent"

@@ -55,12 +55,24 @@ def main() -> None:
             ("drawings", canonical),
         ]
         for number, (part, measure) in enumerate(parts, 1):
-            print(f"[{number}/{len(parts)}] {part} ({time.monotonic() - started:.0f} s so far)", flush=True)
+            print(
+                f"[{number}/{len(parts)}] {part} ({time.monotonic() - started:.0f} s so far)",
+                flush=True,
+            )
             measured = measure()
             for name, value in measured.items():
-                print(f"      {name} {value:.4g}" if isinstance(value, float) else f"      {name} {value}", flush=True)
+                print(
+                    f"      {name} {value:.4g}"
+                    if isinstance(value, float)
+                    else f"      {name} {value}",
+                    flush=True,
+                )
             figures |= measured
-    report = {"figures": figures, "corpus": corpus.says, "seconds": round(time.monotonic() - started, 1)}
+    report = {
+        "figures": figures,
+        "corpus": corpus.says,
+        "seconds": round(time.monotonic() - started, 1),
+    }
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))
@@ -90,7 +102,10 @@ def long_pass(stream: Stream) -> Figures:
         num_slots += window["input_ids"].size
         resident.append(_resident_bytes())
         if number % 8 == 0:
-            print(f"      window {number} of {stream.num_windows}: {resident[-1] / 2**20:.0f} MiB", flush=True)
+            print(
+                f"      window {number} of {stream.num_windows}: {resident[-1] / 2**20:.0f} MiB",
+                flush=True,
+            )
     later = resident[math.ceil(0.2 * len(resident)) - 1 :]
     return {"fill": num_tokens / num_slots, "rss_growth": max(later) / later[0] - 1}
 
@@ -170,11 +185,19 @@ def trainer(folder: Path) -> Figures:
     run_id = train.train_job(config).run_id
     client = MlflowClient(config.tracking.uri)
     waits, steps = (
-        {point.step: point.value for point in client.get_metric_history(run_id, f"speed/{name}_seconds")}
+        {
+            point.step: point.value
+            for point in client.get_metric_history(run_id, f"speed/{name}_seconds")
+        }
         for name in ("data_wait", "step")
     )
-    waited, worked = (sum(seconds for step, seconds in part.items() if step > 1) for part in (waits, steps))
-    return {"wait_share": waited / (waited + worked), "longest_wait_seconds": max(list(waits.values())[1:])}
+    waited, worked = (
+        sum(seconds for step, seconds in part.items() if step > 1) for part in (waits, steps)
+    )
+    return {
+        "wait_share": waited / (waited + worked),
+        "longest_wait_seconds": max(list(waits.values())[1:]),
+    }
 
 
 if __name__ == "__main__":

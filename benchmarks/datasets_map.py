@@ -24,7 +24,9 @@ COMPARED_ROWS, TURNS = 4_000, 3
 def compare(corpus: Corpus, folder: Path) -> Figures:
     """Tokens per CPU second from raw Parquet to packed rows, ours over theirs; one process each, in turns."""
     few = folder / "few.parquet"
-    pq.write_table(pq.read_table(corpus.parquet).slice(0, COMPARED_ROWS), few, row_group_size=WINDOW_ROWS)
+    pq.write_table(
+        pq.read_table(corpus.parquet).slice(0, COMPARED_ROWS), few, row_group_size=WINDOW_ROWS
+    )
     runs = {"ours": run_ours, "hf": run_theirs, "hf_fused": run_theirs_fused}
     rows: dict[str, list[float]] = {who: [] for who in runs}
     tokens: dict[str, list[float]] = {who: [] for who in runs}
@@ -34,11 +36,17 @@ def compare(corpus: Corpus, folder: Path) -> Figures:
             before = cpu_seconds()
             num_rows, num_tokens = run(few, corpus.tokenizer, folder / "turn")
             spent = cpu_seconds() - before
-            print(f"      turn {turn}: {who} {num_tokens / spent:.0f} tokens per CPU second", flush=True)
+            print(
+                f"      turn {turn}: {who} {num_tokens / spent:.0f} tokens per CPU second",
+                flush=True,
+            )
             if turn:  # the first warms all up
                 rows[who].append(num_rows / spent)
                 tokens[who].append(num_tokens / spent)
-    ratios = {who: statistics.median(np.divide(tokens["ours"], tokens[who]).tolist()) for who in ("hf", "hf_fused")}
+    ratios = {
+        who: statistics.median(np.divide(tokens["ours"], tokens[who]).tolist())
+        for who in ("hf", "hf_fused")
+    }
     return {
         "throughput_vs_hf_datasets": ratios["hf"],
         "throughput_vs_hf_datasets_fused": ratios["hf_fused"],
@@ -52,7 +60,9 @@ def compare(corpus: Corpus, folder: Path) -> Figures:
 def run_ours(parquet: Path, tokenizer: str, folder: Path) -> tuple[int, int]:
     """`prepare`, and one pass over the stream; (rows read, tokens packed)."""
     shards = str(folder / "ours")
-    report = prepare([str(parquet)], PrepareConfig(out=shards, validation_share=0.0), progress=False)
+    report = prepare(
+        [str(parquet)], PrepareConfig(out=shards, validation_share=0.0), progress=False
+    )
     stream = Stream(data_config(shards), tokenizer, epochs=1)
     windows = (stream.window(number) for number in range(stream.num_windows))
     return report.read, sum(int(window["num_tokens"].sum()) for window in windows)
@@ -85,7 +95,11 @@ def _cleaned_by_map(parquet: Path, folder: Path) -> tuple[Any, int]:
 
 def _mapped(rows: Any, function: Callable[..., Any], **arguments: Any) -> Any:
     return rows.map(
-        function, batched=True, batch_size=WINDOW_ROWS, remove_columns=rows.column_names, fn_kwargs=arguments
+        function,
+        batched=True,
+        batch_size=WINDOW_ROWS,
+        remove_columns=rows.column_names,
+        fn_kwargs=arguments,
     )
 
 
@@ -111,13 +125,22 @@ def _clean(batch: dict[str, list[str]]) -> dict[str, list[str]]:
 
 def _encoded(batch: dict[str, list[str]], encoder: PromptEncoder) -> dict[str, Any]:
     examples = encoder.encode_batch([*zip(batch["svg"], batch["caption"], strict=True)])
-    return {name: [getattr(example, name) for example in examples] for name in ("input_ids", "targets")}
+    return {
+        name: [getattr(example, name) for example in examples] for name in ("input_ids", "targets")
+    }
 
 
 def _packed(batch: dict[str, Any], encoder: PromptEncoder) -> dict[str, Any]:
-    examples = [Example(ids, targets) for ids, targets in zip(batch["input_ids"], batch["targets"], strict=True)]
-    rows = pack([example for example in examples if len(example.input_ids) <= ROW_TOKENS], ROW_TOKENS)
-    columns: dict[str, Any] = {"num_tokens": np.array([len(row.input_ids) for row in rows], np.int32)}
+    examples = [
+        Example(ids, targets)
+        for ids, targets in zip(batch["input_ids"], batch["targets"], strict=True)
+    ]
+    rows = pack(
+        [example for example in examples if len(example.input_ids) <= ROW_TOKENS], ROW_TOKENS
+    )
+    columns: dict[str, Any] = {
+        "num_tokens": np.array([len(row.input_ids) for row in rows], np.int32)
+    }
     for name, fill in (("input_ids", encoder.pad_id), ("position_ids", 0), ("targets", IGNORED)):
         columns[name] = np.full((len(rows), ROW_TOKENS), fill, np.int32)
         for i, row in enumerate(rows):

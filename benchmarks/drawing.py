@@ -65,13 +65,20 @@ def comparable(svg: bytes | str) -> str:
         parent = bitmap.getparent()
         if parent is not None and not any(bitmap.get(name, "").startswith("#") for name in _HREFS):
             parent.remove(bitmap)
-    box = [float(number) for number in root.get("viewBox", "").replace(",", " ").split()] or [0.0] * 4
-    width, height = _pixels(root.get("width", "100%"), box[2]), _pixels(root.get("height", "100%"), box[3])
+    box = [float(number) for number in root.get("viewBox", "").replace(",", " ").split()] or [
+        0.0
+    ] * 4
+    width, height = (
+        _pixels(root.get("width", "100%"), box[2]),
+        _pixels(root.get("height", "100%"), box[3]),
+    )
     if not width or not height:
         return etree.tostring(root, encoding="unicode")
     root.set("width", str(width))
     root.set("height", str(height))
-    canvas = etree.Element(f"{SVG}svg", width=str(SIDE), height=str(SIDE), viewBox=f"0 0 {width} {height}")
+    canvas = etree.Element(
+        f"{SVG}svg", width=str(SIDE), height=str(SIDE), viewBox=f"0 0 {width} {height}"
+    )
     canvas.set("preserveAspectRatio", "xMinYMin")
     canvas.append(root)
     return etree.tostring(canvas, encoding="unicode")
@@ -82,7 +89,14 @@ def _pixels(length: str, whole: float) -> float:
     match = re.fullmatch(r"\s*([\d.]+)(px|pt|pc|mm|cm|in|%|)\s*", length)
     if match is None:
         return whole
-    factors = {"pt": 4 / 3, "pc": 16.0, "mm": 96 / 25.4, "cm": 96 / 2.54, "in": 96.0, "%": whole / 100}
+    factors = {
+        "pt": 4 / 3,
+        "pc": 16.0,
+        "mm": 96 / 25.4,
+        "cm": 96 / 2.54,
+        "in": 96.0,
+        "%": whole / 100,
+    }
     return float(match[1]) * factors.get(match[2], 1.0)
 
 

@@ -22,7 +22,10 @@ import torch
 from bitsandbytes.nn.modules import Linear4bit, Params4bit
 from torch import Tensor, nn
 from transformers import Gemma2Config
-from transformers.models.gemma2.modeling_gemma2 import Gemma2RotaryEmbedding, eager_attention_forward
+from transformers.models.gemma2.modeling_gemma2 import (
+    Gemma2RotaryEmbedding,
+    eager_attention_forward,
+)
 
 from app.config import Config, load
 from app.gemma.activation_checkpoint import save_memory
@@ -131,7 +134,9 @@ def memory(job: Job) -> dict[str, Any]:
     run = one_step(config, objective)
     card = torch.cuda.get_device_properties(CUDA).total_memory
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(min(1.0, (job.card_gib - OUTSIDE_GIB) * GIB / card), CUDA)
+    torch.cuda.set_per_process_memory_fraction(
+        min(1.0, (job.card_gib - OUTSIDE_GIB) * GIB / card), CUDA
+    )
     try:
         for tokens in (1024, 1536):  # kernels are compiled here, the second time for any length
             run(tokens)
@@ -182,17 +187,22 @@ ATTENTION = {
 """Documents (tokens), window (tokens), softcap."""
 
 
-def attention(documents: tuple[int, ...], window: int | None, softcap: float | None) -> dict[str, Any]:
+def attention(
+    documents: tuple[int, ...], window: int | None, softcap: float | None
+) -> dict[str, Any]:
     """Forward and backward of one layer of the 9B (16 query, 8 key heads of 256), bf16."""
     length, how = sum(documents), {"device": CUDA, "dtype": torch.bfloat16}
     query, key, value = (
-        torch.randn(1, length, heads, 256, **how).transpose(1, 2).requires_grad_() for heads in (16, 8, 8)
+        torch.randn(1, length, heads, 256, **how).transpose(1, 2).requires_grad_()
+        for heads in (16, 8, 8)
     )
     upstream = torch.randn(1, length, 16, 256, **how).transpose(1, 2)
     ids = torch.repeat_interleave(torch.tensor(documents))[None].to(CUDA)
     back = torch.arange(length, device=CUDA)[:, None] - torch.arange(length, device=CUDA)
     seen = (back >= 0) & (back < (window or length)) & (ids[0][:, None] == ids[0])
-    mask = torch.zeros(1, 1, length, length, **how).masked_fill_(~seen, torch.finfo(torch.bfloat16).min)
+    mask = torch.zeros(1, 1, length, length, **how).masked_fill_(
+        ~seen, torch.finfo(torch.bfloat16).min
+    )
     layer: Any = nn.Module()
     layer.num_key_value_groups = 2
 
@@ -200,20 +210,29 @@ def attention(documents: tuple[int, ...], window: int | None, softcap: float | N
         return torch.autograd.grad(out, (query, key, value), upstream)
 
     def eager() -> Any:
-        out = eager_attention_forward(layer, query, key, value, mask, scaling=1 / 16, softcap=softcap)[0]
+        out = eager_attention_forward(
+            layer, query, key, value, mask, scaling=1 / 16, softcap=softcap
+        )[0]
         return gradients(out.transpose(1, 2))
 
     candidates: dict[str, Callable[[], Any]] = {
         "ours": lambda: gradients(
-            softcapped_attention(query, key, value, scale=1 / 16, softcap=softcap, window=window, document_ids=ids)
+            softcapped_attention(
+                query, key, value, scale=1 / 16, softcap=softcap, window=window, document_ids=ids
+            )
         ),
         "eager": eager,
     }
     if softcap is None:
         candidates["flash"] = lambda: gradients(
-            nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=1 / 16, enable_gqa=True)
+            nn.functional.scaled_dot_product_attention(
+                query, key, value, is_causal=True, scale=1 / 16, enable_gqa=True
+            )
         )
-    errors = [float((a - b).abs().max() / b.abs().max()) for a, b in zip(candidates["ours"](), eager(), strict=True)]
+    errors = [
+        float((a - b).abs().max() / b.abs().max())
+        for a, b in zip(candidates["ours"](), eager(), strict=True)
+    ]
     flops = 3.5 * 4 * int(seen.sum()) * 16 * 256  # forward 2 products, backward 5
     taken = {each: milliseconds(run) for each, run in candidates.items()}
     return {

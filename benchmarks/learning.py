@@ -61,7 +61,9 @@ def main() -> None:
         assert adapter is not None
         rows, base, tuned = judge_both(config, adapter)
     references = [row.caption for row in rows]
-    constant, constant_bleu4 = best_constant_caption(open_shards(config.data.shards).captions("train"), references)
+    constant, constant_bleu4 = best_constant_caption(
+        open_shards(config.data.shards).captions("train"), references
+    )
     figures = {"bleu4_tuned": bleu4(tuned.captions, references), "bleu4_base": bleu4(base.captions, references),
                "bleu4_constant": constant_bleu4}  # fmt: skip
     candidates: dict[str, Callable[[int], str]] = {
@@ -73,14 +75,18 @@ def main() -> None:
                      for i, reference in enumerate(references)]  # fmt: skip
             scored = [truth == said for truth, said in named if truth]
             figures[f"{field}_accuracy_{who}"] = sum(scored) / len(scored)
-        figures[f"field_accuracy_{who}"] = sum(figures[f"{field}_accuracy_{who}"] for field in FIELDS) / len(FIELDS)
+        figures[f"field_accuracy_{who}"] = sum(
+            figures[f"{field}_accuracy_{who}"] for field in FIELDS
+        ) / len(FIELDS)
     report = {"figures": figures, "num_captions": len(rows), "eval_loss_before": base.eval_loss,
               "eval_loss_after": tuned.eval_loss, "constant_caption": constant,
               "seconds": round(time.monotonic() - started, 1)}  # fmt: skip
     arguments.json.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))
     for i in range(5):
-        print(f"\nreference  {references[i]}\nbase       {base.captions[i]}\ntuned      {tuned.captions[i]}")
+        print(
+            f"\nreference  {references[i]}\nbase       {base.captions[i]}\ntuned      {tuned.captions[i]}"
+        )
 
 
 if __name__ == "__main__":

@@ -34,7 +34,9 @@ def loading(folder: str) -> Callable[[], Gemma2ForCausalLM]:
     """What a worker does, and a read of every page: weights are mapped, and come when they are first used."""
 
     def load() -> Gemma2ForCausalLM:
-        base = load_base(ModelConfig(name=folder), NF4, device=torch.device("cpu"), dtype=torch.bfloat16)
+        base = load_base(
+            ModelConfig(name=folder), NF4, device=torch.device("cpu"), dtype=torch.bfloat16
+        )
         for parameter in base.parameters():
             parameter.detach().view(torch.uint8).flatten()[::PAGE].sum()
         return base
@@ -59,11 +61,15 @@ def main() -> None:
             "hash_of_prequantised": lambda: digest(ModelConfig(name=small)),
         }
         seconds = medians(candidates)
-        memory = {name: peak_and_final_bytes(loading, path) for name, path in (("small", small), ("full", full))}
+        memory = {
+            name: peak_and_final_bytes(loading, path)
+            for name, path in (("small", small), ("full", full))
+        }
     write(
         {
             "figures": {
-                "prequantised_speedup": seconds["quantised_while_loading"] / seconds["prequantised"],
+                "prequantised_speedup": seconds["quantised_while_loading"]
+                / seconds["prequantised"],
                 "peak_bytes_over_final": memory["small"][0] / memory["small"][1],
                 "peak_bytes_over_final_while_quantising": memory["full"][0] / memory["full"][1],
             },

@@ -58,7 +58,10 @@ def main() -> None:
             "max_relative_gradient_difference": float((ours - theirs).abs().max() / theirs.abs().max()),
         }  # fmt: skip
         del candidates
-    for name, budget in (("extra_bytes_8192", BUDGET), ("extra_bytes_8192_budget_64mib", 64 * 2**20)):
+    for name, budget in (
+        ("extra_bytes_8192", BUDGET),
+        ("extra_bytes_8192_budget_64mib", 64 * 2**20),
+    ):
         figures[name] = peak_bytes(step, 8192, 1.0, "ours", budget)
     write({"figures": figures, "cases": details}, arguments.json)
 

@@ -37,7 +37,9 @@ def peak_bytes(prepare: Callable[..., Callable[[], Any]], *arguments: Any) -> in
     return peak_and_final_bytes(prepare, *arguments)[0]
 
 
-def peak_and_final_bytes(prepare: Callable[..., Callable[[], Any]], *arguments: Any) -> tuple[int, int]:
+def peak_and_final_bytes(
+    prepare: Callable[..., Callable[[], Any]], *arguments: Any
+) -> tuple[int, int]:
     """The same, and the bytes that what it returns keeps."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_peak_and_final, prepare, *arguments).result()
@@ -71,7 +73,9 @@ def status(field: str) -> int:
 
 def write(report: Mapping[str, Any], path: Path) -> None:
     """To the file, and to the screen."""
-    text = json.dumps({**report, "clock": f"CPU seconds, 1 thread, medians of {REPEATS}, alternating"}, indent=2)
+    text = json.dumps(
+        {**report, "clock": f"CPU seconds, 1 thread, medians of {REPEATS}, alternating"}, indent=2
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text + "\n")
     print(text)

@@ -33,7 +33,13 @@ from benchmarks.measure import one_thread, settled_bytes, status, write
 WIDE = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 3, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 128, "query_pre_attn_scalar": 128, "sliding_window": 512,
         "vocab_size": 16_000}  # fmt: skip
-VOCABULARY = {**WIDE, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 2, "vocab_size": 256_000}
+VOCABULARY = {
+    **WIDE,
+    "hidden_size": 256,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 2,
+    "vocab_size": 256_000,
+}
 CASES: dict[str, tuple[dict[str, int], list[str]]] = {
     "recomputed in tiles": (WIDE, ["memory.tile_tokens=256"]),
     "offloaded": (WIDE, ["memory.tile_tokens=256", "memory.offload=true"]),
@@ -42,7 +48,10 @@ CASES: dict[str, tuple[dict[str, int], list[str]]] = {
     "eager attention": (WIDE, ["model.attention=eager", "data.max_row_tokens=1024"]),
     "8-bit moments, rank 128": (WIDE, ["optim.kind=adamw_8bit", "lora.rank=128"]),
     "16-bit base, accumulated": (WIDE, ["quantization.kind=none", "train.accumulation=2"]),
-    "fp32, two rows": (WIDE, ["train.precision=fp32", "train.micro_batch_rows=2", "data.max_row_tokens=512"]),
+    "fp32, two rows": (
+        WIDE,
+        ["train.precision=fp32", "train.micro_batch_rows=2", "data.max_row_tokens=512"],
+    ),
     "256k words, on the host": (VOCABULARY, ["data.max_row_tokens=512", "memory.embedding=host"]),
 }
 LABELLED = 1 / 16
@@ -68,7 +77,9 @@ def steps(config: Config, number: int) -> Any:
     dtype = DTYPES[config.train.precision]
     base = load_base(config.model, config.quantization, device=torch.device("cpu"), dtype=dtype)
     for parameter in base.parameters():
-        if parameter.is_floating_point():  # as a GPU would: out of the mapped file, whose pages then go
+        if (
+            parameter.is_floating_point()
+        ):  # as a GPU would: out of the mapped file, whose pages then go
             parameter.data = parameter.data.clone()
     objective = CaptionLoss(add_lora(base, config.lora, seed=0), dtype).train()
     save_memory(base, config.memory)
@@ -77,7 +88,11 @@ def steps(config: Config, number: int) -> Any:
     shape = (config.train.micro_batch_rows, config.data.max_row_tokens)
     ids = np.random.default_rng(0).integers(3, 900, shape)
     targets = np.where(np.arange(shape[1]) < shape[1] * LABELLED, ids, IGNORED)
-    batch = {"input_ids": ids, "targets": targets, "position_ids": np.broadcast_to(np.arange(shape[1]), shape).copy()}
+    batch = {
+        "input_ids": ids,
+        "targets": targets,
+        "position_ids": np.broadcast_to(np.arange(shape[1]), shape).copy(),
+    }
     for _ in range(number):
         in_the_middle(config, optimizer, trained)
         settled_bytes()
@@ -104,7 +119,9 @@ def resident(case: str, folder: Path) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--case", nargs=2, metavar=("NAME", "FOLDER"), help="one case, in this process")
+    parser.add_argument(
+        "--case", nargs=2, metavar=("NAME", "FOLDER"), help="one case, in this process"
+    )
     arguments = parser.parse_args()
     if arguments.case:
         print(resident(arguments.case[0], Path(arguments.case[1])))
@@ -120,8 +137,15 @@ def main() -> None:
             measured = json.loads(done.stdout.splitlines()[-1])
             simulated = peak(config_of(case, folder), labelled=LABELLED, on_gpu=False).num_bytes
             errors[case] = simulated / measured - 1
-            cases[case] = {"simulated_bytes": simulated, "resident_bytes": measured, "relative_error": errors[case]}
-            print(f"{case}: simulated {simulated / 2**20:.0f} MiB, resident {measured / 2**20:.0f}", flush=True)
+            cases[case] = {
+                "simulated_bytes": simulated,
+                "resident_bytes": measured,
+                "relative_error": errors[case],
+            }
+            print(
+                f"{case}: simulated {simulated / 2**20:.0f} MiB, resident {measured / 2**20:.0f}",
+                flush=True,
+            )
     figures = {"max_relative_error": max(map(abs, errors.values())), "num_shapes": len(cases)}
     write({"figures": figures, "cases": cases}, arguments.json)
 

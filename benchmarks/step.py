@@ -119,7 +119,10 @@ def documents(case: Case, folder: Path) -> tuple[list[Example], str]:
 def padded(examples: Sequence[Example]) -> list[Batch]:
     """One batch as a collator for causal language models makes it: labels are input ids, shifted by the model."""
     longest = max(len(example.input_ids) for example in examples)
-    batch = {name: torch.zeros(len(examples), longest, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
+    batch = {
+        name: torch.zeros(len(examples), longest, dtype=torch.int64)
+        for name in ("input_ids", "attention_mask")
+    }
     batch["labels"] = torch.full_like(batch["input_ids"], IGNORED)
     for i, example in enumerate(examples):
         length = len(example.input_ids)
@@ -134,7 +137,8 @@ def packed(examples: Sequence[Example]) -> list[Batch]:
     limit = max(ROW_TOKENS, *(len(example.input_ids) for example in examples))
     names = ("input_ids", "position_ids", "targets")
     return [
-        {name: torch.from_numpy(getattr(row, name))[None].long() for name in names} for row in pack(examples, limit)
+        {name: torch.from_numpy(getattr(row, name))[None].long() for name in names}
+        for row in pack(examples, limit)
     ]
 
 
@@ -151,7 +155,9 @@ def expert_loss(model: nn.Module, batch: Batch) -> Tensor:
             input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
         ).last_hidden_state
         labelled = batch["targets"] != IGNORED
-        logits = softcap(inner.lm_head(hidden[labelled]), inner.config.final_logit_softcapping).float()
+        logits = softcap(
+            inner.lm_head(hidden[labelled]), inner.config.final_logit_softcapping
+        ).float()
         return nn.functional.cross_entropy(logits, batch["targets"][labelled], reduction="sum")
 
 
@@ -159,20 +165,27 @@ def step(name: str, folder: str, examples: Sequence[Example]) -> Callable[[], fl
     """One optimizer step of a candidate on all the documents; returns the loss before it."""
     candidate = CANDIDATES[name]
     base = load_base(
-        ModelConfig(name=folder, attention=candidate.attention), QuantizationConfig(), device=CPU, dtype=DTYPE
+        ModelConfig(name=folder, attention=candidate.attention),
+        QuantizationConfig(),
+        device=CPU,
+        dtype=DTYPE,
     )
     model = add_lora(base, LoraConfig(rank=16), seed=0).train()
     objective, optimizer = CaptionLoss(model, DTYPE), adamw(model, OptimConfig())
     if candidate.memory is not None:
         save_memory(base, candidate.memory)
     if candidate.checkpointing:
-        base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        base.activation_checkpointing_enable(
+            activation_checkpointing_kwargs={"use_reentrant": False}
+        )
     num_labels = sum(len(example.input_ids) - example.num_prompt_tokens for example in examples)
 
     def loss(batch: Batch) -> Tensor:
         if name == "default":
             return default_loss(model, batch)
-        return (expert_loss(model, batch) if candidate.theirs else objective(**batch)[0]) / num_labels
+        return (
+            expert_loss(model, batch) if candidate.theirs else objective(**batch)[0]
+        ) / num_labels
 
     def run() -> float:
         total = 0.0
@@ -214,7 +227,9 @@ def main() -> None:
     arguments = parser.parse_args()
     one_thread()
     with tempfile.TemporaryDirectory(prefix="bench-step-") as name:
-        cases = {case_name: timed(case, Path(name) / case_name) for case_name, case in CASES.items()}
+        cases = {
+            case_name: timed(case, Path(name) / case_name) for case_name, case in CASES.items()
+        }
         ids = np.random.default_rng(0).integers(3, CASES["9b_share"].words, LONG).astype(np.int32)
         long = [Example.of(ids, LONG - 64)]
         model = str(Path(name) / "9b_share" / "model")

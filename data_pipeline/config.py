@@ -10,7 +10,9 @@ class DataConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    shards: str = Field("outputs/shards", description="folder of Parquet shards written by `prepare`")
+    shards: str = Field(
+        "outputs/shards", description="folder of Parquet shards written by `prepare`"
+    )
     system: str = Field(
         "You are an expert at describing SVG images. Provide a detailed, accurate description of this SVG image:",
         description="sentence that stands before the SVG in the user's turn",
@@ -23,21 +25,27 @@ class DataConfig(BaseModel):
         description="an example longer than a packed row is left out, or loses the end of its SVG; both are counted",
     )
     window_rows: Annotated[int, Field(ge=1, le=65_536)] = Field(
-        1024, description="examples shuffled and packed together (rows); resuming re-reads at most one window"
+        1024,
+        description="examples shuffled and packed together (rows); resuming re-reads at most one window",
     )
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the order in which rows are seen")
+    seed: Annotated[int, Field(ge=0)] = Field(
+        0, description="seed of the order in which rows are seen"
+    )
     max_train_rows: Annotated[int, Field(ge=1)] | None = Field(
         None, description="train on the first N rows of the train split only (rows); null: on all"
     )
     max_validation_rows: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="evaluate on the first N rows of the validation split only (rows); null: on all"
+        None,
+        description="evaluate on the first N rows of the validation split only (rows); null: on all",
     )
     cache: str | None = Field(
         None,
         description="folder (or file system URI) that keeps tokenised examples, so that epochs and trials after the "
         "first read tokens; null: encode anew",
     )
-    ledger: bool = Field(False, description="write the ids of the rows of each step to ledger/ in the job's folder")
+    ledger: bool = Field(
+        False, description="write the ids of the rows of each step to ledger/ in the job's folder"
+    )
     cpus_per_task: Annotated[float, Field(gt=0, le=64)] = Field(
         0.5, description="CPUs that Ray reserves for one read-and-pack task"
     )
@@ -52,10 +60,15 @@ class PrepareConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     out: str = Field(description="folder (or file system URI) that receives the shards")
-    svg_column: str | None = Field(None, description="column or key of the drawing (default: a known name)")
-    caption_column: str | None = Field(None, description="column or key of the caption (default: the known names)")
+    svg_column: str | None = Field(
+        None, description="column or key of the drawing (default: a known name)"
+    )
+    caption_column: str | None = Field(
+        None, description="column or key of the caption (default: the known names)"
+    )
     id_column: str | None = Field(
-        None, description="column or key of the id (default: a known name); empty or none known: rows are numbered"
+        None,
+        description="column or key of the id (default: a known name); empty or none known: rows are numbered",
     )
     captions: Literal["first", "random", "all"] = Field(
         "first",
@@ -64,18 +77,22 @@ class PrepareConfig(BaseModel):
     validation_share: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.05, description="share of the concepts that are held out for validation"
     )
-    shard_rows: Annotated[int, Field(ge=1)] = Field(2048, description="rows in one shard at most (rows)")
+    shard_rows: Annotated[int, Field(ge=1)] = Field(
+        2048, description="rows in one shard at most (rows)"
+    )
     max_svg_bytes: Annotated[int, Field(ge=64)] = Field(
         4_000_000, description="a longer raw drawing is refused (bytes)"
     )
     max_told_share: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.05, description="share of the rows whose SVG text may contain their own caption; above it all is refused"
+        0.05,
+        description="share of the rows whose SVG text may contain their own caption; above it all is refused",
     )
     max_rows: Annotated[int, Field(ge=1)] | None = Field(
         None, description="read the first N examples of each source only (rows; default: all)"
     )
     processes: Annotated[int, Field(ge=1, le=1024)] | None = Field(
-        None, description="processes that clean drawings (default: one for each CPU that this one may use)"
+        None,
+        description="processes that clean drawings (default: one for each CPU that this one may use)",
     )
     seed: Annotated[int, Field(ge=0)] = Field(
         0, description="seed of the split, of the order of rows, and of what is chosen at random"

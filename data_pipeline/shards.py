@@ -18,7 +18,9 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from data_pipeline.errors import DataError
-from data_pipeline.sources.files import filesystem as filesystem  # also for what is written beside the shards
+from data_pipeline.sources.files import (
+    filesystem as filesystem,
+)  # also for what is written beside the shards
 
 SPLITS = ("train", "validation")
 ROW_GROUP_ROWS = 256  # what a read of one row costs
@@ -28,7 +30,8 @@ REPORT = "report.json"
 
 _SHARD = pa.schema([(name, pa.string()) for name in ("id", "svg", "caption", "source", "split")])
 _QUARANTINE = pa.schema(
-    [(name, pa.string()) for name in ("id", "source", "reason", "detail")] + [("first_bytes", pa.binary())]
+    [(name, pa.string()) for name in ("id", "source", "reason", "detail")]
+    + [("first_bytes", pa.binary())]
 )
 
 
@@ -77,7 +80,9 @@ class ShardWriter:
             if self._fs.get_file_info(self._partial).type != pyarrow.fs.FileType.NotFound:
                 self._fs.delete_dir(self._partial)
             self._fs.create_dir(self._partial, recursive=True)
-            self._quarantine = pq.ParquetWriter(f"{self._partial}/{QUARANTINE}", _QUARANTINE, filesystem=self._fs)
+            self._quarantine = pq.ParquetWriter(
+                f"{self._partial}/{QUARANTINE}", _QUARANTINE, filesystem=self._fs
+            )
         except OSError as error:
             raise DataError(f"cannot write {folder!r}: {error}") from None
 
@@ -119,7 +124,9 @@ class ShardWriter:
             self._flush(split)
         self._flush_quarantine()
         self._quarantine.close()
-        return hashlib.sha256(b"".join(digest.digest() for digest in self._digests.values())).hexdigest()
+        return hashlib.sha256(
+            b"".join(digest.digest() for digest in self._digests.values())
+        ).hexdigest()
 
     def written(self, split: str) -> Iterator[ShardRow]:
         """The rows of a split as they lie on disk; after `close`."""
@@ -127,7 +134,9 @@ class ShardWriter:
             path = f"{self._partial}/{split}-{number:05d}.parquet"
             with pq.ParquetFile(path, filesystem=self._fs) as file:
                 for batch in file.iter_batches(ROW_GROUP_ROWS, columns=list(ShardRow._fields)):
-                    yield from map(ShardRow, *(column.to_pylist() for column in batch.select(ShardRow._fields)))
+                    yield from map(
+                        ShardRow, *(column.to_pylist() for column in batch.select(ShardRow._fields))
+                    )
 
     def commit(self, manifest: Mapping[str, Any], report: Mapping[str, Any]) -> None:
         """Replace the dataset in the folder by the one just written; other files there are left alone."""
@@ -136,7 +145,9 @@ class ShardWriter:
             with fs.open_output_stream(f"{self._partial}/{name}") as stream:
                 stream.write(json.dumps(value, indent=1).encode())
         fs.create_dir(path, recursive=True)
-        old = sorted((name for name in _names(fs, path) if _is_ours(name)), key=lambda name: name != MANIFEST)
+        old = sorted(
+            (name for name in _names(fs, path) if _is_ours(name)), key=lambda name: name != MANIFEST
+        )
         for name in old:
             fs.delete_file(f"{path}/{name}")
         for name in sorted(_names(fs, self._partial), key=lambda name: name == MANIFEST):
@@ -204,7 +215,9 @@ def _read_file(fs: pyarrow.fs.FileSystem, path: str, start: int, stop: int) -> l
             first += num_rows
         table = file.read_row_groups(groups, columns=list(ShardRow._fields))
     table = table.slice(start - skipped, stop - start).select(ShardRow._fields)
-    return [ShardRow(*values) for values in zip(*(column.to_pylist() for column in table), strict=True)]
+    return [
+        ShardRow(*values) for values in zip(*(column.to_pylist() for column in table), strict=True)
+    ]
 
 
 def open_shards(folder: str) -> Shards:
@@ -230,8 +243,12 @@ def open_shards(folder: str) -> Shards:
                 first += num_rows
         files[split] = tuple(found)
     if not files["train"] and not files["validation"]:
-        raise DataError(f"{folder!r} holds no shard: run `python -m app prepare SOURCE --out {folder}`")
-    return Shards(folder, manifest["digest"], files, manifest["duplicates"], manifest["quarantined"])
+        raise DataError(
+            f"{folder!r} holds no shard: run `python -m app prepare SOURCE --out {folder}`"
+        )
+    return Shards(
+        folder, manifest["digest"], files, manifest["duplicates"], manifest["quarantined"]
+    )
 
 
 def _check_shard(fs: pyarrow.fs.FileSystem, path: str) -> int:

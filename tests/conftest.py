@@ -57,7 +57,9 @@ class _TimeLeft:
             return
         self._now, place = name, self._files.index(name)
         left = sum(SECONDS.get(file, 4) for file in self._files[place:])
-        self._reporter.write_line(f"\n[{place + 1}/{len(self._files)}] {name} (about {left / 60:.1f} min left)")
+        self._reporter.write_line(
+            f"\n[{place + 1}/{len(self._files)}] {name} (about {left / 60:.1f} min left)"
+        )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -11,7 +11,9 @@ from data_pipeline.shards import ShardRow, ShardWriter
 def save_tokenizer(folder: Path) -> str:
     """One token per byte, and Gemma's control tokens."""
     control = ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"]
-    vocabulary = {token: i for i, token in enumerate([*control, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    vocabulary = {
+        token: i for i, token in enumerate([*control, *sorted(pre_tokenizers.ByteLevel.alphabet())])
+    }
     bytes_only = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     bytes_only.decoder = decoders.ByteLevel()

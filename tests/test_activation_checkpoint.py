@@ -53,7 +53,9 @@ def jogged(loss):
 def loss_and_gradients(loss, batch, seed=0):
     torch.manual_seed(seed)
     value, _ = loss(**batch)
-    trained = {name: parameter for name, parameter in loss.named_parameters() if parameter.requires_grad}
+    trained = {
+        name: parameter for name, parameter in loss.named_parameters() if parameter.requires_grad
+    }
     gradients = torch.autograd.grad(value, list(trained.values()))
     return value.item(), dict(zip(trained, gradients, strict=True))
 
@@ -68,9 +70,19 @@ def furthest(ours, theirs):
     )
 
 
-def _naive_attention(module, query, key, value, mask, *, scaling, softcap, sliding_window, position_ids, **kwargs):
+def _naive_attention(
+    module, query, key, value, mask, *, scaling, softcap, sliding_window, position_ids, **kwargs
+):
     document_ids = (position_ids == 0).cumsum(dim=1)
-    out = naive(query, key, value, scale=scaling, softcap=softcap, window=sliding_window, document_ids=document_ids)
+    out = naive(
+        query,
+        key,
+        value,
+        scale=scaling,
+        softcap=softcap,
+        window=sliding_window,
+        document_ids=document_ids,
+    )
     return out.transpose(1, 2), None
 
 
@@ -98,9 +110,9 @@ def test_fp64_loss_and_gradients_are_the_eager_models(folder, monkeypatch, polic
     ours = loss_and_gradients(in_fp64(policy, "blockwise"), batch)
     monkeypatch.setattr(Gemma2RMSNorm, "forward", exact_norm)
     reference = in_fp64(None, "naive")
-    logits = reference.model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits[
-        0
-    ]
+    logits = reference.model(
+        input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
+    ).logits[0]
     eager = torch.nn.functional.cross_entropy(logits, batch["targets"][0], reduction="sum").item()
     theirs = loss_and_gradients(reference, batch)
     assert theirs[0] == pytest.approx(eager, rel=1e-13)
@@ -137,7 +149,9 @@ def test_an_embedding_on_the_host_is_no_parameter_and_changes_nothing(folder, tm
     assert VOCABULARY * 64 not in {parameter.numel() for parameter in ours.parameters()}
     ours.model.save_pretrained(tmp_path)
     again = objective(folder).model
-    assert set(load_file(tmp_path / "adapter_model.safetensors")) == set(get_peft_model_state_dict(again))
+    assert set(load_file(tmp_path / "adapter_model.safetensors")) == set(
+        get_peft_model_state_dict(again)
+    )
     with pytest.raises(UserError, match=r"lora\.train_embeddings=false"):
         objective(folder, train_embeddings=True, memory=memory)
 
@@ -161,7 +175,9 @@ def test_dropout_draws_what_peft_draws_where_a_tile_holds_the_row(folder):
     value, _ = ours(**batch)
     after_forward = torch.get_rng_state()
     value.backward()
-    assert torch.equal(torch.get_rng_state(), after_forward)  # recomputing draws nothing from what comes next
+    assert torch.equal(
+        torch.get_rng_state(), after_forward
+    )  # recomputing draws nothing from what comes next
     assert not torch.equal(state, after_forward)
 
 
@@ -207,14 +223,22 @@ class Widest(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.shape[-1:] == (192,):
+            if (
+                isinstance(tensor, torch.Tensor)
+                and tensor.is_floating_point()
+                and tensor.shape[-1:] == (192,)
+            ):
                 self.most = max(self.most, tensor.numel())
         return out
 
 
-@pytest.mark.parametrize(("memory", "tokens"), [(None, 200), (MemoryConfig(), 200), (MemoryConfig(tile_tokens=70), 70)])
+@pytest.mark.parametrize(
+    ("memory", "tokens"), [(None, 200), (MemoryConfig(), 200), (MemoryConfig(tile_tokens=70), 70)]
+)
 def test_no_tensor_of_the_mlps_width_has_more_tokens_than_a_tile(tmp_path, memory, tokens):
-    loss = jogged(objective(save_model(tmp_path, intermediate_size=192), memory=memory, kind="none"))
+    loss = jogged(
+        objective(save_model(tmp_path, intermediate_size=192), memory=memory, kind="none")
+    )
     batch = {name: column[:, :100].repeat(1, 2) for name, column in row(12, 400).items()}
     with Widest() as widest:
         loss(**batch)[0].backward()
@@ -247,13 +271,21 @@ def test_the_host_gives_back_what_it_got_and_fetches_the_next_ahead():
         False,
     ]  # and holds what it gave no longer
     del waiting[3], waiting[1]
-    assert torch.equal(host.get(waiting[1]), torch.full((3, 5), 2.0))  # what came before it is wanted no more
+    assert torch.equal(
+        host.get(waiting[1]), torch.full((3, 5), 2.0)
+    )  # what came before it is wanted no more
     assert torch.equal(host.get(waiting[0]), torch.full((3, 5), 0.0))
 
 
 def test_a_base_that_is_saved_memory_is_still_transformers_gemma_2(folder):
     loss = objective(folder)
     inner = gemma(loss.model)
-    before = {name: type(module) for name, module in inner.named_modules()}, list(inner.state_dict())
+    before = (
+        {name: type(module) for name, module in inner.named_modules()},
+        list(inner.state_dict()),
+    )
     save_memory(inner, MemoryConfig())
-    assert ({name: type(module) for name, module in inner.named_modules()}, list(inner.state_dict())) == before
+    assert (
+        {name: type(module) for name, module in inner.named_modules()},
+        list(inner.state_dict()),
+    ) == before

@@ -34,19 +34,26 @@ def naive(query, key, value, *, scale, softcap, window, document_ids):
     scores = query @ key.transpose(2, 3) * scale
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    return scores.masked_fill(~visible(document_ids, window)[:, None], float("-inf")).softmax(dim=-1) @ value
+    return (
+        scores.masked_fill(~visible(document_ids, window)[:, None], float("-inf")).softmax(dim=-1)
+        @ value
+    )
 
 
 def packed(*orders):
     """document_ids [B, S]."""
-    return torch.stack([torch.repeat_interleave(torch.arange(len(order)), torch.tensor(order)) for order in orders])
+    return torch.stack(
+        [torch.repeat_interleave(torch.arange(len(order)), torch.tensor(order)) for order in orders]
+    )
 
 
 def inputs(batch, length, *, heads=4, kv_heads=2, width=8, dtype=torch.float64, spread=1.0):
     """Queries as transformers has them, a transposed [B, S, Hq, D]; and what flows back into the output."""
     torch.manual_seed(0)
     made = [
-        (torch.randn(batch, length, num, width, dtype=torch.float64) * spread).to(dtype).transpose(1, 2)
+        (torch.randn(batch, length, num, width, dtype=torch.float64) * spread)
+        .to(dtype)
+        .transpose(1, 2)
         for num in (heads, kv_heads, kv_heads, heads)
     ]
     return [tensor.requires_grad_() for tensor in made[:3]], made[3].detach()
@@ -69,9 +76,16 @@ def test_outputs_and_gradients_equal_the_definition(lengths, softcap, window):
         torch.testing.assert_close(mine, reference, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(8, 4, 16), (8, 1, 32), (2, 2, 64), (6, 2, 10)])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "width"), [(8, 4, 16), (8, 1, 32), (2, 2, 64), (6, 2, 10)]
+)
 def test_every_grouping_of_queries(heads, kv_heads, width):
-    how = {"scale": width**-0.5, "softcap": 5.0, "window": 90, "document_ids": packed([150, 90, 60])}
+    how = {
+        "scale": width**-0.5,
+        "softcap": 5.0,
+        "window": 90,
+        "document_ids": packed([150, 90, 60]),
+    }
     tensors, upstream = inputs(1, 300, heads=heads, kv_heads=kv_heads, width=width)
     ours = with_gradients(softcapped_attention, tensors, upstream, **how)
     for mine, reference in zip(ours, with_gradients(naive, tensors, upstream, **how), strict=True):
@@ -85,7 +99,9 @@ def test_low_precision_is_as_near_the_truth_as_its_rounding(dtype, tolerance):
     tensors, upstream = inputs(1, 700, width=64, dtype=dtype, spread=3.0)
     ours = with_gradients(softcapped_attention, tensors, upstream, **how)
     exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
-    for mine, truth in zip(ours, with_gradients(naive, exact, upstream.double(), **how), strict=True):
+    for mine, truth in zip(
+        ours, with_gradients(naive, exact, upstream.double(), **how), strict=True
+    ):
         assert mine.dtype == dtype
         assert (mine.double() - truth).abs().max() <= tolerance * truth.abs().max()
 
@@ -96,7 +112,9 @@ def test_scores_that_leave_the_range_of_fp32_exponentials():
     tensors, upstream = inputs(1, 400, spread=4.0)
     exact = with_gradients(naive, tensors, upstream, **how)
     single = [tensor.detach().float().requires_grad_() for tensor in tensors]
-    for mine, truth in zip(with_gradients(softcapped_attention, tensors, upstream, **how), exact, strict=True):
+    for mine, truth in zip(
+        with_gradients(softcapped_attention, tensors, upstream, **how), exact, strict=True
+    ):
         torch.testing.assert_close(mine, truth, atol=1e-10, rtol=1e-10)
     for mine in with_gradients(softcapped_attention, single, upstream.float(), **how):
         assert mine.isfinite().all()
@@ -136,7 +154,12 @@ class LargestTensor(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        self.size = max([self.size, *(leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor))])
+        self.size = max(
+            [
+                self.size,
+                *(leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)),
+            ]
+        )
         return result
 
 
@@ -155,7 +178,9 @@ def test_layers_of_one_batch_share_a_plan_and_another_batch_has_its_own():
     for tensor in (one, one, other, one):
         block_mask.once(tensor, ("test",), lambda: made.append(1))
     assert len(made) == 2
-    block_mask.once(one.add_(1), ("test",), lambda: made.append(1))  # the same tensor, other documents
+    block_mask.once(
+        one.add_(1), ("test",), lambda: made.append(1)
+    )  # the same tensor, other documents
     assert len(made) == 3
     before = len(block_mask._kept)
     del one, other, tensor
@@ -166,14 +191,20 @@ def test_a_simulation_without_values_has_the_same_shapes():
     with FakeTensorMode():
         tensors = [torch.empty(1, heads, 600, 8, requires_grad=True) for heads in (4, 2, 2)]
         ids = torch.zeros(1, 600, dtype=torch.int64)
-        output = softcapped_attention(*tensors, scale=1.0, softcap=5.0, window=None, document_ids=ids)
-        assert [g.shape for g in torch.autograd.grad(output.sum(), tensors)] == [t.shape for t in tensors]
+        output = softcapped_attention(
+            *tensors, scale=1.0, softcap=5.0, window=None, document_ids=ids
+        )
+        assert [g.shape for g in torch.autograd.grad(output.sum(), tensors)] == [
+            t.shape for t in tensors
+        ]
 
 
 def test_the_registered_attention_in_a_whole_gemma_2():
     """Two packed rows through four layers, every second one with a window smaller than a document."""
     torch.manual_seed(0)
-    model = Gemma2ForCausalLM(gemma2_config(num_hidden_layers=4, attn_implementation="eager")).double()
+    model = Gemma2ForCausalLM(
+        gemma2_config(num_hidden_layers=4, attn_implementation="eager")
+    ).double()
     assert set(model.config.layer_types) == {"sliding_attention", "full_attention"}
     ids = torch.randint(0, VOCABULARY, (2, 200))
     orders = [[90, 60, 50], [1, 30, 169]]
@@ -193,18 +224,25 @@ def test_the_registered_attention_in_a_whole_gemma_2():
 
 def test_the_log_names_the_attention(tmp_path, capsys):
     folder = save_model(tmp_path)
-    for name, words in (("eager", "eager (transformers' reference"), ("blockwise", "blockwise (on a CPU online")):
+    for name, words in (
+        ("eager", "eager (transformers' reference"),
+        ("blockwise", "blockwise (on a CPU online"),
+    ):
         objective(folder, attention=name)
         assert f"attention: {words}" in capsys.readouterr().err
 
 
 def test_a_model_with_attention_dropout_is_told_so():
-    model = Gemma2ForCausalLM(gemma2_config(attention_dropout=0.1, attn_implementation="blockwise")).train()
+    model = Gemma2ForCausalLM(
+        gemma2_config(attention_dropout=0.1, attn_implementation="blockwise")
+    ).train()
     with pytest.raises(UserError, match=r"attention_dropout=0\.1 .* set model\.attention=eager"):
         model(input_ids=torch.zeros(1, 4, dtype=torch.int64), use_cache=False)
 
 
-@pytest.mark.parametrize("lengths", [[300], [1, 127, 128, 44], [200, 1, 1, 1, 97], [64] * 8], ids=str)
+@pytest.mark.parametrize(
+    "lengths", [[300], [1, 127, 128, 44], [200, 1, 1, 1, 97], [64] * 8], ids=str
+)
 @pytest.mark.parametrize("window", [None, 16, 129, 256])
 def test_the_block_mask_for_gpus_is_flexattentions_own(lengths, window):
     document_ids = packed(lengths, lengths[::-1])
@@ -216,15 +254,24 @@ def test_the_block_mask_for_gpus_is_flexattentions_own(lengths, window):
     assert torch.equal(torch.stack(seen), visible(document_ids, window))
     for row, query in itertools.product(range(2), range(ours.full_kv_num_blocks.shape[2])):
         for key in ours.full_kv_indices[row, 0, query, : ours.full_kv_num_blocks[row, 0, query]]:
-            assert seen[row][query * 128 : (query + 1) * 128, key * 128 : (key + 1) * 128].all()  # needs no mask
+            assert seen[row][
+                query * 128 : (query + 1) * 128, key * 128 : (key + 1) * 128
+            ].all()  # needs no mask
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize(("softcap", "window"), CAPS_AND_WINDOWS[1:])
 def test_what_gpus_are_told_to_compute_is_the_same_attention(softcap, window):
-    how = {"scale": 0.3, "softcap": softcap, "window": window, "document_ids": packed([200, 1, 99], [30, 270])}
+    how = {
+        "scale": 0.3,
+        "softcap": softcap,
+        "window": window,
+        "document_ids": packed([200, 1, 99], [30, 270]),
+    }
     tensors, _ = inputs(2, 300)
     with torch.no_grad():
-        tensors = [tensor.detach() for tensor in tensors]  # on a CPU it refuses what needs a gradient
+        tensors = [
+            tensor.detach() for tensor in tensors
+        ]  # on a CPU it refuses what needs a gradient
         ours = torch_flex_attention(*tensors, **flex_attention.arguments(tensors[0], **how))
         torch.testing.assert_close(ours, naive(*tensors, **how), atol=1e-12, rtol=0)

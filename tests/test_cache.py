@@ -49,9 +49,14 @@ class Forbidden(PromptEncoder):
         raise AssertionError("encoded although it is in the cache")
 
 
-def test_the_second_time_nothing_is_encoded(encoder: PromptEncoder, tokenizer: Path, tmp_path: Path) -> None:
+def test_the_second_time_nothing_is_encoded(
+    encoder: PromptEncoder, tokenizer: Path, tmp_path: Path
+) -> None:
     encode_cached(encoder, PAIRS, str(tmp_path))
-    assert_same(encode_cached(Forbidden(str(tokenizer), "Look:"), PAIRS, str(tmp_path)), encoder.encode_batch(PAIRS))
+    assert_same(
+        encode_cached(Forbidden(str(tokenizer), "Look:"), PAIRS, str(tmp_path)),
+        encoder.encode_batch(PAIRS),
+    )
 
 
 def cut(content: bytes) -> bytes:
@@ -62,7 +67,9 @@ def flip(content: bytes) -> bytes:
     return content[:-1] + bytes([content[-1] ^ 1])
 
 
-@pytest.mark.parametrize("damage", [cut, flip, lambda _: b"", lambda _: b"PAR1", lambda content: content + b"\0" * 4])
+@pytest.mark.parametrize(
+    "damage", [cut, flip, lambda _: b"", lambda _: b"PAR1", lambda content: content + b"\0" * 4]
+)
 def test_a_damaged_file_is_noticed_and_replaced(
     encoder: PromptEncoder, tmp_path: Path, damage: Callable[[bytes], bytes]
 ) -> None:
@@ -70,18 +77,24 @@ def test_a_damaged_file_is_noticed_and_replaced(
     (file,) = tmp_path.iterdir()
     whole = file.read_bytes()
     file.write_bytes(damage(whole))
-    with pytest.warns(UserWarning, match="does not hold what was written there: it is encoded anew"):
+    with pytest.warns(
+        UserWarning, match="does not hold what was written there: it is encoded anew"
+    ):
         assert_same(encode_cached(encoder, PAIRS, str(tmp_path)), encoder.encode_batch(PAIRS))
     assert file.read_bytes() == whole
 
 
-def test_the_file_of_another_text_under_this_name_is_not_trusted(encoder: PromptEncoder, tmp_path: Path) -> None:
+def test_the_file_of_another_text_under_this_name_is_not_trusted(
+    encoder: PromptEncoder, tmp_path: Path
+) -> None:
     for name, pairs in (("ours", PAIRS), ("foreign", PAIRS[::-1])):
         encode_cached(encoder, pairs, str(tmp_path / name))
     (ours,), (foreign,) = ((tmp_path / name).iterdir() for name in ("ours", "foreign"))
     shutil.copy(foreign, ours)
     with pytest.warns(UserWarning, match="encoded anew"):
-        assert_same(encode_cached(encoder, PAIRS, str(tmp_path / "ours")), encoder.encode_batch(PAIRS))
+        assert_same(
+            encode_cached(encoder, PAIRS, str(tmp_path / "ours")), encoder.encode_batch(PAIRS)
+        )
 
 
 def test_files_are_found_by_the_content_of_texts_tokenizer_and_template(
@@ -103,7 +116,9 @@ def test_files_are_found_by_the_content_of_texts_tokenizer_and_template(
     other = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     other.add_special_tokens(["<unused0>"])
     other.save(str(tmp_path / "moved" / "tokenizer.json"))
-    assert num_files(PromptEncoder(str(tmp_path / "moved"), "Look:"), PAIRS) == 5  # the content's own is the same
+    assert (
+        num_files(PromptEncoder(str(tmp_path / "moved"), "Look:"), PAIRS) == 5
+    )  # the content's own is the same
     other.add_tokens(["<table>"])
     other.save(str(tmp_path / "moved" / "tokenizer.json"))
     assert num_files(PromptEncoder(str(tmp_path / "moved"), "Look:"), PAIRS) == 6
@@ -111,7 +126,9 @@ def test_files_are_found_by_the_content_of_texts_tokenizer_and_template(
 
 def test_many_writers_at_once_leave_one_whole_file(encoder: PromptEncoder, tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as threads:
-        results = list(threads.map(lambda _: encode_cached(encoder, PAIRS, str(tmp_path)), range(64)))
+        results = list(
+            threads.map(lambda _: encode_cached(encoder, PAIRS, str(tmp_path)), range(64))
+        )
     for result in results:
         assert_same(result, encoder.encode_batch(PAIRS))
     assert len(list(tmp_path.iterdir())) == 1
@@ -122,17 +139,30 @@ def test_many_writers_at_once_leave_one_whole_file(encoder: PromptEncoder, tmp_p
 
 def test_a_cache_that_cannot_be_written_is_named(encoder: PromptEncoder, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"cannot use data\.cache='.*file': .* choose another folder, or null"):
+    with pytest.raises(
+        DataError, match=r"cannot use data\.cache='.*file': .* choose another folder, or null"
+    ):
         encode_cached(encoder, PAIRS, str(tmp_path / "file"))
 
 
-def test_other_epochs_seeds_and_row_lengths_read_the_tokens_of_the_first(tokenizer: Path, tmp_path: Path) -> None:
+def test_other_epochs_seeds_and_row_lengths_read_the_tokens_of_the_first(
+    tokenizer: Path, tmp_path: Path
+) -> None:
     write_shards(tmp_path / "shards", train=range(11, 111), validation=[30, 40])
-    plain = DataConfig(shards=str(tmp_path / "shards"), system="Look:", max_row_tokens=300, window_rows=40)
+    plain = DataConfig(
+        shards=str(tmp_path / "shards"), system="Look:", max_row_tokens=300, window_rows=40
+    )
     stored = None
-    for changes in ({}, {"seed": 4}, {"max_row_tokens": 200, "too_long": "truncate"}, {"ledger": True}):
+    for changes in (
+        {},
+        {"seed": 4},
+        {"max_row_tokens": 200, "too_long": "truncate"},
+        {"ledger": True},
+    ):
         config = plain.model_copy(update=changes)
-        cached = Stream(config.model_copy(update={"cache": str(tmp_path / "cache")}), str(tokenizer), epochs=2)
+        cached = Stream(
+            config.model_copy(update={"cache": str(tmp_path / "cache")}), str(tokenizer), epochs=2
+        )
         fresh = Stream(config, str(tokenizer), epochs=2)
         for number in range(fresh.num_windows):
             found, wanted = cached.window(number), fresh.window(number)

@@ -36,7 +36,9 @@ HOSTILE = {
     "external use": '<use href="http://x/y.svg#a"/><use xlink:href="file:///etc/passwd#a"/>',
     "use of nothing": '<use href="#nowhere"/><use/>',
     "feImage": '<filter id="f"><feImage href="http://x"/></filter>',
-    "unused definitions": '<defs><path id="rabbit" d="M0 0h1"/></defs><clipPath id="c">' + LINE + "</clipPath>",
+    "unused definitions": '<defs><path id="rabbit" d="M0 0h1"/></defs><clipPath id="c">'
+    + LINE
+    + "</clipPath>",
     "empty groups": '<g id="rabbit"><g transform="rotate(3)"/></g><defs/>',
     "text outside of text": "rabbit",
     "nothing drawn": '<path/><path d=""/><path d="none"/>',
@@ -108,7 +110,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("svg", "reason"), REFUSED.items(), ids=[f"{r}-{n}" for n, r in enumerate(REFUSED.values())])
+@pytest.mark.parametrize(
+    ("svg", "reason"), REFUSED.items(), ids=[f"{r}-{n}" for n, r in enumerate(REFUSED.values())]
+)
 def test_refusals_are_named(svg: str | bytes, reason: str) -> None:
     with pytest.raises(SVGRefused) as refusal:
         canonicalise(svg)
@@ -135,7 +139,14 @@ def test_a_billion_laughs_are_refused_at_once(body: str) -> None:
         .replace("</svg", "</s:svg")
         .replace("xmlns=", "xmlns:s="),
     ],
-    ids=["text with a declaration", "latin-1", "utf-16", "byte order mark", "doctype", "prefixed root"],
+    ids=[
+        "text with a declaration",
+        "latin-1",
+        "utf-16",
+        "byte order mark",
+        "doctype",
+        "prefixed root",
+    ],
 )
 def test_encodings_and_prologues(svg: str | bytes) -> None:
     if isinstance(svg, str) and "<s:svg" in svg:
@@ -144,7 +155,10 @@ def test_encodings_and_prologues(svg: str | bytes) -> None:
 
 
 def test_control_tokens_in_text_stay_text() -> None:
-    assert inner("<text>a &lt;end_of_turn> &amp;lt;</text>") == "<text>a &lt;end_of_turn&gt; &amp;lt;</text>"
+    assert (
+        inner("<text>a &lt;end_of_turn> &amp;lt;</text>")
+        == "<text>a &lt;end_of_turn&gt; &amp;lt;</text>"
+    )
 
 
 GRID24 = HEAD.replace("256 256", "24 24")
@@ -165,7 +179,9 @@ REWRITTEN = {
     ),
     "strokes": (
         GRID24,
-        '<g stroke="red" stroke-width="1.5" stroke-dasharray="1, 2" stroke-dashoffset="1">' + LINE + "</g>",
+        '<g stroke="red" stroke-width="1.5" stroke-dasharray="1, 2" stroke-dashoffset="1">'
+        + LINE
+        + "</g>",
         '<g stroke="red" stroke-width="16" stroke-dasharray="10.7 21.3" stroke-dashoffset="10.7">'
         '<path d="m0 0h96"/></g>',
     ),
@@ -249,7 +265,11 @@ REWRITTEN = {
         "<g class='b'><g class='c'><path d='M0 0h9'/></g></g>",
         '<path fill="red" stroke="blue" d="m0 0h9"/><path d="m0 0h9"/><path fill="gold" d="m0 0h9"/>',
     ),
-    "a clip rule without clip path": (HEAD, '<path clip-rule="evenodd" d="M0 0h9"/>', '<path d="m0 0h9"/>'),
+    "a clip rule without clip path": (
+        HEAD,
+        '<path clip-rule="evenodd" d="M0 0h9"/>',
+        '<path d="m0 0h9"/>',
+    ),
     "text around what goes": (
         HEAD,
         "<text>a<set/>b<tspan>c</tspan>d<title>rabbit</title>e</text>",
@@ -260,7 +280,11 @@ REWRITTEN = {
         '<text>a <a href="http://x">b</a></text>',
         "<text>a <tspan>b</tspan></text>",
     ),
-    "links and groups": (HEAD, f'<a href="http://x"><g id="n"><g>{LINE}</g></g></a>', '<path d="m0 0h9"/>'),
+    "links and groups": (
+        HEAD,
+        f'<a href="http://x"><g id="n"><g>{LINE}</g></g></a>',
+        '<path d="m0 0h9"/>',
+    ),
 }
 
 
@@ -284,15 +308,21 @@ def test_real_icons_are_fixed_points_that_keep_their_colour() -> None:
     for icon in list(phosphor_icons())[::43]:
         result = canonicalise(icon.svg)
         assert canonicalise(result) == result
-        assert result.startswith('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 256 256" fill="currentColor">')
+        assert result.startswith(
+            '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 256 256" fill="currentColor">'
+        )
         assert result.count("<path") == icon.svg.count(b"<path")
 
 
 def box(head: str) -> str:
     """The rectangle of the user space (0, 0, 10, 10) in the canonical drawing, after its viewBox."""
-    result = canonicalise(f'<svg xmlns="http://www.w3.org/2000/svg" {head}><path d="M0 0H10V10H0z"/></svg>')
+    result = canonicalise(
+        f'<svg xmlns="http://www.w3.org/2000/svg" {head}><path d="M0 0H10V10H0z"/></svg>'
+    )
     assert canonicalise(result) == result
-    return result.removeprefix('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ').removesuffix('"/></svg>')
+    return result.removeprefix(
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 '
+    ).removesuffix('"/></svg>')
 
 
 @pytest.mark.parametrize(
@@ -324,7 +354,10 @@ ADOBE = '<!DOCTYPE svg PUBLIC "-//W3C//DTD SVG 1.0//EN" "x.dtd" [<!-- > --> <!EN
     [
         (f"{ADOBE}<svg xmlns='&ns;' viewBox='0 0 9 9'><text>a&amp;b</text></svg>", "a&amp;b"),
         (f"<!DOCTYPE svg [<!ENTITY a '\"b'>]>{HEAD}<text fill='&a;'>&a;c</text></svg>", "&quot;bc"),
-        (f"<!DOCTYPE svg [<!ELEMENT svg ANY><!ENTITY a 'b'>]>{HEAD}<text>&a;&a;</text></svg>", "bb"),
+        (
+            f"<!DOCTYPE svg [<!ELEMENT svg ANY><!ENTITY a 'b'>]>{HEAD}<text>&a;&a;</text></svg>",
+            "bb",
+        ),
     ],
 )
 def test_plain_entities_are_expanded(svg: str, text: str) -> None:
@@ -338,7 +371,9 @@ def test_entities_expand_within_bounds() -> None:
     many = doctype('<!ENTITY a "b">', f"<text>{'&a;' * 1001}</text>")
     numerous = doctype("".join(f'<!ENTITY a{n} "b">' for n in range(65)), "")
     assert [reason(svg) for svg in (long, many, numerous)] == ["entities"] * 3
-    assert "b" * 100_000 in canonicalise(doctype(f'<!ENTITY a "{"b" * 1000}">', f"<text>{'&a;' * 100}</text>"))
+    assert "b" * 100_000 in canonicalise(
+        doctype(f'<!ENTITY a "{"b" * 1000}">', f"<text>{'&a;' * 100}</text>")
+    )
 
 
 def reason(svg: str | bytes) -> str:
@@ -356,7 +391,9 @@ def test_encodings_are_seen_by_their_first_bytes(encoding: str) -> None:
     assert canonicalise(PLAIN.encode(encoding)) == canonicalise(PLAIN)
 
 
-@pytest.mark.parametrize("encoding", ["UTF-8", "windows-1252", "ISO-8859-15", "cp437", "mac-roman", "gb18030"])
+@pytest.mark.parametrize(
+    "encoding", ["UTF-8", "windows-1252", "ISO-8859-15", "cp437", "mac-roman", "gb18030"]
+)
 def test_declared_encodings(encoding: str) -> None:
     assert canonicalise((DECLARED.format(encoding) + PLAIN).encode(encoding)) == canonicalise(PLAIN)
 
@@ -365,7 +402,9 @@ def test_a_declaration_of_utf_16_in_bytes_that_are_not_is_void() -> None:
     assert canonicalise((DECLARED.format("utf-16") + PLAIN).encode()) == canonicalise(PLAIN)
 
 
-@pytest.mark.parametrize("encoding", ["zip", "punycode", "idna", "unicode_escape", "utf-7", "rot13", "no-such"])
+@pytest.mark.parametrize(
+    "encoding", ["zip", "punycode", "idna", "unicode_escape", "utf-7", "rot13", "no-such"]
+)
 def test_codecs_that_are_no_character_sets_are_refused(encoding: str) -> None:
     assert reason((DECLARED.format(encoding) + PLAIN).encode()) == "bad_encoding"
 
@@ -387,9 +426,16 @@ def test_caps() -> None:
     assert reason(f"{HEAD}{'<g>' * 200}{LINE}{'</g>' * 200}</svg>") == "too_deep"
     assert reason(f"{HEAD}{'<g>' * 5000}{LINE}{'</g>' * 5000}</svg>") == "too_deep"
     assert reason(f"{HEAD}{'<g/>' * 50_000}{LINE}</svg>") == "too_many_elements"
-    assert reason(f"{HEAD}<style>{'*{fill:red}' * 400}</style>{LINE * 3000}</svg>") == "too_many_elements"
-    assert reason(f"{HEAD}<metadata>{'<x/>' * 50_000}</metadata>{LINE}</svg>") == "too_many_elements"
-    assert reason(f"{HEAD}<metadata>{'<x>' * 200}{'</x>' * 200}</metadata>{LINE}</svg>") == "too_deep"
+    assert (
+        reason(f"{HEAD}<style>{'*{fill:red}' * 400}</style>{LINE * 3000}</svg>")
+        == "too_many_elements"
+    )
+    assert (
+        reason(f"{HEAD}<metadata>{'<x/>' * 50_000}</metadata>{LINE}</svg>") == "too_many_elements"
+    )
+    assert (
+        reason(f"{HEAD}<metadata>{'<x>' * 200}{'</x>' * 200}</metadata>{LINE}</svg>") == "too_deep"
+    )
     attributes = " ".join(f"a{n}=''" for n in range(256))
     assert reason(f"{HEAD}<path d='M0 0h9' {attributes}/></svg>") == "too_many_attributes"
     group = '<g opacity=".5">'
@@ -398,7 +444,10 @@ def test_caps() -> None:
 
 def test_style_sheets_count_wherever_they_stand() -> None:
     sheet = "<metadata><style>.a{fill:red}<x/></style></metadata><style><![CDATA[.a{stroke:]]>blue}</style>"
-    assert inner(f"<path class='a' d='M0 0h9'/>{sheet}") == '<path fill="red" stroke="blue" d="m0 0h9"/>'
+    assert (
+        inner(f"<path class='a' d='M0 0h9'/>{sheet}")
+        == '<path fill="red" stroke="blue" d="m0 0h9"/>'
+    )
 
 
 def test_text_around_what_is_dropped_stays_in_order() -> None:
@@ -414,14 +463,18 @@ def test_a_wrong_uri_of_xlink_is_mended() -> None:
 
 def test_filters_refer_to_pictures_of_the_drawing_only() -> None:
     shape = '<path id="p" filter="url(#f)" d="M0 0h9"/>'
-    assert "feImage" not in inner(f'<filter id="f"><feImage href="http://x"/><feFlood/></filter>{shape}')
+    assert "feImage" not in inner(
+        f'<filter id="f"><feImage href="http://x"/><feFlood/></filter>{shape}'
+    )
     assert '<feImage href="#b"/>' in inner(f'<filter id="f"><feImage href="#p"/></filter>{shape}')
 
 
 def test_precision_follows_what_shows() -> None:
     """Lines that all lie a third of a unit off the grid, on a page that they cover: a decimal more."""
     head = GRID24.replace("<svg ", '<svg fill="none" stroke="red" stroke-width="1" ')
-    few, many = ("".join(f"M{n % 24} 2h20M2 {n % 24}v20" for n in range(1, count, 3)) for count in (4, 24))
+    few, many = (
+        "".join(f"M{n % 24} 2h20M2 {n % 24}v20" for n in range(1, count, 3)) for count in (4, 24)
+    )
     assert inner(f'<path d="{few}"/>', head) == '<path d="m11 21h213m-203-10v213"/>'
     refined = inner(f'<path d="{many}"/>', head)
     assert refined.startswith('<path d="m10.7 21.3h213.3m-202.7-10.6v213.3m')
@@ -451,11 +504,18 @@ shapes = st.one_of(
     st.lists(coordinates, min_size=8, max_size=8).map(
         lambda n: (
             "path",
-            {"d": f"M{n[0]} {n[1]}C{n[:6]}S{n[2:6]}A{n[3]} {n[4]} 30 0 1 {n[5]} {n[6]}z".replace("[", " ")},
+            {
+                "d": f"M{n[0]} {n[1]}C{n[:6]}S{n[2:6]}A{n[3]} {n[4]} 30 0 1 {n[5]} {n[6]}z".replace(
+                    "[", " "
+                )
+            },
         )
     ),
     st.lists(coordinates, min_size=4, max_size=4).map(
-        lambda n: ("rect", dict(zip(("x", "y", "width", "height"), map(str, map(abs, n)), strict=True)))
+        lambda n: (
+            "rect",
+            dict(zip(("x", "y", "width", "height"), map(str, map(abs, n)), strict=True)),
+        )
     ),
     coordinates.map(lambda n: ("circle", {"cx": str(n), "cy": "7.77", "r": str(abs(n))})),
     coordinates.map(lambda n: ("text", {"x": str(n), "dx": "1 2"})),
@@ -471,15 +531,18 @@ def element(shape: tuple[str, dict[str, str]], more: dict[str, str]) -> str:
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(
     st.lists(st.builds(element, shapes, attributes), min_size=1, max_size=6),
-    st.tuples(st.sampled_from([0, -7.5, 100]), st.sampled_from([0, 3.3]), st.floats(0.5, 900), st.floats(0.5, 900)),
+    st.tuples(
+        st.sampled_from([0, -7.5, 100]),
+        st.sampled_from([0, 3.3]),
+        st.floats(0.5, 900),
+        st.floats(0.5, 900),
+    ),
     attributes,
 )
 def test_any_drawing_is_a_fixed_point(
     bodies: list[str], view: tuple[float, float, float, float], group: dict[str, str]
 ) -> None:
-    gradient = (
-        '<linearGradient id="g" x1="3.3" gradientUnits="userSpaceOnUse" gradientTransform="rotate(12.345 600 3)"/>'
-    )
+    gradient = '<linearGradient id="g" x1="3.3" gradientUnits="userSpaceOnUse" gradientTransform="rotate(12.345 600 3)"/>'
     inside = "".join(f' {name}="{value}"' for name, value in group.items())
     svg = f'<svg viewBox="{" ".join(map(str, view))}">{gradient}<g{inside}>{"".join(bodies)}</g></svg>'
     result = canonicalise(svg)

@@ -50,8 +50,12 @@ def test_weights_and_moments_come_back_exactly(folder, tmp_path, embeddings, kin
     other_optimizer = adamw(other, optim)
     assert checkpoint.restore(tmp_path, other.model, other_optimizer) == {"step": 3}
     assert stepped(other, other_optimizer, 2) == expected
-    in_8_bits = {state["state1"].dtype for state in optimizer.state.values()} if kind != "adamw" else set()
-    assert (torch.uint8 in in_8_bits) == (embeddings and kind != "adamw")  # smaller weights stay in fp32
+    in_8_bits = (
+        {state["state1"].dtype for state in optimizer.state.values()} if kind != "adamw" else set()
+    )
+    assert (torch.uint8 in in_8_bits) == (
+        embeddings and kind != "adamw"
+    )  # smaller weights stay in fp32
 
 
 def test_moments_of_another_optimizer_are_named(folder, tmp_path):
@@ -79,9 +83,13 @@ def test_nothing_in_it_is_a_pickle_and_peft_reads_it_alone(folder, tmp_path):
     for model in (theirs, ours):
         with torch.no_grad():
             logits = model(
-                input_ids=tensors(row)["input_ids"], position_ids=tensors(row)["position_ids"], use_cache=False
+                input_ids=tensors(row)["input_ids"],
+                position_ids=tensors(row)["position_ids"],
+                use_cache=False,
             ).logits  # with a cache, transformers does not tell documents apart
-        nll = torch.nn.functional.cross_entropy(logits[0], tensors(row)["targets"][0], reduction="sum")
+        nll = torch.nn.functional.cross_entropy(
+            logits[0], tensors(row)["targets"][0], reduction="sum"
+        )
         assert float(nll) == pytest.approx(expected, rel=1e-4)
 
 
@@ -97,7 +105,10 @@ def test_another_base_than_the_checkpoints_is_refused_and_both_are_named(folder,
     for name, quantization in ((str(other), nf4), (folder, fp4)):
         with pytest.raises(UserError) as error:
             checkpoint.require_base(tmp_path, pin(ModelConfig(name=name), quantization))
-        assert f"was trained on the base {folder} (nf4, double; sha256 {base['sha256'][:16]}" in str(error.value)
+        assert (
+            f"was trained on the base {folder} (nf4, double; sha256 {base['sha256'][:16]}"
+            in str(error.value)
+        )
         assert f"not on {name} ({quantization.kind}, double; sha256 " in str(error.value)
     assert capsys.readouterr().err == ""
     checkpoint.require_base(other, base)  # an adapter of PEFT alone
@@ -105,7 +116,11 @@ def test_another_base_than_the_checkpoints_is_refused_and_both_are_named(folder,
 
 
 def test_nodes_with_different_files_under_one_name_are_told_apart():
-    one, two = ({"name": "/models/base", "quantization": "nf4, double", "sha256": c * 64} for c in "ab")
+    one, two = (
+        {"name": "/models/base", "quantization": "nf4, double", "sha256": c * 64} for c in "ab"
+    )
     assert _agreed([one, None, one]) == one  # only the first worker of a node hashes
-    with pytest.raises(UserError, match=r"model\.name='/models/base' is not the same on all nodes .*aaaa.*bbbb"):
+    with pytest.raises(
+        UserError, match=r"model\.name='/models/base' is not the same on all nodes .*aaaa.*bbbb"
+    ):
         _agreed([one, None, two])

@@ -42,7 +42,10 @@ NO_TRACKING = "tracking.uri=null"
         (["prepare", "absent.parquet", "--out", "out"], "absent.parquet"),
         (["prepare", "empty", "--out", "out"], "empty"),
         (["prepare", "wrong.parquet", "--out", "out"], "--svg-column"),
-        (["prepare", "scenes:10", "--out", "out", "--validation-share", "7"], "validation_share='7'"),
+        (
+            ["prepare", "scenes:10", "--out", "out", "--validation-share", "7"],
+            "validation_share='7'",
+        ),
         (["evaluate", "demo", NO_TRACKING], "holds no trained adapter"),
     ],
 )
@@ -69,11 +72,20 @@ def test_what_no_command_knows_is_named(tmp_path, arguments, unknown):
 
 
 def test_more_workers_than_cpus_are_refused_with_the_fix(tmp_path):
-    prepared = svgscribe("prepare", "scenes:60", "--out", "shards", "--json", "counts.json", cwd=tmp_path)
+    prepared = svgscribe(
+        "prepare", "scenes:60", "--out", "shards", "--json", "counts.json", cwd=tmp_path
+    )
     assert prepared.returncode == 0, prepared.stderr
     assert (tmp_path / "counts.json").exists()
     message = one_sentence(
-        svgscribe("train", "demo", NO_TRACKING, "data.shards=shards", "scaling.num_workers=900", cwd=tmp_path)
+        svgscribe(
+            "train",
+            "demo",
+            NO_TRACKING,
+            "data.shards=shards",
+            "scaling.num_workers=900",
+            cwd=tmp_path,
+        )
     )
     assert "900" in message
     assert "scaling.num_workers=" in message
@@ -86,5 +98,16 @@ def test_more_workers_than_cpus_are_refused_with_the_fix(tmp_path):
 
 def test_help_names_every_command(tmp_path):
     done = svgscribe("--help", cwd=tmp_path)
-    for command in ("prepare", "plan", "train", "tune", "evaluate", "quantize", "doctor", "ui", "demo", "config"):
+    for command in (
+        "prepare",
+        "plan",
+        "train",
+        "tune",
+        "evaluate",
+        "quantize",
+        "doctor",
+        "ui",
+        "demo",
+        "config",
+    ):
         assert command in done.stdout

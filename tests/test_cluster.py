@@ -60,13 +60,17 @@ def test_an_unreachable_cluster_is_named_at_once(monkeypatch: pytest.MonkeyPatch
         ),
     ],
 )
-def test_a_job_that_can_never_fit_is_refused(ray_local: ConnectedRay, asked: tuple[Any, ...], message: str) -> None:
+def test_a_job_that_can_never_fit_is_refused(
+    ray_local: ConnectedRay, asked: tuple[Any, ...], message: str
+) -> None:
     with pytest.raises(UserError) as refused:
         require_resources(*asked)
     assert str(refused.value) == f"the cluster has no room: {message}"
 
 
-def test_a_job_waits_for_what_other_work_gives_back(ray_local: ConnectedRay, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_job_waits_for_what_other_work_gives_back(
+    ray_local: ConnectedRay, capfd: pytest.CaptureFixture[str]
+) -> None:
     held = ray.util.placement_group([{"CPU": 3}])
     assert held.wait(timeout_seconds=60)
     threading.Timer(1.0, ray.util.remove_placement_group, [held]).start()
@@ -75,7 +79,9 @@ def test_a_job_waits_for_what_other_work_gives_back(ray_local: ConnectedRay, cap
     assert "waiting for 3 training workers' room" in capfd.readouterr().out
 
 
-def workers_one_by_one(nodes: list[Resources], cpus_per_worker: float, use_gpu: bool, cpus_per_task: float) -> int:
+def workers_one_by_one(
+    nodes: list[Resources], cpus_per_worker: float, use_gpu: bool, cpus_per_task: float
+) -> int:
     """The oracle: put the task on each node in turn, then hand out workers one by one."""
     most = 0
     for at, node in enumerate(nodes):
@@ -93,7 +99,9 @@ def workers_one_by_one(nodes: list[Resources], cpus_per_worker: float, use_gpu: 
     return most
 
 
-node = st.fixed_dictionaries({"CPU": st.integers(0, 20).map(lambda n: n / 4), "GPU": st.integers(0, 3)})
+node = st.fixed_dictionaries(
+    {"CPU": st.integers(0, 20).map(lambda n: n / 4), "GPU": st.integers(0, 3)}
+)
 quarters = st.integers(1, 12).map(lambda n: n / 4)
 
 

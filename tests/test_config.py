@@ -21,7 +21,13 @@ def test_every_shipped_config_loads_and_survives_a_round_trip(file, tmp_path):
 
 
 def test_the_shipped_configs_are_the_ones_the_readme_names():
-    assert {file.stem for file in SHIPPED} == {"demo", "gemma2-2b", "gemma2-9b", "gemma2-27b", "search"}
+    assert {file.stem for file in SHIPPED} == {
+        "demo",
+        "gemma2-2b",
+        "gemma2-9b",
+        "gemma2-27b",
+        "search",
+    }
 
 
 def test_gemma2_9b_carries_every_training_value_of_the_users_job():
@@ -83,7 +89,9 @@ def test_a_search_needs_to_know_how_long_a_trial_is():
 
 
 def test_moments_in_8_bits_are_not_cut():
-    with pytest.raises(UserError, match=r"optim.kind=adamw_8bit cannot cut .* set parallel.strategy=ddp"):
+    with pytest.raises(
+        UserError, match=r"optim.kind=adamw_8bit cannot cut .* set parallel.strategy=ddp"
+    ):
         load("demo", ["optim.kind=adamw_8bit", "parallel.strategy=fsdp"])
 
 
@@ -97,10 +105,18 @@ def test_files_that_are_not_configs(tmp_path):
 
 
 def test_shell_and_search_overrides_are_one_function():
-    shell = load("demo", ["optim.learning_rate=3e-4", "lora.rank=4", "train.max_steps=null", "search.trial_steps=5"])
+    shell = load(
+        "demo",
+        ["optim.learning_rate=3e-4", "lora.rank=4", "train.max_steps=null", "search.trial_steps=5"],
+    )
     mapping = load(
         "demo",
-        {"optim.learning_rate": 3e-4, "lora.rank": 4, "train.max_steps": None, "search.trial_steps": 5},
+        {
+            "optim.learning_rate": 3e-4,
+            "lora.rank": 4,
+            "train.max_steps": None,
+            "search.trial_steps": 5,
+        },
     )
     assert shell == mapping == override(load("demo"), flat(shell))
     assert (shell.optim.learning_rate, shell.lora.rank, shell.train.max_steps) == (3e-4, 4, None)

@@ -43,7 +43,9 @@ def spoken(output: str) -> list[tuple[str, str, str]]:
     return lines
 
 
-def test_a_ready_machine(ready: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ready_machine(
+    ready: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert doctor(ready) == 0
     lines = spoken(capsys.readouterr().out)
@@ -71,7 +73,9 @@ def test_everything_that_is_wrong_is_named_with_its_fix(
         },
     )
     assert doctor(config) == 1
-    failed = {check: text for status, check, text in spoken(capsys.readouterr().out) if status == "FAIL"}
+    failed = {
+        check: text for status, check, text in spoken(capsys.readouterr().out) if status == "FAIL"
+    }
     assert failed.keys() == {"storage", "shards", "model", "tracking", "ray"}
     assert f"train.output_dir={tmp_path / 'file' / 'out'} is not writable" in failed["storage"]
     assert "python -m app prepare" in failed["shards"]
@@ -80,11 +84,15 @@ def test_everything_that_is_wrong_is_named_with_its_fix(
     assert "cannot join the Ray cluster at RAY_ADDRESS=127.0.0.1:1" in failed["ray"]
 
 
-def test_a_cluster_is_joined_and_asked_as_a_stranger(ready: Config, ray_local: ConnectedRay, tmp_path: Path) -> None:
+def test_a_cluster_is_joined_and_asked_as_a_stranger(
+    ready: Config, ray_local: ConnectedRay, tmp_path: Path
+) -> None:
     file = tmp_path / "large.yaml"
     file.write_text(to_yaml(override(ready, {"scaling.num_workers": 8})))
     code = "import sys; from app import config, doctor; sys.exit(doctor.doctor(config.load(sys.argv[1])))"
-    done = subprocess.run([sys.executable, "-c", code, file], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code, file], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 1, done.stderr
     texts = {(status, text) for status, check, text in spoken(done.stdout) if check == "ray"}
     assert texts == {
@@ -103,5 +111,7 @@ def test_a_check_that_hangs_or_breaks_is_a_failure() -> None:
     def breaks(config: Config) -> list[tuple[str, str]]:
         raise RuntimeError("s3://key:secret@bucket\nis away")
 
-    assert bounded(hangs, Config(), 0.05) == [("FAIL", "no answer in 0.05 s: is the network, disk or server there?")]
+    assert bounded(hangs, Config(), 0.05) == [
+        ("FAIL", "no answer in 0.05 s: is the network, disk or server there?")
+    ]
     assert bounded(breaks, Config(), 5) == [("FAIL", "RuntimeError: s3://***@bucket is away")]

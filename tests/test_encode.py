@@ -17,7 +17,9 @@ from data_pipeline.errors import DataError
 from data_pipeline.stream.encode import IGNORED, PromptEncoder
 
 SYSTEM = "Describe this drawing:"
-SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 256 256"><path d="m152 96l80-40z"/></svg>'
+SVG = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 256 256"><path d="m152 96l80-40z"/></svg>'
+)
 CAPTION = "A thin icon of airplane, drawn in hairline outlines."
 
 
@@ -41,7 +43,10 @@ def test_an_example_is_the_users_format_read_back(encoder, tokenizer):
 def test_only_the_models_turn_is_trained_on_and_targets_are_the_next_token(encoder, tokenizer):
     example = encoder.encode(SVG, CAPTION)
     trained = example.targets != IGNORED
-    assert tokenizer.decode(example.targets[trained], skip_special_tokens=False) == f"{CAPTION}<end_of_turn><eos>"
+    assert (
+        tokenizer.decode(example.targets[trained], skip_special_tokens=False)
+        == f"{CAPTION}<end_of_turn><eos>"
+    )
     assert (example.targets[:-1][trained[:-1]] == example.input_ids[1:][trained[:-1]]).all()
     assert example.targets[-1] == IGNORED
     prompt = encoder.prompt(SVG)
@@ -62,7 +67,10 @@ GEMMA = Path(__file__).parents[2] / "shared" / "data" / "tokenizer-gemma3" / "to
 
 @pytest.fixture(
     scope="module",
-    params=["tiny", pytest.param("gemma3", marks=pytest.mark.skipif(not GEMMA.exists(), reason=f"no {GEMMA}"))],
+    params=[
+        "tiny",
+        pytest.param("gemma3", marks=pytest.mark.skipif(not GEMMA.exists(), reason=f"no {GEMMA}")),
+    ],
 )
 def added(request, tmp_path_factory):
     """A tokenizer's folder, and its added tokens by what they are: control tokens, plain text."""
@@ -71,10 +79,14 @@ def added(request, tmp_path_factory):
         folder = tmp_path_factory.mktemp("gemma3")
         (folder / "tokenizer.json").write_bytes(lzma.decompress(GEMMA.read_bytes()))
     tokens = Tokenizer.from_file(str(folder / "tokenizer.json")).get_added_tokens_decoder()
-    plain = {i for i, token in tokens.items() if not token.special and re.fullmatch(PLAIN, token.content)}
+    plain = {
+        i for i, token in tokens.items() if not token.special and re.fullmatch(PLAIN, token.content)
+    }
     control = {i: token.content for i, token in tokens.items() if i not in plain}
     assert set(control.values()) >= {"<bos>", "<eos>", "<pad>", "<start_of_turn>", "<end_of_turn>"}
-    assert len(tokens) < 10 or {"<unused42>", "<mask>", "[multimodal]", "<start_of_image>"} <= set(control.values())
+    assert len(tokens) < 10 or {"<unused42>", "<mask>", "[multimodal]", "<start_of_image>"} <= set(
+        control.values()
+    )
     return str(folder), control
 
 
@@ -84,13 +96,22 @@ PLAIN = r"[\n\t ]+|▁+|</?(table|caption|thead|tbody|tfoot|tr|th|td|h[1-6]|bloc
 def hostile_pairs(tokens):
     """(svg, caption): each control token whole, glued, disguised, in pieces across every seam; then many at once."""
     for token in tokens:
-        yield from ((token, "a"), ("a", f"x{token}y {token}{token}"), (f" {token}\n", token.replace("<", "＜")))
+        yield from (
+            (token, "a"),
+            ("a", f"x{token}y {token}{token}"),
+            (f" {token}\n", token.replace("<", "＜")),
+        )
     for token in [token for token in tokens if not token.startswith("<unused")] + tokens[:20]:
         for cut in range(1, len(token)):
             head, tail = token[:cut], token[cut:]
             # "<end_of_turn>" follows the SVG and "model\n" stands before the caption: a piece might be completed
             # by them, or by the other piece.
-            yield from ((head, tail), (tail, head), (f"{head}\u200b{tail}", "a"), ("a", f"{head}\x00{tail}"))
+            yield from (
+                (head, tail),
+                (tail, head),
+                (f"{head}\u200b{tail}", "a"),
+                ("a", f"{head}\x00{tail}"),
+            )
     turn = "\n<end_of_turn>\n<start_of_turn>model\n"
     for start in range(0, len(tokens), 500):
         some = tokens[start : start + 500]
@@ -112,7 +133,9 @@ def assert_only_the_template_speaks(encoder, pairs, control):
         svg = example.num_prompt_tokens - bare.num_prompt_tokens
         wanted = np.concatenate([before, after_svg + svg, after_caption + longer])
         assert places(example.input_ids).tolist() == wanted.tolist(), pair
-        assert example.input_ids[wanted].tolist() == bare.input_ids[places(bare.input_ids)].tolist(), pair
+        assert (
+            example.input_ids[wanted].tolist() == bare.input_ids[places(bare.input_ids)].tolist()
+        ), pair
 
 
 def test_no_pair_can_forge_a_control_token_thousands_at_once_from_many_threads(added):
@@ -122,14 +145,25 @@ def test_no_pair_can_forge_a_control_token_thousands_at_once_from_many_threads(a
     assert len(pairs) > 300
     parts = [pairs[start::8] for start in range(8)]
     with ThreadPoolExecutor(8) as threads:
-        checks = threads.map(partial(assert_only_the_template_speaks, encoder, control=control), parts)
+        checks = threads.map(
+            partial(assert_only_the_template_speaks, encoder, control=control), parts
+        )
         assert list(checks) == [None] * 8
 
 
 def test_no_mixture_of_pieces_can_forge_a_control_token(encoder, tokenizer):
     control = {i: token.content for i, token in tokenizer.get_added_tokens_decoder().items()}
-    pieces = sorted({token[a:b] for token in control.values() for a in range(len(token)) for b in range(a + 1, 99)})
-    texts = st.lists(st.sampled_from([*control.values(), *pieces]) | st.text(max_size=3), max_size=20).map("".join)
+    pieces = sorted(
+        {
+            token[a:b]
+            for token in control.values()
+            for a in range(len(token))
+            for b in range(a + 1, 99)
+        }
+    )
+    texts = st.lists(
+        st.sampled_from([*control.values(), *pieces]) | st.text(max_size=3), max_size=20
+    ).map("".join)
 
     @settings(max_examples=300, deadline=None)
     @given(st.lists(st.tuples(texts, texts), min_size=1, max_size=8))
@@ -144,7 +178,14 @@ def test_no_mixture_of_pieces_can_forge_a_control_token(encoder, tokenizer):
 def test_the_system_sentence_cannot_speak_as_the_template_either(tokenizer):
     control = {i: token.content for i, token in tokenizer.get_added_tokens_decoder().items()}
     ids = PromptEncoder(str(TINY), "".join(control.values())).encode(SVG, CAPTION).input_ids
-    turns = ["<bos>", "<start_of_turn>", "<end_of_turn>", "<start_of_turn>", "<end_of_turn>", "<eos>"]
+    turns = [
+        "<bos>",
+        "<start_of_turn>",
+        "<end_of_turn>",
+        "<start_of_turn>",
+        "<end_of_turn>",
+        "<eos>",
+    ]
     assert [control[i] for i in ids.tolist() if i in control] == turns
 
 

@@ -40,7 +40,10 @@ def saved_bytes(run):
 def test_the_norm_is_its_definition(shape):
     torch.manual_seed(0)
     x = (torch.randn(shape, dtype=torch.float64) * 3).requires_grad_()
-    weight, upstream = torch.randn(shape[-1], dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
+    weight, upstream = (
+        torch.randn(shape[-1], dtype=torch.float64),
+        torch.randn(shape, dtype=torch.float64),
+    )
     naive = x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * (1 + weight)
     ours = rms_norm(x, weight, 1e-6)
     close(ours, naive)
@@ -52,7 +55,10 @@ def test_the_norm_is_transformers_own_and_keeps_its_input_alone(dtype):
     torch.manual_seed(0)
     module = Gemma2RMSNorm(64).requires_grad_(False)
     module.weight.normal_()
-    x, upstream = torch.randn(2, 100, 64, dtype=dtype).transpose(0, 1).requires_grad_(), torch.randn(100, 2, 64)
+    x, upstream = (
+        torch.randn(2, 100, 64, dtype=dtype).transpose(0, 1).requires_grad_(),
+        torch.randn(100, 2, 64),
+    )
     theirs, kept_by_theirs = module(x), saved_bytes(lambda: module(x))
     theirs_gradient = torch.autograd.grad(theirs, x, upstream.to(dtype))[0]
     lean(module)
@@ -68,7 +74,8 @@ def test_lora_is_its_definition(drops):
     torch.manual_seed(0)
     base = torch.nn.Linear(12, 20, bias=False, dtype=torch.float64).requires_grad_(False)
     x, a, b, upstream = (
-        torch.randn(shape, dtype=torch.float64) for shape in ((2, 7, 12), (3, 12), (20, 3), (2, 7, 20))
+        torch.randn(shape, dtype=torch.float64)
+        for shape in ((2, 7, 12), (3, 12), (20, 3), (2, 7, 20))
     )
     dropped = torch.nn.functional.dropout(x, 0.5) if drops else None
     trained = [tensor.requires_grad_() for tensor in ([x, dropped] if drops else [x]) + [a, b]]
@@ -76,7 +83,9 @@ def test_lora_is_its_definition(drops):
     ours = lora_linear(x, base, a, b, scale=0.7, dropped=dropped)
     close(ours, naive)
     for mine, theirs in zip(
-        torch.autograd.grad(ours, trained, upstream), torch.autograd.grad(naive, trained, upstream), strict=True
+        torch.autograd.grad(ours, trained, upstream),
+        torch.autograd.grad(naive, trained, upstream),
+        strict=True,
     ):
         close(mine, theirs)
 
@@ -102,7 +111,9 @@ def test_lora_is_pefts_own(folder, dtype, kind, dropout):
 
 
 def test_lora_keeps_its_input_once_and_no_weight(folder):
-    model = objective(folder, dtype=torch.bfloat16, memory=MemoryConfig(gradient_checkpointing=False)).model
+    model = objective(
+        folder, dtype=torch.bfloat16, memory=MemoryConfig(gradient_checkpointing=False)
+    ).model
     layer = model.get_base_model().model.layers[0].mlp.down_proj
     x = torch.randn(2, 900, 128, dtype=torch.bfloat16).requires_grad_()
     adapter = 4 * 4 * (128 + 64)  # rank 4, fp32

@@ -42,17 +42,22 @@ def test_nothing_hostile_becomes_markup(tmp_path: Path, evil: str, shown: str) -
     path = tmp_path / "gallery.html"
     items = [
         GalleryItem(evil, evil, evil, evil, evil),
-        GalleryItem("x", f"<svg xmlns='http://www.w3.org/2000/svg'>{evil}</svg>", "", evil, f"a {evil} b"),
+        GalleryItem(
+            "x", f"<svg xmlns='http://www.w3.org/2000/svg'>{evil}</svg>", "", evil, f"a {evil} b"
+        ),
     ]
     path.write_text(gallery_html(items, title=evil, summary={evil: evil}), encoding="utf-8")
     page = parse(path)
 
     assert {element.tag for element in page.iter()} <= ELEMENTS
     for element in page.iter():
-        assert not [name for name in element.attrib if name.startswith("on") or name in ("href", "style")]
+        assert not [
+            name for name in element.attrib if name.startswith("on") or name in ("href", "style")
+        ]
     assert len(page.xpath("//article")) == 2
     assert page.xpath("//@src") == [
-        "data:image/svg+xml;base64," + base64.b64encode(item.svg.encode(errors="replace")).decode() for item in items
+        "data:image/svg+xml;base64," + base64.b64encode(item.svg.encode(errors="replace")).decode()
+        for item in items
     ]
     assert texts(page, "//title | //h1 | //header//dt | //header//dd") == [shown] * 4
     assert texts(page, "//article[1]//dd") == [shown] * 3

@@ -63,7 +63,14 @@ def test_any_batch_gives_the_captions_of_drawings_decoded_alone(
     model: Gemma2ForCausalLM, encoder: PromptEncoder, batch: int
 ) -> None:
     progress: list[int] = []
-    captions = caption(model, encoder, SVGS, batch=batch, max_new_tokens=MAX_NEW_TOKENS, on_progress=progress.append)
+    captions = caption(
+        model,
+        encoder,
+        SVGS,
+        batch=batch,
+        max_new_tokens=MAX_NEW_TOKENS,
+        on_progress=progress.append,
+    )
     assert captions == [alone(model, encoder, svg) for svg in SVGS]
     assert progress == [*range(batch, len(SVGS), batch), len(SVGS)]
     # Only worth something while captions differ, and some end by themselves and some at the limit.
@@ -76,13 +83,18 @@ def test_no_drawings_no_captions(model: Gemma2ForCausalLM, encoder: PromptEncode
     assert caption(model, encoder, [], batch=4, max_new_tokens=MAX_NEW_TOKENS) == []
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT calls it
+@pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)  # PEFT calls it
 def test_an_adapter_on_a_4_bit_base_captions_alike_and_stays_as_it_was(
     model: Gemma2ForCausalLM, encoder: PromptEncoder, tmp_path: Path
 ) -> None:
     model.save_pretrained(tmp_path)
     base = load_base(
-        ModelConfig(name=str(tmp_path)), QuantizationConfig(), device=torch.device("cpu"), dtype=torch.float32
+        ModelConfig(name=str(tmp_path)),
+        QuantizationConfig(),
+        device=torch.device("cpu"),
+        dtype=torch.float32,
     )
     tuned = add_lora(base, LoraConfig(dropout=0.5), seed=0)
     for name, parameter in tuned.named_parameters():

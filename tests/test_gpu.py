@@ -62,7 +62,9 @@ def test_flex_attention_is_the_definition(dtype, width, tolerance, softcap, wind
         exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
         truth = with_gradients(naive, exact, upstream.double(), **how, document_ids=ids)
         on_card = [tensor.detach().to(CUDA).requires_grad_() for tensor in tensors]
-        ours = with_gradients(softcapped_attention, on_card, upstream.to(CUDA), **how, document_ids=ids.to(CUDA))
+        ours = with_gradients(
+            softcapped_attention, on_card, upstream.to(CUDA), **how, document_ids=ids.to(CUDA)
+        )
         for mine, true in zip(ours, truth, strict=True):
             assert mine.dtype == dtype
             assert (mine.cpu().double() - true).abs().max() <= tolerance * true.abs().max(), lengths
@@ -82,7 +84,9 @@ def test_rows_of_many_lengths_compile_a_few_kernels():
 
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 5e-2), (torch.float16, 2e-2)], ids=str
+    ("dtype", "tolerance"),
+    [(torch.float32, 1e-4), (torch.bfloat16, 5e-2), (torch.float16, 2e-2)],
+    ids=str,
 )
 def test_nf4_and_lora_on_the_gpu(folder, policy, dtype, tolerance):
     """transformers', PEFT's and bitsandbytes' own modules with eager attention on the same GPU are the reference."""
@@ -122,7 +126,9 @@ def test_an_embedding_on_the_host(folder):
 
 def test_trained_embeddings_on_the_gpu(folder):
     batch = on_gpu(row())
-    theirs = loss_and_gradients(jogged(objective(folder, train_embeddings=True, device=CUDA)), batch)
+    theirs = loss_and_gradients(
+        jogged(objective(folder, train_embeddings=True, device=CUDA)), batch
+    )
     ours = jogged(objective(folder, train_embeddings=True, memory=POLICIES["all"], device=CUDA))
     assert furthest(loss_and_gradients(ours, batch), theirs) < 1e-4
 
@@ -178,7 +184,9 @@ def test_optimizers_step_as_on_the_cpu_and_go_on_from_a_checkpoint(kind):
         model = nn.Linear(128, 64, bias=False)
         before = model.weight.detach().clone()
         model = model.to(device)
-        optimizer = adamw(model, OptimConfig(kind=kind if device is CUDA else "adamw", learning_rate=1e-3))
+        optimizer = adamw(
+            model, OptimConfig(kind=kind if device is CUDA else "adamw", learning_rate=1e-3)
+        )
         steps(model, optimizer, 5)
         made[device] = model.weight.detach().cpu() - before
     limit = 1e-4 if kind == "adamw" else 0.1
@@ -257,7 +265,11 @@ def test_the_cap_is_the_allocators(tmp_path):
 
 def test_a_job_on_ray_with_one_gpu(ray_local, tmp_path):
     """Stream, NCCL's process group, pinned batches, checkpoints, evaluation, captions."""
-    prepare(["scenes:400:7:list"], PrepareConfig(out=str(tmp_path / "shards"), validation_share=0.1), progress=False)
+    prepare(
+        ["scenes:400:7:list"],
+        PrepareConfig(out=str(tmp_path / "shards"), validation_share=0.1),
+        progress=False,
+    )
     config = absolute(
         load(
             "demo",

@@ -4,7 +4,11 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-FILES = [file for package in ("app", "data_pipeline", "tune") for file in sorted((ROOT / package).rglob("*.py"))]
+FILES = [
+    file
+    for package in ("app", "data_pipeline", "tune")
+    for file in sorted((ROOT / package).rglob("*.py"))
+]
 
 
 def imports(file):
@@ -26,7 +30,8 @@ def owners(package, *allowed):
         f"{name_of(file)} imports {module}"
         for file in FILES
         for module in imports(file)
-        if (module == package or module.startswith(f"{package}.")) and not name_of(file).startswith(allowed)
+        if (module == package or module.startswith(f"{package}."))
+        and not name_of(file).startswith(allowed)
     ]
 
 

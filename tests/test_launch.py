@@ -39,7 +39,9 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "OMP_NUM_THREADS": "1",
         "RAY_ADDRESS": f"127.0.0.1:{gcs}", "PATH": f"{BIN}:{os.environ['PATH']}",
     }  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="ray-", dir="/tmp", ignore_cleanup_errors=True
+    ) as folder:
         with (tmp_path / "head.log").open("w") as log:
             process = subprocess.Popen(
                 [BIN / "ray", "start", "--head", "--block", "--num-cpus=4", f"--port={gcs}",
@@ -59,7 +61,9 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 def test_a_submitted_job_succeeds_and_its_run_can_be_seen(head, tmp_path):
     prepared = subprocess.run(
-        [sys.executable, "-m", "app", "prepare", "scenes:120", "--out", str(tmp_path / "shards")], cwd=ROOT, check=False
+        [sys.executable, "-m", "app", "prepare", "scenes:120", "--out", str(tmp_path / "shards")],
+        cwd=ROOT,
+        check=False,
     )
     assert prepared.returncode == 0
     submit = [
@@ -69,7 +73,17 @@ def test_a_submitted_job_succeeds_and_its_run_can_be_seen(head, tmp_path):
         "train.save_every_steps=2", "data.max_row_tokens=256", "data.max_validation_rows=8",
         f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
     ]  # fmt: skip
-    up = ["curl", "--silent", "--output", "/dev/null", "--retry", "60", "--retry-delay", "1", "--retry-connrefused"]
+    up = [
+        "curl",
+        "--silent",
+        "--output",
+        "/dev/null",
+        "--retry",
+        "60",
+        "--retry-delay",
+        "1",
+        "--retry-connrefused",
+    ]
     dashboard_is_up = subprocess.run([*up, head["DASHBOARD"]], check=False)
     assert dashboard_is_up.returncode == 0, (tmp_path / "head.log").read_text()
     stranger = subprocess.run(
@@ -78,7 +92,9 @@ def test_a_submitted_job_succeeds_and_its_run_can_be_seen(head, tmp_path):
     )  # fmt: skip
     assert stranger.returncode != 0, "a client without the token must be refused"
     for _ in range(10):  # the dashboard answers some seconds before the head's agent can take a job
-        done = subprocess.run(submit, cwd=ROOT, env=head, capture_output=True, text=True, timeout=400, check=False)
+        done = subprocess.run(
+            submit, cwd=ROOT, env=head, capture_output=True, text=True, timeout=400, check=False
+        )
         if "No available agent" not in done.stderr:
             break
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -87,4 +103,9 @@ def test_a_submitted_job_succeeds_and_its_run_can_be_seen(head, tmp_path):
     (run,) = client.search_runs([client.get_experiment_by_name("demo").experiment_id])
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "submitted"
-    assert [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")] == [1, 2, 3, 4]
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")] == [
+        1,
+        2,
+        3,
+        4,
+    ]

@@ -21,7 +21,9 @@ def stream(tmp_path_factory: pytest.TempPathFactory) -> Stream:
     """Two epochs of three windows, some 30 packed rows in all."""
     folder = tmp_path_factory.mktemp("corpus")
     write_shards(folder, train=np.random.default_rng(0).integers(20, 100, NUM_ROWS).tolist())
-    config = DataConfig(shards=str(folder), system="Look:", max_row_tokens=232, window_rows=15, ledger=True)
+    config = DataConfig(
+        shards=str(folder), system="Look:", max_row_tokens=232, window_rows=15, ledger=True
+    )
     return Stream(config, save_tokenizer(tmp_path_factory.mktemp("tokenizer")), EPOCHS)
 
 
@@ -76,7 +78,9 @@ class Job:
         self.stream, self.folder, self.save_every = stream, str(folder), save_every
         self.saved = 0, Position()
 
-    def run(self, num_workers: int, kill_after: int | None = None, lose_the_checkpoint: bool = False) -> None:
+    def run(
+        self, num_workers: int, kill_after: int | None = None, lose_the_checkpoint: bool = False
+    ) -> None:
         """From the last checkpoint until the end or the kill."""
         start, position = self.saved
         ledgers = [Ledger(self.folder, self.stream, rank=rank) for rank in range(num_workers)]
@@ -119,7 +123,9 @@ def test_after_kills_the_files_name_every_row_once_per_epoch(
     assert not list(tmp_path.glob(".*"))
 
 
-def test_entries_say_which_worker_trained_on_which_row_in_which_step(stream: Stream, tmp_path: Path) -> None:
+def test_entries_say_which_worker_trained_on_which_row_in_which_step(
+    stream: Stream, tmp_path: Path
+) -> None:
     job = Job(stream, tmp_path, save_every=5)
     job.run(2)
     wanted = {
@@ -133,7 +139,9 @@ def test_entries_say_which_worker_trained_on_which_row_in_which_step(stream: Str
     assert set(entries) == wanted
 
 
-def test_a_job_of_the_same_name_that_starts_anew_starts_its_ledger_anew(stream: Stream, tmp_path: Path) -> None:
+def test_a_job_of_the_same_name_that_starts_anew_starts_its_ledger_anew(
+    stream: Stream, tmp_path: Path
+) -> None:
     for _ in range(2):
         Job(stream, tmp_path, save_every=3).run(2)
         assert len(Job(stream, tmp_path, save_every=3).entries()) == EPOCHS * NUM_ROWS

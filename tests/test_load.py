@@ -21,7 +21,8 @@ def folder(tmp_path_factory):
 
 def tensors(row):
     return {
-        name: torch.from_numpy(getattr(row, name))[None].long() for name in ("input_ids", "position_ids", "targets")
+        name: torch.from_numpy(getattr(row, name))[None].long()
+        for name in ("input_ids", "position_ids", "targets")
     }
 
 
@@ -37,7 +38,9 @@ def test_the_loss_is_transformers_own_on_one_document(folder):
     assert float(loss / count) == pytest.approx(float(theirs), rel=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "attention"), [("none", "eager"), ("nf4", "eager"), ("nf4", "blockwise")])
+@pytest.mark.parametrize(
+    ("kind", "attention"), [("none", "eager"), ("nf4", "eager"), ("nf4", "blockwise")]
+)
 def test_a_packed_row_is_as_if_its_documents_had_been_run_alone(folder, kind, attention):
     documents = examples(5, seed=3)
     (row,) = pack(documents, 200)
@@ -58,7 +61,9 @@ def test_a_packed_row_is_as_if_its_documents_had_been_run_alone(folder, kind, at
 
 
 def test_the_tiny_base_is_a_gemma_2_in_every_respect():
-    base = load_base(ModelConfig(name="tiny"), QuantizationConfig(), device=CPU, dtype=torch.bfloat16)
+    base = load_base(
+        ModelConfig(name="tiny"), QuantizationConfig(), device=CPU, dtype=torch.bfloat16
+    )
     config = base.config
     assert (config.attn_logit_softcapping, config.final_logit_softcapping) == (50.0, 30.0)
     assert config.layer_types == ["sliding_attention", "full_attention"] * 2
@@ -120,7 +125,11 @@ def test_rank_64_on_the_9b_has_216_million_trained_parameters():
     )  # fmt: skip
     with torch.device("meta"):
         model = add_lora(Gemma2ForCausalLM(config), LoraConfig(**lora.model_dump()), seed=0)
-    assert num_parameters(CaptionLoss(model, torch.float32))[0] - num_parameters(model.get_base_model())[0] == 0
+    assert (
+        num_parameters(CaptionLoss(model, torch.float32))[0]
+        - num_parameters(model.get_base_model())[0]
+        == 0
+    )
     trained = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
     assert trained == 216_072_192
 
@@ -143,8 +152,12 @@ def test_a_model_that_is_not_there_or_not_a_gemma_2_is_named(tmp_path, monkeypat
         ("logit_softcap", "final_logit_softcapping", "softcap of output logits: OFF"),
     ],
 )
-def test_a_softcap_can_be_switched_off_in_loss_and_generation_alike(tmp_path, switched_off, in_config, said, capsys):
-    Gemma2ForCausalLM(gemma2_config(initializer_range=0.3)).save_pretrained(tmp_path)  # so large that caps matter
+def test_a_softcap_can_be_switched_off_in_loss_and_generation_alike(
+    tmp_path, switched_off, in_config, said, capsys
+):
+    Gemma2ForCausalLM(gemma2_config(initializer_range=0.3)).save_pretrained(
+        tmp_path
+    )  # so large that caps matter
     folder = str(tmp_path)
     (row,) = pack(examples(1), 48)
     labels = torch.from_numpy(np.concatenate([[-100], row.targets[:-1]]))[None].long()
@@ -152,7 +165,9 @@ def test_a_softcap_can_be_switched_off_in_loss_and_generation_alike(tmp_path, sw
     reference = Gemma2ForCausalLM.from_pretrained(folder, attn_implementation="eager")
     with torch.no_grad():
         capped = reference(input_ids=ids).logits
-    reference = Gemma2ForCausalLM.from_pretrained(folder, attn_implementation="eager", **{in_config: None})
+    reference = Gemma2ForCausalLM.from_pretrained(
+        folder, attn_implementation="eager", **{in_config: None}
+    )
     for attention in ("eager", "blockwise"):
         capsys.readouterr()
         base = load_base(ModelConfig(name=folder, attention=attention, **{switched_off: False}),

@@ -27,7 +27,9 @@ def folder(tmp_path_factory):
 
 
 def run(loss, stream, validation, *, state=None, world=None, optimizer=None, **config):
-    config = TrainConfig(**{"evaluate_every_steps": 4, "save_every_steps": 4, "max_steps": 8, **config})
+    config = TrainConfig(
+        **{"evaluate_every_steps": 4, "save_every_steps": 4, "max_steps": 8, **config}
+    )
     world = world or Recorder()
     optimizer = optimizer or adamw(loss, OPTIM)
     state = train(
@@ -104,7 +106,9 @@ def test_evaluation_between_steps_changes_no_loss(folder):
     losses = []
     for every in (1, 100):
         loss = objective(folder, dtype=torch.bfloat16)
-        _, world, _ = run(loss, batches(60), validation(), evaluate_every_steps=every, save_every_steps=None)
+        _, world, _ = run(
+            loss, batches(60), validation(), evaluate_every_steps=every, save_every_steps=None
+        )
         losses.append(world.losses())
     assert losses[0] == losses[1]
 
@@ -133,7 +137,9 @@ def work(rank, size, folder, port, out):
     loss = objective(folder, dropout=0.1, memory=MemoryConfig(offload=True))
     held_out = [batch for batch, _ in batches(12, seed=9, rank=rank, num_workers=size)]
     stream = batches(90, rank=rank, num_workers=size)
-    _, world, _ = run(loss, stream, held_out, world=Recorder(rank, size), accumulation=2, max_steps=6)
+    _, world, _ = run(
+        loss, stream, held_out, world=Recorder(rank, size), accumulation=2, max_steps=6
+    )
     if rank == 0:
         torch.save((world.losses(), [report[1] for report in world.reports]), out)
     dist.destroy_process_group()

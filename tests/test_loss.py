@@ -18,10 +18,14 @@ def naive(hidden, weight, labels, cap):
     return F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
 
 
-def problem(num_tokens=37, words=WORDS, width=WIDTH, *, dtype=torch.float64, weight_dtype=None, share=0.7):
+def problem(
+    num_tokens=37, words=WORDS, width=WIDTH, *, dtype=torch.float64, weight_dtype=None, share=0.7
+):
     torch.manual_seed(0)
     hidden = torch.randn(num_tokens, width, dtype=torch.float64).to(dtype).requires_grad_()
-    weight = torch.randn(words, width, dtype=torch.float64).to(weight_dtype or dtype).requires_grad_()
+    weight = (
+        torch.randn(words, width, dtype=torch.float64).to(weight_dtype or dtype).requires_grad_()
+    )
     labels = torch.randint(0, words, (num_tokens,))
     labels[torch.rand(num_tokens) > share] = IGNORED
     return hidden, weight, labels
@@ -65,11 +69,16 @@ def test_low_precision_is_as_near_the_truth_as_its_rounding(dtype, weight_dtype,
         assert (mine.double() - true).abs().max() <= tolerance * true.abs().max()
 
 
-@pytest.mark.parametrize(("for_hidden", "for_weight"), [(True, False), (False, True), (False, False)])
+@pytest.mark.parametrize(
+    ("for_hidden", "for_weight"), [(True, False), (False, True), (False, False)]
+)
 def test_only_what_is_trained_gets_a_gradient(for_hidden, for_weight):
     hidden, weight, labels = problem()
     both = torch.autograd.grad(naive(hidden, weight, labels, 5.0), (hidden, weight))
-    hidden, weight = hidden.detach().requires_grad_(for_hidden), weight.detach().requires_grad_(for_weight)
+    hidden, weight = (
+        hidden.detach().requires_grad_(for_hidden),
+        weight.detach().requires_grad_(for_weight),
+    )
     loss, _ = softcapped_cross_entropy(hidden, weight, labels, softcap=5.0)
     assert loss.requires_grad == (for_hidden or for_weight)
     if loss.requires_grad:

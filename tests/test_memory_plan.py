@@ -46,7 +46,11 @@ def test_the_published_sizes_have_as_many_parameters_as_published(size, paramete
     base = meta_base(model, load(None).quantization, attention="eager", dtype=torch.bfloat16)
     assert sum(p.numel() for p in base.parameters()) == parameters
     assert num_parameters(base)[0] == 0
-    assert (model.sliding_window, model.attn_logit_softcapping, model.final_logit_softcapping) == (4096, 50.0, 30.0)
+    assert (model.sliding_window, model.attn_logit_softcapping, model.final_logit_softcapping) == (
+        4096,
+        50.0,
+        30.0,
+    )
 
 
 @pytest.mark.parametrize("overrides", SETTINGS.values(), ids=SETTINGS)
@@ -58,18 +62,26 @@ def test_a_simulated_step_holds_the_bytes_of_a_real_one(overrides, tmp_path):
                      dtype=DTYPES[config.train.precision],
                      attention=config.model.attention, memory=config.memory,
                      **config.lora.model_dump(include={"rank", "alpha", "dropout"}))  # fmt: skip
-    batch = {name: column.copy() for name, column in next(iter(batches(30, micro_batch_rows=rows)))[0].items()}
+    batch = {
+        name: column.copy()
+        for name, column in next(iter(batches(30, micro_batch_rows=rows)))[0].items()
+    }
     batch["targets"][:] = batch["input_ids"]
     batch["position_ids"][:] = range(tokens)
     with Timeline(rows * tokens) as timeline:
         stages = peak.traced(config, loss, timeline, batch, rows * tokens)
-    real = max((peak._highest(name, live) for name, live in stages.items()), key=lambda found: found.num_bytes)
+    real = max(
+        (peak._highest(name, live) for name, live in stages.items()),
+        key=lambda found: found.num_bytes,
+    )
     simulated = peak.peak(config, on_gpu=False)
     assert simulated.stage == real.stage
     assert simulated.by_category == pytest.approx(real.by_category, rel=0.002, abs=64)
 
 
-@pytest.mark.parametrize("names", [("as shipped",), ("no checkpointing", "eager", "two rows")], ids="+".join)
+@pytest.mark.parametrize(
+    "names", [("as shipped",), ("no checkpointing", "eager", "two rows")], ids="+".join
+)
 def test_few_layers_say_what_all_of_them_take(names, tmp_path):
     gemma2_config(num_hidden_layers=8).save_pretrained(tmp_path)
     config = job(tmp_path, *itertools.chain.from_iterable(SETTINGS[name] for name in names))
@@ -77,7 +89,9 @@ def test_few_layers_say_what_all_of_them_take(names, tmp_path):
     rows, tokens = config.train.micro_batch_rows, config.data.max_row_tokens
     labels = rows * tokens
     whole = peak._step(config, model, tokens, labels, True)
-    few, more = (peak._step(config, peak._with_layers(model, n), tokens, labels, True) for n in (4, 6))
+    few, more = (
+        peak._step(config, peak._with_layers(model, n), tokens, labels, True) for n in (4, 6)
+    )
     for name, live in peak._of_layers(8, few, more).items():
         if name == "update":
             assert live.sum() == whole[name].sum(axis=1).max()
@@ -88,7 +102,10 @@ def test_few_layers_say_what_all_of_them_take(names, tmp_path):
 def test_a_gpu_kernel_keeps_no_scores(tmp_path):
     gemma2_config(num_hidden_layers=2).save_pretrained(tmp_path)
     eager, fused = (
-        [peak.peak(job(tmp_path, f"model.attention={kind}"), row_tokens=tokens).num_bytes for tokens in (512, 1024)]
+        [
+            peak.peak(job(tmp_path, f"model.attention={kind}"), row_tokens=tokens).num_bytes
+            for tokens in (512, 1024)
+        ]
         for kind in ("eager", "flash_attention_2")
     )
     assert eager[1] > 3 * eager[0]
@@ -99,7 +116,9 @@ def test_a_gpu_multiplies_scores_and_gradients_apart_in_the_softmax(tmp_path):
     """As measured on one: its backward pass holds [heads, S, S] once more than a CPU's."""
     gemma2_config(num_hidden_layers=2).save_pretrained(tmp_path)
     config = job(tmp_path, "model.attention=eager")
-    gpu, cpu = (peak.peak(config, row_tokens=512, on_gpu=on_gpu).num_bytes for on_gpu in (True, False))
+    gpu, cpu = (
+        peak.peak(config, row_tokens=512, on_gpu=on_gpu).num_bytes for on_gpu in (True, False)
+    )
     assert gpu - cpu == 4 * 512 * 512 * 4
 
 
@@ -112,7 +131,9 @@ def test_the_longest_row_is_the_longest_that_fits(peak_bytes):
     known = {}
     asked = []
     for limit in (10**9, 3_000_000, 650_000, 90_000, 700, 0):
-        found = peak.longest(lambda tokens: asked.append(tokens) or peak_bytes(tokens), limit, known, most=2**18)
+        found = peak.longest(
+            lambda tokens: asked.append(tokens) or peak_bytes(tokens), limit, known, most=2**18
+        )
         fitting = [tokens for tokens in range(64, 2**18 + 1, 64) if peak_bytes(tokens) <= limit]
         assert found in fitting or found == 0
         assert max(fitting, default=0) - found <= 64
@@ -130,5 +151,7 @@ def test_categories_are_the_bytes_that_they_name(tmp_path):
     rotary = 2 * 16 * 4
     assert list(found) == list(CATEGORIES)
     assert found["lora"] == found["gradients"] == 4 * trained
-    assert found["optimizer"] == 2 * 4 * trained + 4 * len(list(itertools.product(range(2), widths, range(2))))
+    assert found["optimizer"] == 2 * 4 * trained + 4 * len(
+        list(itertools.product(range(2), widths, range(2)))
+    )
     assert found["weights"] == 2 * frozen + rotary + 2  # and the scale of embeddings

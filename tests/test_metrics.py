@@ -44,8 +44,12 @@ def test_bleu4_refuses_lists_of_unequal_length() -> None:
 
 
 @given(st.lists(captions, min_size=1, max_size=8), st.lists(captions, min_size=1, max_size=5))
-def test_best_constant_caption_is_the_brute_force_winner(train: list[str], references: list[str]) -> None:
-    scores = {text: corpus_bleu([text] * len(references), [references]).score / 100 for text in train}
+def test_best_constant_caption_is_the_brute_force_winner(
+    train: list[str], references: list[str]
+) -> None:
+    scores = {
+        text: corpus_bleu([text] * len(references), [references]).score / 100 for text in train
+    }
     winner, score = best_constant_caption(iter(train), references)
     assert score == bleu4([winner] * len(references), references)
     assert score == pytest.approx(max(scores.values()), abs=1e-12)

@@ -37,9 +37,20 @@ def validation():
 
 
 def run(
-    loss, validation, *, stream=None, state=None, world=None, optimizer=None, after_step=None, strategy="ddp", **config
+    loss,
+    validation,
+    *,
+    stream=None,
+    state=None,
+    world=None,
+    optimizer=None,
+    after_step=None,
+    strategy="ddp",
+    **config,
 ):
-    config = TrainConfig(**{"max_steps": 6, "evaluate_every_steps": 100, "save_every_steps": 100, **config})
+    config = TrainConfig(
+        **{"max_steps": 6, "evaluate_every_steps": 100, "save_every_steps": 100, **config}
+    )
     world = world or Recorder()
     wrapped = wrap(loss, strategy, size=world.size, device=CPU)
     state = train(
@@ -63,12 +74,20 @@ def poison(loss, value=math.inf):
     return lambda: spoilt[0, 0].fill_(before)
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch about its own compiler
+@pytest.mark.filterwarnings(
+    "ignore:.*should not be instantiated:DeprecationWarning"
+)  # torch about its own compiler
 @pytest.mark.parametrize(
     ("memory", "compiled", "where"),
-    [(None, False, WHERE), (None, True, WHERE), (MemoryConfig(), False, WHERE.removesuffix(".lora_A.default"))],
+    [
+        (None, False, WHERE),
+        (None, True, WHERE),
+        (MemoryConfig(), False, WHERE.removesuffix(".lora_A.default")),
+    ],
 )
-def test_the_job_stops_and_names_the_step_and_the_layer(folder, validation, memory, compiled, where):
+def test_the_job_stops_and_names_the_step_and_the_layer(
+    folder, validation, memory, compiled, where
+):
     loss = objective(folder, memory=memory)
     if compiled:
         gemma(loss.model).model.compile(backend="eager")
@@ -78,7 +97,10 @@ def test_the_job_stops_and_names_the_step_and_the_layer(folder, validation, memo
         if step == 2:
             poison(loss)
 
-    with pytest.raises(TrainingDiverged, match=rf"^step 3: loss nan, .*first in the output of {where} \(worker 0\); l"):
+    with pytest.raises(
+        TrainingDiverged,
+        match=rf"^step 3: loss nan, .*first in the output of {where} \(worker 0\); l",
+    ):
         run(loss, validation, after_step=after_step)
     assert sum(len(module._forward_hooks) for module in loss.modules()) == num_hooks
 
@@ -106,17 +128,35 @@ def test_a_skipped_step_changes_nothing_and_is_counted_and_said(folder, validati
     given = [int(batch["num_examples"].sum()) for batch, _ in stream[:6]]
     assert trained_on == [*given[:2], 0, *given[3:]]
     assert (state.num_examples, state.num_skipped_examples) == (sum(trained_on), given[2])
-    assert [m["train/skipped_steps"] for _, m in world.metrics if "train/loss" in m] == [0, 0, 1, 1, 1, 1]
-    assert [math.isfinite(value) for value in world.losses()] == [True, True, False, True, True, True]
+    assert [m["train/skipped_steps"] for _, m in world.metrics if "train/loss" in m] == [
+        0,
+        0,
+        1,
+        1,
+        1,
+        1,
+    ]
+    assert [math.isfinite(value) for value in world.losses()] == [
+        True,
+        True,
+        False,
+        True,
+        True,
+        True,
+    ]
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
     assert len(said) == 1
-    assert said[0].startswith("step 3: loss nan, gradient norm nan; first in the output of model.layers.1")
+    assert said[0].startswith(
+        "step 3: loss nan, gradient norm nan; first in the output of model.layers.1"
+    )
     assert said[0].endswith("the step is skipped")
     assert from_json(as_json(state)) == state
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])
-def test_an_evaluation_that_is_not_finite_is_said_and_is_no_checkpoint(folder, validation, policy, capsys):
+def test_an_evaluation_that_is_not_finite_is_said_and_is_no_checkpoint(
+    folder, validation, policy, capsys
+):
     loss = objective(folder)
 
     def after_step(step, _):
@@ -143,7 +183,9 @@ def work(rank, size, folder, port, out):
     seen = {}
     for strategy in ("ddp", "fsdp"):
         for policy in ("skip", "stop"):
-            seen[strategy, policy] = spoilt_at_step_3(folder, rank, size, strategy=strategy, non_finite=policy)
+            seen[strategy, policy] = spoilt_at_step_3(
+                folder, rank, size, strategy=strategy, non_finite=policy
+            )
     torch.save(seen, f"{out}-{rank}")
     dist.destroy_process_group()
 
@@ -164,7 +206,9 @@ def spoilt_at_step_3(folder, rank, size, **config):
                        after_step=after_step, accumulation=2, max_steps=4, **config)  # fmt: skip
     except TrainingDiverged as error:
         return str(error)
-    return state.num_skipped_steps, all(bool(p.isfinite().all()) for p in loss.parameters() if p.requires_grad)
+    return state.num_skipped_steps, all(
+        bool(p.isfinite().all()) for p in loss.parameters() if p.requires_grad
+    )
 
 
 def test_workers_skip_and_stop_together_and_name_the_one(folder, tmp_path, free_port):
@@ -180,7 +224,9 @@ def test_workers_skip_and_stop_together_and_name_the_one(folder, tmp_path, free_
 
 
 @pytest.mark.parametrize("memory", [None, MemoryConfig()])
-def test_fp16_halves_its_scale_until_gradients_fit_and_then_trains(folder, validation, capsys, memory):
+def test_fp16_halves_its_scale_until_gradients_fit_and_then_trains(
+    folder, validation, capsys, memory
+):
     loss = objective(folder, dtype=torch.float16, memory=memory, train_embeddings=True)
     state, world = run(loss, validation, state=State(loss_scale=2.0**28), max_steps=40, precision="fp16",
                        stream=batches(260, micro_batch_rows=2))  # fmt: skip
@@ -230,7 +276,9 @@ def test_fp16_keeps_a_residual_stream_beyond_its_own_range(folder):
         loss = objective(folder, dtype=dtype, train_embeddings=True)
         layers = gemma(loss.model).model.layers
         seen = []
-        layers[0].register_forward_hook(lambda _module, _inputs, output, seen=seen: seen.append(output))
+        layers[0].register_forward_hook(
+            lambda _module, _inputs, output, seen=seen: seen.append(output)
+        )
         with torch.no_grad():
             layers[0].post_feedforward_layernorm.weight.fill_(60_000.0)
             losses[dtype] = float(loss(**tensors(row))[0])

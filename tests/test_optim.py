@@ -13,13 +13,17 @@ from app.training.optim import adamw, learning_rate, moments
 @pytest.mark.parametrize("restarts", [1, 3])
 def test_the_schedules_have_the_shape_of_transformers_own(schedule, restarts):
     steps, warmup, peak = 200, 20, 3e-3
-    config = OptimConfig(learning_rate=peak, schedule=schedule, restarts=restarts, warmup_ratio=warmup / steps)
+    config = OptimConfig(
+        learning_rate=peak, schedule=schedule, restarts=restarts, warmup_ratio=warmup / steps
+    )
     name = "constant_with_warmup" if schedule == "constant" else schedule
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=peak)
     special = {"num_cycles": restarts} if schedule == "cosine_with_restarts" else {}
     reference = get_scheduler(name, optimizer, warmup, steps, scheduler_specific_kwargs=special)
     for step in range(steps + 1):
-        assert learning_rate(config, step / steps) == pytest.approx(reference.get_last_lr()[0], abs=1e-12), step
+        assert learning_rate(config, step / steps) == pytest.approx(
+            reference.get_last_lr()[0], abs=1e-12
+        ), step
         optimizer.step()
         reference.step()
 
@@ -56,7 +60,9 @@ def test_8_bit_moments_take_a_quarter_and_step_alike(kind):
             model(torch.randn(16, 128)).square().sum().backward()
             optimizer.step()
             optimizer.zero_grad()
-        kept = sum(value.nbytes for value in moments(optimizer, model.weight).values() if value.ndim)
+        kept = sum(
+            value.nbytes for value in moments(optimizer, model.weight).values() if value.ndim
+        )
         made[name] = (model.weight.detach() - before, kept)
     (ours, small), (theirs, large) = made[kind], made["adamw"]
     assert (ours - theirs).abs().max() < 0.1 * theirs.abs().max()

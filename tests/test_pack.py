@@ -34,7 +34,10 @@ def test_every_example_is_in_exactly_one_row_whole_and_alone(lengths, limit):
 
 def test_best_fit_chooses_the_fullest_row_that_has_room():
     rows = pack([example(n, n) for n in (6, 5, 4, 3, 2)], 10)
-    assert [[int(n) for n in row.input_ids[row.position_ids == 0]] for row in rows] == [[6, 4], [5, 3, 2]]
+    assert [[int(n) for n in row.input_ids[row.position_ids == 0]] for row in rows] == [
+        [6, 4],
+        [5, 3, 2],
+    ]
 
 
 def test_a_window_of_icon_like_lengths_fills_its_rows():

@@ -34,13 +34,17 @@ class Saving(Recorder):
     def report(self, state, eval_loss, *, save):
         super().report(state, eval_loss, save=save)
         if state.step == SAVED:
-            checkpoint.save(self.folder if self.rank == 0 else None, self.model, self.optimizer, as_json(state))
+            checkpoint.save(
+                self.folder if self.rank == 0 else None, self.model, self.optimizer, as_json(state)
+            )
 
 
 def held(tensors):
     """Bytes of this worker, each storage once."""
     local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in local}.values())
+    return sum(
+        {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in local}.values()
+    )
 
 
 def run(folder, strategy, rank, size, *, saved, resumed=None, dtype=torch.float32, **config):
@@ -73,7 +77,11 @@ def run(folder, strategy, rank, size, *, saved, resumed=None, dtype=torch.float3
     )  # fmt: skip
     return {
         "losses": world.losses(),
-        "norms": [metrics["train/gradient_norm"] for _, metrics in world.metrics if "train/loss" in metrics],
+        "norms": [
+            metrics["train/gradient_norm"]
+            for _, metrics in world.metrics
+            if "train/loss" in metrics
+        ],
         "evaluations": [report[1] for report in world.reports if report[1]],
         "base": held(p for p in loss.parameters() if not p.requires_grad),
         "trained": held(trained),
@@ -86,9 +94,13 @@ def run(folder, strategy, rank, size, *, saved, resumed=None, dtype=torch.float3
 def work(rank, folder, out):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{out}/rendezvous", rank=rank, world_size=2)
-    seen = {strategy: run(folder, strategy, rank, 2, saved=out / strategy) for strategy in STRATEGIES}
+    seen = {
+        strategy: run(folder, strategy, rank, 2, saved=out / strategy) for strategy in STRATEGIES
+    }
     for before, after in RESUMED:
-        seen[before, after] = run(folder, after, rank, 2, saved=out / f"{before}-{after}", resumed=out / before)
+        seen[before, after] = run(
+            folder, after, rank, 2, saved=out / f"{before}-{after}", resumed=out / before
+        )
     for every in (1, 100):
         seen[f"evaluated every {every}"] = run(folder, "fsdp", rank, 2, saved=out / "none", dtype=torch.bfloat16,
                                                evaluate_every_steps=every, save_every_steps=None)  # fmt: skip
@@ -144,14 +156,18 @@ def test_each_worker_holds_what_its_strategy_says(folder, two, rank):
         moments = [rank[strategy]["moments"] for rank in two]
         assert sum(moments) == 2 * held(trained) * (2 if strategy == "ddp" else 1), strategy
         assert max(moments) <= 2 * of_trained, strategy
-        assert seen["idle_is_cut"] == {strategy == "fsdp"}, "what another layer holds while the second computes"
+        assert seen["idle_is_cut"] == {strategy == "fsdp"}, (
+            "what another layer holds while the second computes"
+        )
 
 
 @pytest.mark.parametrize(("before", "after"), RESUMED)
 def test_a_job_goes_on_under_another_strategy(one, two, out, before, after):
     resumed = two[0][before, after]
     for name in ("adapter_model.safetensors", "optimizer.safetensors", "state.json"):
-        assert (out / before / name).read_bytes() == (out / f"{before}-{after}" / name).read_bytes(), name
+        assert (out / before / name).read_bytes() == (
+            out / f"{before}-{after}" / name
+        ).read_bytes(), name
     assert resumed["losses"] == pytest.approx(one["losses"][SAVED:], rel=1e-5)
     if before == after:
         assert resumed["losses"] == two[0][before]["losses"][SAVED:], "not bit for bit"

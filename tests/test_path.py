@@ -13,7 +13,9 @@ from data_pipeline.svg.numbers import MAX_CACHED, PathError, Readings, Texts, fo
 from data_pipeline.svg.path import scale_path, scale_points
 
 
-def scaled(d: str, scale: float, origin: tuple[float, float] = (0.0, 0.0), decimals: int = 0) -> str:
+def scaled(
+    d: str, scale: float, origin: tuple[float, float] = (0.0, 0.0), decimals: int = 0
+) -> str:
     return scale_path(d, scale, origin=origin, decimals=decimals)[0]
 
 
@@ -34,7 +36,11 @@ def scaled(d: str, scale: float, origin: tuple[float, float] = (0.0, 0.0), decim
         ("M0 0c0 .6.4 1 1 1", 1, "m0 0 1 1"),
         ("M0 0c0 .6.4 1 1 1", 10, "m0 0c0 6 4 10 10 10"),
         ("M0 0c5 0-5 0 3 0", 1, "m0 0c5 0-5 0 3 0"),  # beyond its ends
-        ("M0 0a1 1 0 0 0 0 2s0 2 2 2", 10.667, "m0 0c-6 0-11 5-11 11 0 6 5 10 11 10 0 0 0 22 21 22"),
+        (
+            "M0 0a1 1 0 0 0 0 2s0 2 2 2",
+            10.667,
+            "m0 0c-6 0-11 5-11 11 0 6 5 10 11 10 0 0 0 22 21 22",
+        ),
         ("M5 5c0 .1.1.1.1.1", 1, "m5 5h.1-.1"),
         ("M0 0Q3 3 6 0T12 0", 1, "m0 0q3 3 6 0t6 0"),
         ("M0 0l.4 0 .4 0 .4 0 .4 0", 1, "m0 0h1 1"),  # rounding does not accumulate
@@ -55,7 +61,10 @@ def test_written_form(d: str, scale: float, written: str) -> None:
 
 def test_flags_are_read_whatever_they_touch() -> None:
     spaced = "M0 0a9 9 0 0 1 5.5.5 9 9 0 1 0-5 5A9 9 30 0 1 1 1"
-    for glued in ("M0 0a9 9 0 015.5.5 9 9 0 10-5 5A9 9 30 011 1", "M0,0a9,9,0,0,1,5.5,.5,9,9,0,1,0-5,5A9 9 30 01 1 1"):
+    for glued in (
+        "M0 0a9 9 0 015.5.5 9 9 0 10-5 5A9 9 30 011 1",
+        "M0,0a9,9,0,0,1,5.5,.5,9,9,0,1,0-5,5A9 9 30 01 1 1",
+    ):
         assert scaled(glued, 3) == scaled(spaced, 3)
 
 
@@ -73,7 +82,10 @@ def test_how_much_rounding_moves() -> None:
 def test_points_stay_absolute() -> None:
     assert scale_points("1,2-3.26 4 5", 10, origin=(1, 0)) == ("0 20-43 40", 0)
     assert scale_points("", 1) == ("", 0)
-    assert scale_points("0.25,0 0.25,10 0.25 10.5", 1, measured=True) == ("0 0 0 10 0 10", pytest.approx(2.625))
+    assert scale_points("0.25,0 0.25,10 0.25 10.5", 1, measured=True) == (
+        "0 0 0 10 0 10",
+        pytest.approx(2.625),
+    )
 
 
 def test_origin_and_decimals() -> None:
@@ -159,7 +171,9 @@ def tokens(d: str) -> list[tuple[str, list[float]]]:
     return segments
 
 
-def arc_points(p: complex, rx: float, ry: float, phi: float, large: bool, sweep: bool, q: complex) -> list[complex]:
+def arc_points(
+    p: complex, rx: float, ry: float, phi: float, large: bool, sweep: bool, q: complex
+) -> list[complex]:
     """SVG 1.1, appendix F.6."""
     if p == q:
         return []
@@ -224,7 +238,9 @@ def flatten(d: str, scale: float) -> list[np.ndarray]:
             if kind == "t":
                 points = [2 * here - control if previous in "qt" else here, *points]
             a, b = points
-            subpaths[-1] += list((1 - steps) ** 2 * here + 2 * (1 - steps) * steps * a + steps**2 * b)
+            subpaths[-1] += list(
+                (1 - steps) ** 2 * here + 2 * (1 - steps) * steps * a + steps**2 * b
+            )
             here, control = b, a
         else:
             end = base + complex(n[5], n[6])
@@ -261,7 +277,15 @@ ATOMS = {
     "q": st.tuples(*[coordinates] * 4),
     "s": st.tuples(*[coordinates] * 4),
     "c": st.tuples(*[coordinates] * 6),
-    "a": st.tuples(radii, radii, st.integers(0, 180), st.integers(0, 1), st.integers(0, 1), coordinates, coordinates),
+    "a": st.tuples(
+        radii,
+        radii,
+        st.integers(0, 180),
+        st.integers(0, 1),
+        st.integers(0, 1),
+        coordinates,
+        coordinates,
+    ),
     "z": st.just(()),
     "m": st.tuples(coordinates, coordinates),
 }
@@ -278,7 +302,9 @@ def written(path: list[tuple[str, tuple[float, ...]]]) -> str:
 @given(st.lists(segments, max_size=8).map(written), st.sampled_from([0.3, 1.0, 10.667]))
 def test_no_point_moves_by_more_than_a_unit(d: str, scale: float) -> None:
     after = scaled(d, scale)
-    assert deviation(flatten(d, scale), flatten(after, 1)) <= 1.0 + 0.02  # chords of 1/32 of a curve
+    assert (
+        deviation(flatten(d, scale), flatten(after, 1)) <= 1.0 + 0.02
+    )  # chords of 1/32 of a curve
     assert scaled(after, 1) == after
 
 

@@ -18,10 +18,15 @@ GIB = 2**30
 
 
 def job(folder, *overrides):
-    config = gemma2_config(num_hidden_layers=2, vocab_size=4096, hidden_size=128, intermediate_size=1024)
+    config = gemma2_config(
+        num_hidden_layers=2, vocab_size=4096, hidden_size=128, intermediate_size=1024
+    )
     config.save_pretrained(folder)
     big = ["data.max_row_tokens=4096", "train.micro_batch_rows=4", "memory.offload=true"]
-    return load(None, [f"model.name={folder}", "scaling.use_gpu=true", "scaling.num_workers=1", *big, *overrides])
+    return load(
+        None,
+        [f"model.name={folder}", "scaling.use_gpu=true", "scaling.num_workers=1", *big, *overrides],
+    )
 
 
 @pytest.mark.parametrize(("text", "gib"), [("24GiB", 24.0), ("24", 24.0), ("22.5 gib", 22.5)])
@@ -57,8 +62,16 @@ def test_a_job_on_cpus_is_not_refused(tmp_path):
 
 
 def test_the_smaller_of_cap_and_cards_decides(tmp_path):
-    config = job(tmp_path, "memory.max_gib_per_gpu=0.5", "model.attention=blockwise", "data.max_row_tokens=512")
-    fits = [plan.report(config, gpus, max_context=False, speed=None) for gpus in ([], [24.0, 1.25], [1.05])]
+    config = job(
+        tmp_path,
+        "memory.max_gib_per_gpu=0.5",
+        "model.attention=blockwise",
+        "data.max_row_tokens=512",
+    )
+    fits = [
+        plan.report(config, gpus, max_context=False, speed=None)
+        for gpus in ([], [24.0, 1.25], [1.05])
+    ]
     assert [found["limit_bytes"] for found in fits] == pytest.approx(
         [0.5 * GIB / 1.08, 0.25 * GIB / 1.08, 0.05 * GIB / 1.08]
     )
@@ -67,8 +80,17 @@ def test_the_smaller_of_cap_and_cards_decides(tmp_path):
 
 def test_the_plan_of_a_prepared_job_says_steps_tokens_and_hours(tmp_path, capsys):
     prepare(["scenes:200"], PrepareConfig(out=str(tmp_path / "shards")), progress=False)
-    common = ["plan", "demo", f"data.shards={tmp_path / 'shards'}", "train.max_steps=null", "train.epochs=3"]
-    assert main([*common, "--json", "--gpu", "1.25GiB", "--max-context", "--tokens-per-second", "100"]) == 0
+    common = [
+        "plan",
+        "demo",
+        f"data.shards={tmp_path / 'shards'}",
+        "train.max_steps=null",
+        "train.epochs=3",
+    ]
+    assert (
+        main([*common, "--json", "--gpu", "1.25GiB", "--max-context", "--tokens-per-second", "100"])
+        == 0
+    )
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["peak_bytes"] == sum(found["by_category"].values())
     assert found["hours"] == pytest.approx(found["tokens"] / 360_000)

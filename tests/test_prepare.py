@@ -34,11 +34,15 @@ from data_pipeline.svg import canonicalise
 
 
 def drawing(number: int) -> str:
-    return f'<svg viewBox="0 0 256 256"><path d="M0,0H{number % 250 + 1}V{number // 250 + 1}"/></svg>'
+    return (
+        f'<svg viewBox="0 0 256 256"><path d="M0,0H{number % 250 + 1}V{number // 250 + 1}"/></svg>'
+    )
 
 
 def source(path: Path, records: list[tuple[Any, Any, Any]]) -> str:
-    lines = [json.dumps({"id": id_, "svg": svg, "caption": caption}) for id_, svg, caption in records]
+    lines = [
+        json.dumps({"id": id_, "svg": svg, "caption": caption}) for id_, svg, caption in records
+    ]
     path.write_text("\n".join(lines))
     return str(path)
 
@@ -64,7 +68,11 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
     ]
     again = [("again", drawing(3).replace(",", "  "), "caption 3 ")]  # the same once canonical
     other = [("other", drawing(3), "another caption")]
-    report = run(tmp_path / "out", source(tmp_path / "a.jsonl", good + bad + again + other), max_svg_bytes=2000)
+    report = run(
+        tmp_path / "out",
+        source(tmp_path / "a.jsonl", good + bad + again + other),
+        max_svg_bytes=2000,
+    )
     assert report.read == 28
     assert report.written == report.train + report.validation == 21
     assert report.duplicates == 1
@@ -76,12 +84,16 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
     assert manifest["config"]["max_svg_bytes"] == 2000
     assert "out" not in manifest["config"]
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == dataclasses.asdict(report)
-    refused = {row["id"]: row for row in pq.read_table(tmp_path / "out" / "quarantine.parquet").to_pylist()}
+    refused = {
+        row["id"]: row for row in pq.read_table(tmp_path / "out" / "quarantine.parquet").to_pylist()
+    }
     assert set(refused) == {"mute", "none", "text", "long", "path", "number"}
     assert refused["text"]["first_bytes"] == b"hello"
     assert refused["long"]["reason"] == "too_large"
     assert "2,000" in refused["long"]["detail"]
-    written = {row.id: row for split in ("train", "validation") for row in rows_of(tmp_path / "out", split)}
+    written = {
+        row.id: row for split in ("train", "validation") for row in rows_of(tmp_path / "out", split)
+    }
     assert written["g7"] == ShardRow("g7", canonicalise(drawing(7)), "caption 7", "a.jsonl")
 
 
@@ -110,13 +122,20 @@ def test_a_split_is_a_pure_function_of_the_concept() -> None:
         "print([split_of(f'c{n}', seed=0, validation_share=0.2) for n in range(50)])"
     )
     other = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"}
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONHASHSEED": "7"},
     )
     assert other.stdout.strip() == str(list(sides.values())[:50])
 
 
 def test_no_caption_and_no_concept_straddles_the_splits(tmp_path: Path) -> None:
-    records = [(f"r{n}", drawing(n), f"Caption  {n % 40}" if n % 2 else f"caption {n % 40}") for n in range(400)]
+    records = [
+        (f"r{n}", drawing(n), f"Caption  {n % 40}" if n % 2 else f"caption {n % 40}")
+        for n in range(400)
+    ]
     run(tmp_path / "out", source(tmp_path / "a.jsonl", records), validation_share=0.3)
     sides = {
         split: {row.caption.lower().split()[1] for row in rows_of(tmp_path / "out", split)}
@@ -131,7 +150,9 @@ def test_icons_of_the_demo(tmp_path: Path) -> None:
     report = run(tmp_path / "out", "phosphor", max_rows=1200, validation_share=0.2)
     assert report.read == report.written == 1200
     sides = {
-        split: {concept(row.id.removeprefix("phosphor:")) for row in rows_of(tmp_path / "out", split)}
+        split: {
+            concept(row.id.removeprefix("phosphor:")) for row in rows_of(tmp_path / "out", split)
+        }
         for split in ("train", "validation")
     }
     assert sides["train"].isdisjoint(sides["validation"])
@@ -139,7 +160,10 @@ def test_icons_of_the_demo(tmp_path: Path) -> None:
 
 
 def test_sources_with_the_same_ids_keep_all_rows_under_names_of_their_own(tmp_path: Path) -> None:
-    a, b = (source(tmp_path / f"{name}.jsonl", [(n, drawing(n), f"{name} {n}") for n in range(5)]) for name in "ab")
+    a, b = (
+        source(tmp_path / f"{name}.jsonl", [(n, drawing(n), f"{name} {n}") for n in range(5)])
+        for name in "ab"
+    )
     report = run(tmp_path / "1", a, b, validation_share=0)
     assert report.sources == {"a.jsonl": 5, "b.jsonl": 5}
     ids = [row.id for row in rows_of(tmp_path / "1", "train")]
@@ -234,15 +258,21 @@ def test_a_drawing_that_tells_its_caption(inside: str, caption: str, told: bool)
 def test_a_corpus_that_tells_its_captions_is_refused(tmp_path: Path) -> None:
     records = [(n, drawing(n), f"caption {n}") for n in range(18)]
     titled = [
-        (n, drawing(n).replace("<path", f"<title>caption {n}</title><path"), f"caption {n}") for n in range(18, 40)
+        (n, drawing(n).replace("<path", f"<title>caption {n}</title><path"), f"caption {n}")
+        for n in range(18, 40)
     ]
     lettered = [
-        (n, drawing(n).replace("<path", f'<text x="9" y="9">Caption {n}</text><path'), f"caption {n}")
+        (
+            n,
+            drawing(n).replace("<path", f'<text x="9" y="9">Caption {n}</text><path'),
+            f"caption {n}",
+        )
         for n in range(40, 50)
     ]
     path = source(tmp_path / "a.jsonl", records + titled + lettered)
     with pytest.raises(
-        DataError, match=r"10 of 50 drawings contain their own caption.*20\.0%.*5\.0%.*--max-told-share"
+        DataError,
+        match=r"10 of 50 drawings contain their own caption.*20\.0%.*5\.0%.*--max-told-share",
     ):
         run(tmp_path / "out", path)
     assert not (tmp_path / "out").exists()
@@ -251,7 +281,10 @@ def test_a_corpus_that_tells_its_captions_is_refused(tmp_path: Path) -> None:
 
 def test_weights_mix_sources_in_proportion(tmp_path: Path) -> None:
     a, b, c = (
-        source(tmp_path / f"{name}.jsonl", [(f"{name}{n}", drawing(n), f"{name} {n}") for n in range(size)])
+        source(
+            tmp_path / f"{name}.jsonl",
+            [(f"{name}{n}", drawing(n), f"{name} {n}") for n in range(size)],
+        )
         for name, size in (("a", 100), ("b", 300), ("c", 60))
     )
     mixed = {f"{a}@2": "a.jsonl", f"{b}@3": "b.jsonl", c: "c.jsonl"}
@@ -260,11 +293,20 @@ def test_weights_mix_sources_in_proportion(tmp_path: Path) -> None:
     assert (report.read, report.left_out) == (300, 160)
     assert run(tmp_path / "2", *reversed(mixed), validation_share=0).digest == report.digest
     assert run(tmp_path / "3", *mixed, validation_share=0, seed=1).sources == report.sources
-    ids = [{row.id for row in rows_of(tmp_path / name, "train") if row.id[0] == "b"} for name in "13"]
+    ids = [
+        {row.id for row in rows_of(tmp_path / name, "train") if row.id[0] == "b"} for name in "13"
+    ]
     assert ids[0] != ids[1]
     assert 30 < sum(int(id_[1:]) < 100 for id_ in ids[0]) < 70  # not the first rows of the source
-    assert run(tmp_path / "4", a, b, c, validation_share=0).sources == {"a.jsonl": 100, "b.jsonl": 300, "c.jsonl": 60}
-    assert run(tmp_path / "5", f"{a}@1", f"{b}@0.5", max_rows=40).sources == {"a.jsonl": 40, "b.jsonl": 20}
+    assert run(tmp_path / "4", a, b, c, validation_share=0).sources == {
+        "a.jsonl": 100,
+        "b.jsonl": 300,
+        "c.jsonl": 60,
+    }
+    assert run(tmp_path / "5", f"{a}@1", f"{b}@0.5", max_rows=40).sources == {
+        "a.jsonl": 40,
+        "b.jsonl": 20,
+    }
     with pytest.raises(DataError, match="weight 0"):
         run(tmp_path / "6", f"{a}@0")
 
@@ -276,13 +318,17 @@ def test_each_caption_is_an_example_and_counts_as_one(tmp_path: Path) -> None:
         for n in range(40)
     ]  # fmt: skip
     path = tmp_path / "a.jsonl"
-    path.write_text("\n".join(json.dumps(record) for record in [*records, {"id": 40, "svg": drawing(40)}]))
+    path.write_text(
+        "\n".join(json.dumps(record) for record in [*records, {"id": 40, "svg": drawing(40)}])
+    )
     report = run(tmp_path / "out", str(path), captions="all", validation_share=0.3)
     assert report.quarantined == {"no_caption": 1, "not_xml": 2}
     assert report.duplicates == 20
     assert report.written == 2 * 39
     assert report.read == report.written + report.duplicates + sum(report.quarantined.values())
-    drawn = [{row.svg for row in rows_of(tmp_path / "out", split)} for split in ("train", "validation")]
+    drawn = [
+        {row.svg for row in rows_of(tmp_path / "out", split)} for split in ("train", "validation")
+    ]
     assert drawn[0].isdisjoint(drawn[1])
     assert 5 < len(drawn[1]) < 20
 
@@ -319,10 +365,14 @@ def test_processes_end_with_a_killed_parent() -> None:
         "for _ in clean(rows, PrepareConfig(out='unused', processes=2)):\n"
         "    print(*(process.pid for process in multiprocessing.active_children()), flush=True)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+    ) as parent:
         assert parent.stdout is not None
         lines = (parent.stdout.readline() for _ in itertools.repeat(None))
-        children = [os.pidfd_open(int(pid)) for pid in next(line for line in lines if line.strip()).split()]
+        children = [
+            os.pidfd_open(int(pid)) for pid in next(line for line in lines if line.strip()).split()
+        ]
         parent.kill()
     assert len(children) == 2
     for child in children:
@@ -330,23 +380,46 @@ def test_processes_end_with_a_killed_parent() -> None:
         os.close(child)
 
 
-def test_the_command_line_writes_and_prints_the_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_writes_and_prints_the_counts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     records = [(n, drawing(n), f"caption {n}") for n in range(30)]
-    path = source(tmp_path / "a.jsonl", [*records, (30, drawing(3), "caption 3"), (31, "no drawing", "x")])
+    path = source(
+        tmp_path / "a.jsonl", [*records, (30, drawing(3), "caption 3"), (31, "no drawing", "x")]
+    )
     counts = tmp_path / "counts.json"
     assert main(["prepare", path, "--out", str(tmp_path / "out"), "--json", str(counts)]) == 0
     written = json.loads(counts.read_text())
     assert {key: written[key] for key in ("read", "written", "duplicates", "quarantined")} == {
         "read": 32, "written": 30, "duplicates": 1, "quarantined": {"not_xml": 1},
     }  # fmt: skip
-    assert main(["prepare", path, "--out", str(tmp_path / "b"), "--json", str(tmp_path / "no" / "x.json")]) == 2
+    assert (
+        main(
+            [
+                "prepare",
+                path,
+                "--out",
+                str(tmp_path / "b"),
+                "--json",
+                str(tmp_path / "no" / "x.json"),
+            ]
+        )
+        == 2
+    )
     assert not (tmp_path / "b").exists()
-    assert "32 examples read = 30 written + 1 duplicates + 1 in quarantine (not_xml 1)" in capsys.readouterr().out
+    assert (
+        "32 examples read = 30 written + 1 duplicates + 1 in quarantine (not_xml 1)"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_failure_leaves_the_old_dataset_alone(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    old = run(out, source(tmp_path / "a.jsonl", [(n, drawing(n), "x") for n in range(5)]), validation_share=0)
+    old = run(
+        out,
+        source(tmp_path / "a.jsonl", [(n, drawing(n), "x") for n in range(5)]),
+        validation_share=0,
+    )
     broken = tmp_path / "b.jsonl"
     source(broken, [(n, drawing(n), "y") for n in range(5)])
     broken.write_text(broken.read_text() + '\n{"id": ')
@@ -362,7 +435,12 @@ def test_a_failure_leaves_the_old_dataset_alone(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         run(out, str(tmp_path / "a.jsonl"), str(tmp_path / "nowhere"))
     assert open_shards(str(out)).digest == old.digest
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "b.jsonl", "c.jsonl", "out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "a.jsonl",
+        "b.jsonl",
+        "c.jsonl",
+        "out",
+    ]
 
 
 def test_lone_surrogates_do_not_stop_the_corpus(tmp_path: Path) -> None:
@@ -377,6 +455,10 @@ def test_lone_surrogates_do_not_stop_the_corpus(tmp_path: Path) -> None:
 
 def test_bytes_and_text_of_one_drawing_are_duplicates(tmp_path: Path) -> None:
     for name, svg in {"a": drawing(1), "b": drawing(1).encode("utf-16")}.items():
-        pq.write_table(pa.table({"id": [name], "svg": [svg], "caption": ["x"]}), tmp_path / f"{name}.parquet")
-    report = run(tmp_path / "out", *(str(tmp_path / f"{name}.parquet") for name in "ab"), validation_share=0)
+        pq.write_table(
+            pa.table({"id": [name], "svg": [svg], "caption": ["x"]}), tmp_path / f"{name}.parquet"
+        )
+    report = run(
+        tmp_path / "out", *(str(tmp_path / f"{name}.parquet") for name in "ab"), validation_share=0
+    )
     assert (report.written, report.duplicates) == (1, 1)

@@ -40,27 +40,39 @@ def small(full):
 def loss_and_gradients(name, dtype, quantization=NF4):
     base = load_base(ModelConfig(name=name), quantization, device=CPU, dtype=dtype)
     layers = [module for module in base.modules() if isinstance(module, Linear4bit)]
-    assert {layer.compute_dtype for layer in layers} == {layer.weight.quant_state.dtype for layer in layers} == {dtype}
+    assert (
+        {layer.compute_dtype for layer in layers}
+        == {layer.weight.quant_state.dtype for layer in layers}
+        == {dtype}
+    )
     assert {p.dtype for p in base.parameters()} == {torch.uint8, dtype}
     objective = CaptionLoss(add_lora(base, LoraConfig(rank=4, alpha=8), seed=3), dtype).train()
     loss, _ = objective(**tensors(pack(examples(5), 200)[0]))
     loss.backward()
-    return loss.item(), {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
+    return loss.item(), {
+        name: p.grad for name, p in objective.named_parameters() if p.grad is not None
+    }
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_the_same_bits_as_quantised_while_loading(full, small, dtype):
-    (ours, our_gradients), (theirs, their_gradients) = (loss_and_gradients(name, dtype) for name in (small, full))
+    (ours, our_gradients), (theirs, their_gradients) = (
+        loss_and_gradients(name, dtype) for name in (small, full)
+    )
     assert ours == theirs
     assert their_gradients
     assert our_gradients.keys() == their_gradients.keys()
-    assert all(torch.equal(our_gradients[name], gradient) for name, gradient in their_gradients.items())
+    assert all(
+        torch.equal(our_gradients[name], gradient) for name, gradient in their_gradients.items()
+    )
 
 
 def test_fp4_without_double_quantisation_too(full, tmp_path):
     fp4 = QuantizationConfig(kind="fp4", double=False)
     quantize(ModelConfig(name=full), fp4, tmp_path / "fp4")
-    ours, theirs = (loss_and_gradients(name, torch.float32, fp4)[0] for name in (str(tmp_path / "fp4"), full))
+    ours, theirs = (
+        loss_and_gradients(name, torch.float32, fp4)[0] for name in (str(tmp_path / "fp4"), full)
+    )
     assert ours == theirs != loss_and_gradients(full, torch.float32)[0]
 
 
@@ -81,14 +93,22 @@ def test_the_command_writes_weights_config_and_tokenizer_and_says_what(tmp_path)
     assert said["sha256"] == digest(ModelConfig(name=str(out)))
     assert said["bytes"] == sum(file.stat().st_size for file in out.iterdir())
     assert {file.suffix for file in out.iterdir()} == {".json", ".safetensors"}
-    own, shipped = (PromptEncoder(str(name), "Describe:").encode("<svg/>", "A red circle.") for name in (out, TINY))
+    own, shipped = (
+        PromptEncoder(str(name), "Describe:").encode("<svg/>", "A red circle.")
+        for name in (out, TINY)
+    )
     assert own.input_ids.tolist() == shipped.input_ids.tolist()
     assert [file.name for file in out.parent.iterdir()] == ["tiny4"]
 
 
 def test_the_hash_is_what_sha256sum_prints(small):
     printed = subprocess.run(
-        "sha256sum *.safetensors | sha256sum", shell=True, cwd=small, capture_output=True, text=True, check=True
+        "sha256sum *.safetensors | sha256sum",
+        shell=True,
+        cwd=small,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     assert printed.split()[0] == pin(ModelConfig(name=small), NF4)["sha256"]
 
@@ -107,9 +127,15 @@ def test_shards_are_hashed_together_and_one_changed_bit_is_another_base(full, tm
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        (QuantizationConfig(kind="none"), "stored as nf4, double, but the config says none: set quantization.kind=nf4"),
+        (
+            QuantizationConfig(kind="none"),
+            "stored as nf4, double, but the config says none: set quantization.kind=nf4",
+        ),
         (QuantizationConfig(kind="fp4"), "but the config says fp4, double"),
-        (QuantizationConfig(double=False), "config says nf4: set quantization.kind=nf4 quantization.double=true"),
+        (
+            QuantizationConfig(double=False),
+            "config says nf4: set quantization.kind=nf4 quantization.double=true",
+        ),
     ],
 )
 def test_a_config_that_says_another_kind_is_refused(small, said, message):
@@ -121,7 +147,10 @@ def test_what_cannot_be_quantised_is_named(full, small, tmp_path):
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "file").touch()
     (tmp_path / "gptq").mkdir()
-    foreign = {**json.loads(Path(full, "config.json").read_text()), "quantization_config": {"quant_method": "gptq"}}
+    foreign = {
+        **json.loads(Path(full, "config.json").read_text()),
+        "quantization_config": {"quant_method": "gptq"},
+    }
     (tmp_path / "gptq" / "config.json").write_text(json.dumps(foreign))
     out = tmp_path / "out"
     for name, quantization, folder, message in (
@@ -151,7 +180,10 @@ def test_a_disk_that_takes_no_more_is_named_and_nothing_is_left(full, tmp_path):
     """The kernel refuses to let files grow beyond 64 KiB: what a full disk does, without filling one."""
     out = tmp_path / "out"
     done = command(
-        full, "--out", str(out), preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, 65_536))
+        full,
+        "--out",
+        str(out),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, 65_536)),
     )
     assert done.returncode == 2, done
     assert "out cannot be written" in done.stderr.strip().splitlines()[-1]
@@ -160,5 +192,9 @@ def test_a_disk_that_takes_no_more_is_named_and_nothing_is_left(full, tmp_path):
 
 def command(*arguments, **options):
     return subprocess.run(
-        [sys.executable, "-m", "app", "quantize", *arguments], capture_output=True, text=True, check=False, **options
+        [sys.executable, "-m", "app", "quantize", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        **options,
     )

@@ -7,7 +7,15 @@ from typing import get_args
 import pytest
 
 from data_pipeline.sources.record import split_of
-from data_pipeline.sources.scenes import BASE_STYLES, COLOURS, RELATIONS, SHAPES, SIZES, Style, scenes
+from data_pipeline.sources.scenes import (
+    BASE_STYLES,
+    COLOURS,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    Style,
+    scenes,
+)
 from data_pipeline.svg import canonicalise
 
 STYLES = get_args(Style)
@@ -21,7 +29,9 @@ def centres(svg):
     """Centre of every drawn shape, from the drawing alone."""
     for circle in re.finditer(r'<circle cx="(\d+)" cy="(\d+)"', svg):
         yield circle.start(), int(circle[1]), int(circle[2])
-    for x, y, w, h in (rect for rect in re.findall(r'<rect x="(\d+)" y="(\d+)" width="(\d+)" height="(\d+)"', svg)):
+    for x, y, w, h in (
+        rect for rect in re.findall(r'<rect x="(\d+)" y="(\d+)" width="(\d+)" height="(\d+)"', svg)
+    ):
         yield svg.index(f'x="{x}" y="{y}"'), int(x) + int(w) / 2, int(y) + int(h) / 2
     for path in re.finditer(r'd="m(\d+) (\d+)', svg):
         yield path.start(), int(path[1]), int(path[2])
@@ -41,9 +51,14 @@ def test_the_same_seed_gives_the_same_scenes_and_styles_share_their_drawings():
 
 def test_every_style_but_the_one_word_names_the_same_things():
     """Words of each caption in plain order, whatever order and punctuation its style has."""
-    for rows in zip(*(scenes(100, seed=6, style=style) for style in STYLES if style != "where"), strict=True):
+    for rows in zip(
+        *(scenes(100, seed=6, style=style) for style in STYLES if style != "where"), strict=True
+    ):
         named = [
-            [sorted(re.findall(rf"\b({'|'.join(words)})s?\b", row.caption)) for words in (SIZES, COLOURS, SHAPES)]
+            [
+                sorted(re.findall(rf"\b({'|'.join(words)})s?\b", row.caption))
+                for words in (SIZES, COLOURS, SHAPES)
+            ]
             for row in rows
         ]
         assert all(names == named[0] for names in named), [row.caption for row in rows]
@@ -92,7 +107,9 @@ def test_scenes_are_canonical_and_stay_inside_the_page():
 def test_a_split_by_concept_holds_whole_compositions_out(share):
     splits = {}
     for row in scenes(2000, seed=3):
-        splits.setdefault(row.concept, set()).add(split_of(row.concept, seed=0, validation_share=share))
+        splits.setdefault(row.concept, set()).add(
+            split_of(row.concept, seed=0, validation_share=share)
+        )
     assert all(len(found) == 1 for found in splits.values())
     held_out = sum(found == {"validation"} for found in splits.values()) / len(splits)
     assert held_out == pytest.approx(share, abs=0.04)

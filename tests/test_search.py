@@ -44,9 +44,13 @@ def nested(storage_path: Path) -> Callable[[dict[str, Any], str], dict[str, Any]
             ray.train.torch.TorchTrainer(
                 train_loop,
                 train_loop_config={"x": overrides["model.x"]},
-                scaling_config=ray.train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1.9}),
+                scaling_config=ray.train.ScalingConfig(
+                    num_workers=1, resources_per_worker={"CPU": 1.9}
+                ),
                 run_config=ray.train.RunConfig(
-                    name=trial_id, storage_path=str(storage_path / "runs"), callbacks=[TuneReportCallback()]
+                    name=trial_id,
+                    storage_path=str(storage_path / "runs"),
+                    callbacks=[TuneReportCallback()],
                 ),
             )
             .fit()
@@ -91,8 +95,13 @@ def test_asha_prunes_the_worst_and_a_failing_trial_ends_alone(
 
     assert result.trials == tuple(ended)
     assert sorted(trial.overrides["model.x"] for trial in ended) == sorted(draws)
-    by_status = {status: [t for t in ended if t.status == status] for status in ("completed", "pruned", "failed")}
-    assert [(t.overrides["model.x"], t.eval_loss, t.step) for t in by_status["failed"]] == [(-1.0, None, 0)]
+    by_status = {
+        status: [t for t in ended if t.status == status]
+        for status in ("completed", "pruned", "failed")
+    }
+    assert [(t.overrides["model.x"], t.eval_loss, t.step) for t in by_status["failed"]] == [
+        (-1.0, None, 0)
+    ]
     assert by_status["failed"][0].error == "ValueError: x is -1.0"
     assert {t.overrides["model.x"] for t in by_status["pruned"]} >= {0.9}
     assert all(t.step < TRIAL_STEPS for t in by_status["pruned"])
@@ -110,7 +119,9 @@ def test_asha_prunes_the_worst_and_a_failing_trial_ends_alone(
     ray.util.remove_placement_group(everything)
 
 
-def test_diverged_trials_have_no_loss_and_a_long_grace_prunes_nothing(ray_local: ConnectedRay, tmp_path: Path) -> None:
+def test_diverged_trials_have_no_loss_and_a_long_grace_prunes_nothing(
+    ray_local: ConnectedRay, tmp_path: Path
+) -> None:
     config = SearchConfig(
         space={"model.x": Choice(choice=(0.25, 11.0, -1.0))},
         num_trials=3,
@@ -129,7 +140,9 @@ def test_diverged_trials_have_no_loss_and_a_long_grace_prunes_nothing(ray_local:
     assert result.best.eval_loss == best
 
 
-def test_a_search_in_which_all_trials_fail_names_the_first_error(ray_local: ConnectedRay, tmp_path: Path) -> None:
+def test_a_search_in_which_all_trials_fail_names_the_first_error(
+    ray_local: ConnectedRay, tmp_path: Path
+) -> None:
     config = SearchConfig(space={"model.x": Choice(choice=(-1.0,))}, num_trials=2, max_concurrent=2)
     with pytest.raises(SearchError, match=r"none of the 2 trials .* ValueError: x is -1\.0"):
         search(config, bare, name="failing", storage_path=str(tmp_path), trial_steps=TRIAL_STEPS)
@@ -155,7 +168,9 @@ def test_interrupting_a_search_stops_it_and_its_trials(
             threading.Event().wait()
         return final
 
-    config = SearchConfig(space={"model.x": Choice(choice=(0.5, 0.25))}, num_trials=3, max_concurrent=1, seed=4)
+    config = SearchConfig(
+        space={"model.x": Choice(choice=(0.5, 0.25))}, num_trials=3, max_concurrent=1, seed=4
+    )
     ended: list[TrialOutcome] = []
     lock = threading.Lock()  # like a tracking client, it cannot be pickled
 
@@ -204,4 +219,6 @@ def test_optuna_repeats_its_choices_for_a_seed(ray_local: ConnectedRay, tmp_path
 
 def test_an_empty_space_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SearchError, match=r"search\.space is empty"):
-        search(SearchConfig(), bare, name="empty", storage_path=str(tmp_path), trial_steps=TRIAL_STEPS)
+        search(
+            SearchConfig(), bare, name="empty", storage_path=str(tmp_path), trial_steps=TRIAL_STEPS
+        )

@@ -29,7 +29,9 @@ def write(folder: Path | str, rows: list[ShardRow], *, shard_rows: int = 700) ->
     for n, row in enumerate(rows):
         writer.add("validation" if n % 10 == 9 else "train", row)
     writer.refuse(QuarantineRow("bad", "made", "empty", "nothing is drawn", b"<svg"))
-    writer.commit({"digest": writer.close(), "duplicates": 0, "quarantined": {}}, {"read": len(rows)})
+    writer.commit(
+        {"digest": writer.close(), "duplicates": 0, "quarantined": {}}, {"read": len(rows)}
+    )
     return open_shards(str(folder))
 
 
@@ -52,7 +54,9 @@ def test_layout(shards: Shards) -> None:
         "validation-00000.parquet",
     ]
     first = pq.ParquetFile(folder / "train-00000.parquet")
-    assert first.schema_arrow == pa.schema([(n, pa.string()) for n in ("id", "svg", "caption", "source", "split")])
+    assert first.schema_arrow == pa.schema(
+        [(n, pa.string()) for n in ("id", "svg", "caption", "source", "split")]
+    )
     assert first.metadata.num_rows == 700
     assert first.metadata.row_group(0).num_rows == ROW_GROUP_ROWS
     assert set(first.read(columns=["split"])["split"].to_pylist()) == {"train"}
@@ -75,7 +79,15 @@ def test_any_window_is_the_slice_of_all_rows(shards: Shards, a: int, b: int) -> 
 
 
 def test_windows_at_the_seams(shards: Shards) -> None:
-    for start, stop in [(0, 0), (0, 1), (255, 257), (699, 701), (1349, 1350), (1350, 1350), (0, 1350)]:
+    for start, stop in [
+        (0, 0),
+        (0, 1),
+        (255, 257),
+        (699, 701),
+        (1349, 1350),
+        (1350, 1350),
+        (0, 1350),
+    ]:
         assert shards.read("train", start, stop) == TRAIN[start:stop]
     assert shards.read("validation", 0, 150) == ROWS[9::10]
 
@@ -88,7 +100,9 @@ def test_opened_shards_travel(shards: Shards) -> None:
 
 def test_the_digest_is_of_the_rows_not_of_the_files(tmp_path: Path, shards: Shards) -> None:
     assert write(tmp_path / "a", ROWS, shard_rows=100).digest == shards.digest
-    assert write(tmp_path / "b", [*ROWS[:-1], ROWS[-1]._replace(caption="x")]).digest != shards.digest
+    assert (
+        write(tmp_path / "b", [*ROWS[:-1], ROWS[-1]._replace(caption="x")]).digest != shards.digest
+    )
     assert write(tmp_path / "c", [ROWS[1], ROWS[0], *ROWS[2:]]).digest != shards.digest
 
 

@@ -38,13 +38,19 @@ def write_parquet(path: Path, **columns: Any) -> Path:
 
 @pytest.mark.parametrize("svg", [SVG, SVG.encode()], ids=["text", "bytes"])
 def test_parquet(tmp_path: Path, svg: str | bytes) -> None:
-    path = write_parquet(tmp_path / "a.parquet", id=[7], svg=[svg], caption=["A  red Box"], extra=[1])
-    assert list(read_source(str(path), config())) == [Row("7", svg, "A  red Box", "a.parquet", "a red box")]
+    path = write_parquet(
+        tmp_path / "a.parquet", id=[7], svg=[svg], caption=["A  red Box"], extra=[1]
+    )
+    assert list(read_source(str(path), config())) == [
+        Row("7", svg, "A  red Box", "a.parquet", "a red box")
+    ]
 
 
 def test_a_folder_of_parquet_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
     for name in ("b", "a"):
-        write_parquet(tmp_path / f"{name}.parquet", id=[name] * 600, svg=[SVG] * 600, caption=["x"] * 600)
+        write_parquet(
+            tmp_path / f"{name}.parquet", id=[name] * 600, svg=[SVG] * 600, caption=["x"] * 600
+        )
     rows = list(read_source(str(tmp_path), config()))
     assert [row.id for row in rows] == ["a"] * 600 + ["b"] * 600
     assert {row.source for row in rows} == {tmp_path.name}
@@ -56,12 +62,18 @@ def test_other_kinds_of_text_columns(tmp_path: Path) -> None:
         svg=pa.array([SVG]).dictionary_encode(),
         caption=pa.array([["a", "b"]], pa.large_list(pa.string())),
     )
-    assert [(row.id, row.svg, row.caption) for row in read_source(str(path), config())] == [("a:0", SVG, "a, b")]
+    assert [(row.id, row.svg, row.caption) for row in read_source(str(path), config())] == [
+        ("a:0", SVG, "a, b")
+    ]
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
 def test_text_that_is_not_utf8_does_not_end_the_corpus(tmp_path: Path, kind: pa.DataType) -> None:
-    binary = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
+    binary = {
+        pa.string(): pa.binary(),
+        pa.large_string(): pa.large_binary(),
+        pa.string_view(): pa.binary_view(),
+    }
     captions = pa.array([b"caf\xe9", "café".encode(), None], binary[kind]).view(kind)
     path = write_parquet(tmp_path / "a.parquet", id=[1, 2, 3], svg=[SVG] * 3, caption=captions)
     rows = list(read_source(str(path), config()))
@@ -69,7 +81,9 @@ def test_text_that_is_not_utf8_does_not_end_the_corpus(tmp_path: Path, kind: pa.
 
 
 def test_a_parquet_file_that_breaks_off_is_named(tmp_path: Path) -> None:
-    path = write_parquet(tmp_path / "a.parquet", svg=[SVG * 50] * 2000, caption=[str(n) for n in range(2000)])
+    path = write_parquet(
+        tmp_path / "a.parquet", svg=[SVG * 50] * 2000, caption=[str(n) for n in range(2000)]
+    )
     data = bytearray(path.read_bytes())
     data[100:600] = b"\xff" * 500  # a page, not the footer
     path.write_bytes(data)
@@ -82,13 +96,17 @@ def test_nested_json_is_refused(tmp_path: Path) -> None:
     deep = '{"svg": ' + "[" * 100_000
     for name, text in {"a.jsonl": deep, "b.json": f"[{deep}"}.items():
         (tmp_path / name).write_text(text)
-        with pytest.raises(DataError, match=r"line 1: not a JSON object|record 1: nested too deeply"):
+        with pytest.raises(
+            DataError, match=r"line 1: not a JSON object|record 1: nested too deeply"
+        ):
             read_source(str(tmp_path / name), config())
 
 
 def test_other_columns_and_numbered_rows(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", Svg=[SVG, None], text=["x", None])
-    rows = list(read_source(str(path), config(svg_column="Svg", caption_column="text", id_column="")))
+    rows = list(
+        read_source(str(path), config(svg_column="Svg", caption_column="text", id_column=""))
+    )
     assert [(row.id, row.svg, row.caption) for row in rows] == [("a:0", SVG, "x"), ("a:1", "", "")]
 
 
@@ -117,7 +135,9 @@ def test_a_folder_of_drawings(tmp_path: Path, kind: str, suffix: str) -> None:
         (tmp_path / "captions.jsonl").write_text("\n".join(lines))
     elif kind == "csv":
         with (tmp_path / "captions.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([["caption", "id"], *((text, name) for name, text in named.items())])
+            csv.writer(file).writerows(
+                [["caption", "id"], *((text, name) for name, text in named.items())]
+            )
     else:
         for name, text in CAPTIONS.items():
             (tmp_path / f"{name}.txt").write_text(f"{text}\n")
@@ -134,24 +154,47 @@ def test_scenes() -> None:
 
 KNOWN = {
     "svg-stack-with-captions": (
-        {"Filename": "ab.svg", "Svg": SVG, "caption_blip2": "blip", "caption_llava": "llava", "caption_cogvlm": "cog"},
+        {
+            "Filename": "ab.svg",
+            "Svg": SVG,
+            "caption_blip2": "blip",
+            "caption_llava": "llava",
+            "caption_cogvlm": "cog",
+        },
         [("ab.svg", "cog")],
     ),
     "mmsvg": (
-        {"id": "7", "svg": SVG, "description": "a cup", "keywords": "cup, tea", "detail": "a blue cup"},
+        {
+            "id": "7",
+            "svg": SVG,
+            "description": "a cup",
+            "keywords": "cup, tea",
+            "detail": "a blue cup",
+        },
         [("7", "a cup")],
     ),
-    "mmsvg-keyword-list": ({"id": "7", "svg": SVG, "keywords": ["cup", "tea"]}, [("7", "cup, tea")]),
+    "mmsvg-keyword-list": (
+        {"id": "7", "svg": SVG, "keywords": ["cup", "tea"]},
+        [("7", "cup, tea")],
+    ),
     "svgx-core": (
         {"uuid": "u", "name": "x", "svg_code": SVG, "qwen_caption": "", "blip_caption": "a bird"},
         [("u", "a bird")],
     ),
-    "svgx-sft-describe": ({"instruction": "Describe.", "input": SVG, "output": "a dog"}, [("f:0", "a dog")]),
-    "svgx-sft-draw": ({"instruction": "Draw.", "input": "a dog", "output": SVG}, [("f:0", "a dog")]),
+    "svgx-sft-describe": (
+        {"instruction": "Describe.", "input": SVG, "output": "a dog"},
+        [("f:0", "a dog")],
+    ),
+    "svgx-sft-draw": (
+        {"instruction": "Draw.", "input": "a dog", "output": SVG},
+        [("f:0", "a dog")],
+    ),
 }
 
 
-@pytest.mark.parametrize("suffix", ["parquet", "jsonl", "lines.json", "array.json", "bytes.parquet"])
+@pytest.mark.parametrize(
+    "suffix", ["parquet", "jsonl", "lines.json", "array.json", "bytes.parquet"]
+)
 @pytest.mark.parametrize("name", KNOWN)
 def test_known_datasets_are_read_as_they_are(tmp_path: Path, name: str, suffix: str) -> None:
     record, expected = KNOWN[name]
@@ -161,7 +204,9 @@ def test_known_datasets_are_read_as_they_are(tmp_path: Path, name: str, suffix: 
     if suffix.endswith("parquet"):
         write_parquet(path, **{key: [value] for key, value in record.items()})
     else:
-        path.write_text(json.dumps([record]) if suffix == "array.json" else f"{json.dumps(record)}\n")
+        path.write_text(
+            json.dumps([record]) if suffix == "array.json" else f"{json.dumps(record)}\n"
+        )
     rows = list(read_source(str(path), config()))
     assert [(row.id, row.caption) for row in rows] == expected
     assert rows[0].svg == (SVG.encode() if suffix == "bytes.parquet" else SVG)
@@ -178,8 +223,12 @@ def test_the_sides_of_a_pair_are_found_record_by_record(tmp_path: Path) -> None:
 
 def test_a_large_array_is_read_in_pieces(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    drawing = SVG.replace("</svg>", " " * 700_000 + "</svg>")  # records that end in another chunk than they begin
-    path.write_text(json.dumps([{"id": n, "svg": drawing, "caption": f"[{n}], é"} for n in range(5)], indent=2))
+    drawing = SVG.replace(
+        "</svg>", " " * 700_000 + "</svg>"
+    )  # records that end in another chunk than they begin
+    path.write_text(
+        json.dumps([{"id": n, "svg": drawing, "caption": f"[{n}], é"} for n in range(5)], indent=2)
+    )
     assert [(row.id, row.caption) for row in read_source(str(path), config())] == [
         (str(n), f"[{n}], é") for n in range(5)
     ]
@@ -189,8 +238,20 @@ def test_a_large_array_is_read_in_pieces(tmp_path: Path) -> None:
 
 
 CAPTIONED = [
-    {"Filename": "a", "Svg": SVG, "caption_cogvlm": "Long  one", "caption_llava": "", "caption_blip2": "short"},
-    {"Filename": "b", "Svg": SVG, "caption_cogvlm": None, "caption_llava": " ", "caption_blip2": "long ONE"},
+    {
+        "Filename": "a",
+        "Svg": SVG,
+        "caption_cogvlm": "Long  one",
+        "caption_llava": "",
+        "caption_blip2": "short",
+    },
+    {
+        "Filename": "b",
+        "Svg": SVG,
+        "caption_cogvlm": None,
+        "caption_llava": " ",
+        "caption_blip2": "long ONE",
+    },
     {"Filename": "c", "Svg": SVG, "caption_cogvlm": "", "caption_llava": "", "caption_blip2": ""},
 ]
 
@@ -206,7 +267,11 @@ def test_the_first_caption_that_is_not_empty(tmp_path: Path) -> None:
 
 
 def test_a_caption_by_its_name(tmp_path: Path) -> None:
-    assert [row.caption for row in captioned(tmp_path, caption_column="caption_blip2")] == ["short", "long ONE", ""]
+    assert [row.caption for row in captioned(tmp_path, caption_column="caption_blip2")] == [
+        "short",
+        "long ONE",
+        "",
+    ]
 
 
 def test_each_caption_as_an_example_of_one_concept(tmp_path: Path) -> None:
@@ -226,7 +291,10 @@ def test_a_random_caption_depends_on_seed_and_id(tmp_path: Path) -> None:
 
     def chosen(records: list[dict[str, Any]], seed: int) -> dict[str, str]:
         path.write_text("\n".join(json.dumps(record) for record in records))
-        return {row.id: row.caption for row in read_source(str(path), config(captions="random", seed=seed))}
+        return {
+            row.id: row.caption
+            for row in read_source(str(path), config(captions="random", seed=seed))
+        }
 
     first = chosen(records, 0)
     assert first == chosen(records[::-1], 0) != chosen(records, 1)
@@ -309,7 +377,10 @@ def test_several_captions_in_one_file(tmp_path: Path) -> None:
     (tmp_path / "a.svg").write_text(SVG)
     (tmp_path / "captions.json").write_text(json.dumps({"a": ["a cat", "", "a pet"]}))
     assert [row.caption for row in read_source(str(tmp_path), config())] == ["a cat"]
-    assert [row.caption for row in read_source(str(tmp_path), config(captions="all"))] == ["a cat", "a pet"]
+    assert [row.caption for row in read_source(str(tmp_path), config(captions="all"))] == [
+        "a cat",
+        "a pet",
+    ]
 
 
 def write_tar(path: Path, members: dict[str, str]) -> Path:
@@ -347,7 +418,9 @@ def test_sources_may_lie_anywhere(tmp_path: Path) -> None:
     assert [row.caption for row in read_source(f"file://{tmp_path}", config())] == ["a cat"]
     memory = fsspec.filesystem("memory")  # pyarrow's way to a hub is the same as to this
     buffer = io.BytesIO()
-    pq.write_table(pa.table({"Filename": ["a", "b"], "Svg": [SVG, SVG], "caption_blip2": ["x", "y"]}), buffer)
+    pq.write_table(
+        pa.table({"Filename": ["a", "b"], "Svg": [SVG, SVG], "caption_blip2": ["x", "y"]}), buffer
+    )
     for name, data in {
         "set/data/a.parquet": buffer.getvalue(),
         "lines/a.jsonl": json.dumps({"svg": SVG, "caption": "x"}).encode(),
@@ -359,7 +432,9 @@ def test_sources_may_lie_anywhere(tmp_path: Path) -> None:
         rows = list(read_source(f"fsspec+memory://test_sources/{name}", config()))
         assert "".join(row.caption for row in rows) == expected
         assert {row.source for row in rows} == {name.rpartition("/")[2]}
-    assert [row.id for row in read_source("fsspec+memory://test_sources/icons", config())] == ["p:x"]
+    assert [row.id for row in read_source("fsspec+memory://test_sources/icons", config())] == [
+        "p:x"
+    ]
 
 
 class Unreachable(MemoryFileSystem):  # type: ignore[misc]
@@ -411,14 +486,23 @@ def test_wrong_inputs_are_named_before_the_first_row(tmp_path: Path) -> None:
         "empty.jsonl": ({}, ["empty.jsonl", "is empty"]),
         "list.jsonl": ({}, ["list.jsonl, line 1", "not a JSON object"]),
         "numbers.json": ({}, ["numbers.json, record 1", "not a JSON object"]),
-        "other.jsonl": ({"id_column": "key"}, ["other.jsonl", "'key'", "caption, svg", "--id-column"]),
+        "other.jsonl": (
+            {"id_column": "key"},
+            ["other.jsonl", "'key'", "caption, svg", "--id-column"],
+        ),
         "pair.jsonl": ({}, ["pair.jsonl", "neither input nor output holds an SVG"]),
         "a.zip": ({}, ["a.zip", "only .zip", ".parquet"]),
         "text.tar": ({}, ["text.tar", "not a readable tar"]),
         "mute.tar": ({}, ["mute.tar", "no captions", "KEY.txt"]),
         "other.tar": ({}, ["other.tar", "no .svg"]),
-        "other.parquet": ({}, ["other.parquet", "Picture, caption, id", "svg, svg_code", "--svg-column"]),
-        "svg-stack.parquet": ({}, ["no column of captions", "Filename, Svg", "--caption-column", "text2svg-stack"]),
+        "other.parquet": (
+            {},
+            ["other.parquet", "Picture, caption, id", "svg, svg_code", "--svg-column"],
+        ),
+        "svg-stack.parquet": (
+            {},
+            ["no column of captions", "Filename, Svg", "--caption-column", "text2svg-stack"],
+        ),
         "number.parquet": ({}, ["number.parquet", "'svg'", "int64"]),
     }
     for name, (changes, words) in cases.items():
@@ -437,7 +521,12 @@ def test_wrong_inputs_are_named_before_the_first_row(tmp_path: Path) -> None:
     ("arguments", "sentence"),
     [
         (
-            ("airplane-in-flight", "thin", "map", ["vehicles", "*new*", "airports", "flights", "flying"]),
+            (
+                "airplane-in-flight",
+                "thin",
+                "map",
+                ["vehicles", "*new*", "airports", "flights", "flying"],
+            ),
             "A thin icon of airplane in flight, drawn in hairline outlines, from the map category, "
             "about vehicles, airports and flights.",
         ),
@@ -473,7 +562,11 @@ def test_phosphor_icons() -> None:
     )
     assert b"M232,104a56.06" in acorn.svg  # type: ignore[operator]
     assert all(row.caption.count(".") >= 1 and "*" not in row.caption for row in rows)
-    named = {row.caption.split(" category")[0].split("from the ")[-1] for row in rows if " category" in row.caption}
+    named = {
+        row.caption.split(" category")[0].split("from the ")[-1]
+        for row in rows
+        if " category" in row.caption
+    }
     assert named == set(category_names())
     assert len(category_names()) == 18
 
@@ -485,14 +578,20 @@ def test_icons_without_their_package_name_the_command() -> None:
         "try: phosphor_icons()\n"
         "except ValueError as error: print(type(error).__name__, error)"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert result.stdout.startswith("DataError ")
     assert "pip install py-phosphor-icons" in result.stdout
 
 
 def test_siblings_share_a_concept() -> None:
-    assert len({concept(name) for name in ("airplane", "airplane-landing", "airplane-in-flight")}) == 1
+    assert (
+        len({concept(name) for name in ("airplane", "airplane-landing", "airplane-in-flight")}) == 1
+    )
     assert concept("arrows-in") == concept("arrow-up")
     assert concept("cat") != concept("car-profile")
-    concepts = {row.id.removeprefix("phosphor:").rsplit("-", 1)[0]: row.concept for row in phosphor_icons()}
+    concepts = {
+        row.id.removeprefix("phosphor:").rsplit("-", 1)[0]: row.concept for row in phosphor_icons()
+    }
     assert len(set(concepts.values())) > 600

@@ -40,7 +40,11 @@ def test_draws_have_the_distribution_that_is_asked_for() -> None:
         assert abs(sum(draw["lora.rank"] is value for draw in draws) - 1000) < 120
 
 
-@given(low=st.floats(1e-300, 1e300), ratio=st.floats(1.0, 1e6, exclude_min=True), seed=st.integers(0, 2**32 - 1))
+@given(
+    low=st.floats(1e-300, 1e300),
+    ratio=st.floats(1.0, 1e6, exclude_min=True),
+    seed=st.integers(0, 2**32 - 1),
+)
 def test_a_log_uniform_draw_never_leaves_its_range(low: float, ratio: float, seed: int) -> None:
     high = max(low * ratio, math.nextafter(low, math.inf))
     (draw,) = sample({"x": LogUniform(loguniform=(low, high))}, 1, seed=seed)
@@ -57,7 +61,12 @@ def test_optuna_is_told_the_same_space() -> None:
 
 def test_a_space_is_read_from_yaml_values() -> None:
     config = SearchConfig.model_validate(
-        {"space": {"optim.learning_rate": {"loguniform": [1e-5, 1e-1]}, "lora.rank": {"choice": [8, 16]}}}
+        {
+            "space": {
+                "optim.learning_rate": {"loguniform": [1e-5, 1e-1]},
+                "lora.rank": {"choice": [8, 16]},
+            }
+        }
     )
     assert config.space == {
         "optim.learning_rate": LogUniform(loguniform=(1e-5, 1e-1)),

@@ -26,7 +26,9 @@ def test_text_is_written_as_utf8(tmp_path: Path) -> None:
     assert (tmp_path / "page.html").read_bytes() == b"gr\xc3\xb6\xc3\x9fer\n"
 
 
-def test_uri_and_relative_path_mean_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uri_and_relative_path_mean_the_same_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     write_json("outputs/run.json", {"a": 1})
     assert read_json(f"file://{tmp_path}/outputs/run.json") == {"a": 1}
@@ -41,7 +43,9 @@ def test_a_reader_never_sees_half_a_file_while_writers_are_killed(tmp_path: Path
         "for n in itertools.count(): write_json(sys.argv[1], {'items': [n] * 20_000})"
     )
     for _ in range(2):
-        process = subprocess.Popen([sys.executable, "-c", writer, str(file)], stdout=subprocess.PIPE)
+        process = subprocess.Popen(
+            [sys.executable, "-c", writer, str(file)], stdout=subprocess.PIPE
+        )
         assert process.stdout is not None
         with process.stdout:
             process.stdout.readline()

@@ -15,7 +15,14 @@ from data_pipeline.config import DataConfig
 from data_pipeline.errors import DataError
 from data_pipeline.stream.encode import IGNORED, PromptEncoder
 from data_pipeline.stream.ray_dataset import batches, dataset
-from data_pipeline.stream.token_stream import Batch, Position, Stream, deal, progress, validation_batches
+from data_pipeline.stream.token_stream import (
+    Batch,
+    Position,
+    Stream,
+    deal,
+    progress,
+    validation_batches,
+)
 from tests.corpus import save_tokenizer, svg_of, write_shards
 
 # Ray Data warns of the defaults that it sets itself.
@@ -37,7 +44,9 @@ def stream(tokenizer: str, tmp_path_factory: pytest.TempPathFactory) -> Stream:
     """Two epochs of two windows; the first holds more packed rows than travel together."""
     folder = tmp_path_factory.mktemp("shards")
     write_shards(folder, train=LENGTHS[:NUM_TRAIN], validation=LENGTHS[NUM_TRAIN:])
-    config = DataConfig(shards=str(folder), system="Look:", max_row_tokens=232, window_rows=120, seed=1)
+    config = DataConfig(
+        shards=str(folder), system="Look:", max_row_tokens=232, window_rows=120, seed=1
+    )
     return Stream(config, tokenizer, epochs=2)
 
 
@@ -49,7 +58,9 @@ def icons(stream: Stream, rows: Batch) -> list[list[int]]:
     """The icons in each packed row, read back from its tokens."""
     encoder = PromptEncoder(stream.tokenizer, stream.config.system)
     found = []
-    for ids, positions, num_tokens in zip(rows["input_ids"], rows["position_ids"], rows["num_tokens"], strict=True):
+    for ids, positions, num_tokens in zip(
+        rows["input_ids"], rows["position_ids"], rows["num_tokens"], strict=True
+    ):
         starts = np.flatnonzero(positions[:num_tokens] == 0)
         texts = [encoder.decode(part.tolist()) for part in np.split(ids[:num_tokens], starts)[1:]]
         found.append([int(re.findall(r"icon (\d+)", text)[0]) for text in texts])
@@ -61,9 +72,14 @@ def flat(nested: Iterable[list[T]]) -> list[T]:
 
 
 def epochs_of(stream: Stream) -> list[list[int]]:
-    per_window = [flat(icons(stream, stream.window(number))) for number in range(stream.num_windows)]
+    per_window = [
+        flat(icons(stream, stream.window(number))) for number in range(stream.num_windows)
+    ]
     per_epoch = stream.num_windows_per_epoch
-    return [flat(per_window[start : start + per_epoch]) for start in range(0, stream.num_windows, per_epoch)]
+    return [
+        flat(per_window[start : start + per_epoch])
+        for start in range(0, stream.num_windows, per_epoch)
+    ]
 
 
 def concatenated(windows: Iterable[Batch]) -> Batch:
@@ -87,7 +103,9 @@ def test_every_epoch_has_every_row_once_and_its_own_order(stream: Stream) -> Non
     longest = [max(LENGTHS[icon] for icon in row) for row in icons(stream, stream.window(0))]
     assert abs(np.corrcoef(longest, range(len(longest)))[0, 1]) < 0.3
     company = [icons(stream, stream.window(number)) for number in range(stream.num_windows)]
-    assert {frozenset(row) for row in flat(company[:2])} != {frozenset(row) for row in flat(company[2:])}
+    assert {frozenset(row) for row in flat(company[:2])} != {
+        frozenset(row) for row in flat(company[2:])
+    }
 
 
 def test_windows_take_turns_at_random(stream: Stream) -> None:
@@ -115,9 +133,15 @@ def test_a_packed_row_is_its_examples_one_behind_the_other(stream: Stream) -> No
         num_tokens = sum(len(example.input_ids) for example in examples)
         padding = stream.config.max_row_tokens - num_tokens
         expected = {
-            "input_ids": [*(example.input_ids for example in examples), np.full(padding, encoder.pad_id)],
+            "input_ids": [
+                *(example.input_ids for example in examples),
+                np.full(padding, encoder.pad_id),
+            ],
             "targets": [*(example.targets for example in examples), np.full(padding, IGNORED)],
-            "position_ids": [*(np.arange(len(example.input_ids)) for example in examples), np.zeros(padding)],
+            "position_ids": [
+                *(np.arange(len(example.input_ids)) for example in examples),
+                np.zeros(padding),
+            ],
         }
         for name, parts in expected.items():
             np.testing.assert_array_equal(rows[name][row], np.concatenate(parts))
@@ -131,7 +155,9 @@ def test_max_train_rows_keeps_the_first_rows(stream: Stream) -> None:
     assert changed(stream, max_train_rows=10**6).num_train_rows == NUM_TRAIN
 
 
-def test_examples_longer_than_a_row_are_left_out_and_counted(tokenizer: str, tmp_path: Path) -> None:
+def test_examples_longer_than_a_row_are_left_out_and_counted(
+    tokenizer: str, tmp_path: Path
+) -> None:
     write_shards(tmp_path, train=[30, 500, 30, 600, 700, 30, 30, 800], validation=[500, 30])
     config = DataConfig(shards=str(tmp_path), system="Look:", max_row_tokens=200, window_rows=2)
     stream = Stream(config, tokenizer, epochs=3)
@@ -139,19 +165,34 @@ def test_examples_longer_than_a_row_are_left_out_and_counted(tokenizer: str, tmp
     windows = [stream.window(number) for number in range(stream.num_windows)]
     assert [int(window["left_out"].sum()) for window in windows] == [1] * 12
 
-    alone = changed(stream, window_rows=1)  # a window of which nothing is left must still be counted
+    alone = changed(
+        stream, window_rows=1
+    )  # a window of which nothing is left must still be counted
     windows = [alone.window(number) for number in range(alone.num_windows_per_epoch)]
     assert sum(int(window["left_out"].sum()) for window in windows) == 4
-    assert sorted(int(window["num_tokens"].sum() > 0) for window in windows) == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert sorted(int(window["num_tokens"].sum() > 0) for window in windows) == [
+        0,
+        0,
+        0,
+        0,
+        1,
+        1,
+        1,
+        1,
+    ]
 
     (batch,) = validation_batches(stream, micro_batch_rows=4, rank=0, num_workers=1)
     assert (int(batch["left_out"].sum()), int(batch["num_examples"].sum())) == (1, 1)
 
 
-def test_examples_longer_than_a_row_are_truncated_and_counted_if_asked_for(tokenizer: str, tmp_path: Path) -> None:
+def test_examples_longer_than_a_row_are_truncated_and_counted_if_asked_for(
+    tokenizer: str, tmp_path: Path
+) -> None:
     """The drawing loses its end; template, caption and what is trained on stay whole."""
     write_shards(tmp_path, train=[30, 500, 30, 600], validation=[500, 30])
-    config = DataConfig(shards=str(tmp_path), system="Look:", max_row_tokens=200, window_rows=2, too_long="truncate")
+    config = DataConfig(
+        shards=str(tmp_path), system="Look:", max_row_tokens=200, window_rows=2, too_long="truncate"
+    )
     stream = Stream(config, tokenizer, epochs=2)
     assert [sorted(epoch) for epoch in epochs_of(stream)] == [[0, 1, 2, 3]] * 2
     windows = [stream.window(number) for number in range(stream.num_windows)]
@@ -162,7 +203,12 @@ def test_examples_longer_than_a_row_are_truncated_and_counted_if_asked_for(token
     whole = encoder.encode(svg_of(500), "icon 1")
     num_cut = len(whole.input_ids) - 200
     cut = encoder.encode(svg_of(500)[:-num_cut], "icon 1")
-    alone = ((window, row) for window in windows for row, found in enumerate(icons(stream, window)) if found == [1])
+    alone = (
+        (window, row)
+        for window in windows
+        for row, found in enumerate(icons(stream, window))
+        if found == [1]
+    )
     window, row = next(alone)
     np.testing.assert_array_equal(window["input_ids"][row], cut.input_ids)
     np.testing.assert_array_equal(window["targets"][row], cut.targets)
@@ -188,7 +234,8 @@ def naive_deal(rows: Batch, micro_batch_rows: int, num_workers: int) -> list[lis
 
 
 @pytest.mark.parametrize(
-    ("micro_batch_rows", "num_workers"), [(1, 1), (1, 2), (3, 1), (2, 3), (5, 4), (1, 200), (300, 2)]
+    ("micro_batch_rows", "num_workers"),
+    [(1, 1), (1, 2), (3, 1), (2, 3), (5, 4), (1, 200), (300, 2)],
 )
 def test_every_row_is_dealt_once_and_the_ragged_end_is_filled_up(
     stream: Stream, micro_batch_rows: int, num_workers: int
@@ -196,7 +243,9 @@ def test_every_row_is_dealt_once_and_the_ragged_end_is_filled_up(
     windows = [stream.window(number) for number in range(stream.num_windows)]
     rows = concatenated(windows)
     for rank, hand in enumerate(naive_deal(rows, micro_batch_rows, num_workers)):
-        dealt = list(deal(windows, micro_batch_rows=micro_batch_rows, rank=rank, num_workers=num_workers))
+        dealt = list(
+            deal(windows, micro_batch_rows=micro_batch_rows, rank=rank, num_workers=num_workers)
+        )
         assert len(dealt) == len(hand)
         for k, ((batch, position), wanted) in enumerate(zip(dealt, hand, strict=True)):
             real = [row for row in wanted if row >= 0]
@@ -229,7 +278,10 @@ def test_a_window_that_got_lost_is_noticed(stream: Stream) -> None:
 
 def test_progress_grows_from_0_to_1_with_the_position(stream: Stream) -> None:
     windows = (stream.window(number) for number in range(stream.num_windows))
-    positions = [Position(), *(p for _, p in deal(windows, micro_batch_rows=1, rank=0, num_workers=1))]
+    positions = [
+        Position(),
+        *(p for _, p in deal(windows, micro_batch_rows=1, rank=0, num_workers=1)),
+    ]
     shares = [progress(position, stream.num_windows) for position in positions]
     assert (shares[0], shares[-1]) == (0.0, 1.0)
     assert all(a < b for a, b in itertools.pairwise(shares))
@@ -246,7 +298,9 @@ def test_workers_share_the_validation_split_in_equal_parts(
 ) -> None:
     stream = changed(stream, max_validation_rows=33, window_rows=10)
     hands = [
-        validation_batches(stream, micro_batch_rows=micro_batch_rows, rank=rank, num_workers=num_workers)
+        validation_batches(
+            stream, micro_batch_rows=micro_batch_rows, rank=rank, num_workers=num_workers
+        )
         for rank in range(num_workers)
     ]
     assert len({len(hand) for hand in hands}) == 1
@@ -259,7 +313,9 @@ def test_an_empty_split_is_refused(stream: Stream, tmp_path: Path) -> None:
     write_shards(tmp_path, train=[30], validation=[])
     stream = changed(stream, shards=str(tmp_path))
     assert stream.num_windows == 2
-    with pytest.raises(DataError, match=r"the validation split of .* is empty: .*--validation-share"):
+    with pytest.raises(
+        DataError, match=r"the validation split of .* is empty: .*--validation-share"
+    ):
         validation_batches(stream, micro_batch_rows=1, rank=0, num_workers=1)
 
 
@@ -267,13 +323,26 @@ def test_an_empty_split_is_refused(stream: Stream, tmp_path: Path) -> None:
 
 
 def consume(
-    stream: Stream, start: Position, *, micro_batch_rows: int, num_workers: int, steps: int | None = None
+    stream: Stream,
+    start: Position,
+    *,
+    micro_batch_rows: int,
+    num_workers: int,
+    steps: int | None = None,
 ) -> list[list[tuple[Batch, Position]]]:
     """What each worker gets, at most `steps` micro-batches of it."""
-    shards = dataset(stream, start=start, num_workers=num_workers).streaming_split(num_workers, equal=True)
+    shards = dataset(stream, start=start, num_workers=num_workers).streaming_split(
+        num_workers, equal=True
+    )
 
     def read(rank: int) -> list[tuple[Batch, Position]]:
-        own = batches(shards[rank], micro_batch_rows=micro_batch_rows, rank=rank, num_workers=num_workers, prefetch=2)
+        own = batches(
+            shards[rank],
+            micro_batch_rows=micro_batch_rows,
+            rank=rank,
+            num_workers=num_workers,
+            prefetch=2,
+        )
         return list(itertools.islice(own, steps))
 
     with ThreadPoolExecutor(num_workers) as threads:
@@ -288,7 +357,9 @@ def test_ray_data_deals_the_same_rows_as_plain_python(
     assert len(windows[0]["index"]) > 64  # more than travel together
     hands = consume(stream, Position(), micro_batch_rows=micro_batch_rows, num_workers=num_workers)
     for rank, hand in enumerate(hands):
-        expected = deal(windows, micro_batch_rows=micro_batch_rows, rank=rank, num_workers=num_workers)
+        expected = deal(
+            windows, micro_batch_rows=micro_batch_rows, rank=rank, num_workers=num_workers
+        )
         for (batch, position), (wanted, wanted_position) in zip(hand, expected, strict=True):
             assert_same(batch, wanted)
             assert position == wanted_position
@@ -303,10 +374,14 @@ def test_two_workers_stop_and_three_go_on(ray_local: ConnectedRay, stream: Strea
     assert {hand[-1][1] for hand in after} == {Position(window=stream.num_windows)}
     seen = flat(flat(icons(stream, batch)) for hand in [*before, *after] for batch, _ in hand)
     assert sorted(seen) == sorted([*range(NUM_TRAIN)] * 2)
-    assert consume(stream, Position(window=stream.num_windows), micro_batch_rows=2, num_workers=2) == [[], []]
+    assert consume(
+        stream, Position(window=stream.num_windows), micro_batch_rows=2, num_workers=2
+    ) == [[], []]
 
 
-def test_resuming_reads_nothing_of_the_windows_before(ray_local: ConnectedRay, tokenizer: str, tmp_path: Path) -> None:
+def test_resuming_reads_nothing_of_the_windows_before(
+    ray_local: ConnectedRay, tokenizer: str, tmp_path: Path
+) -> None:
     """All other windows' shards are unreadable: only one is opened for its rows, however late the position."""
     write_shards(tmp_path, train=[30 + i % 50 for i in range(6 * 64)])
     config = DataConfig(shards=str(tmp_path), system="Look:", max_row_tokens=232, window_rows=64)
@@ -323,4 +398,6 @@ def test_resuming_reads_nothing_of_the_windows_before(ray_local: ConnectedRay, t
     start = Position(window=5, index=3, window_rows=len(last["index"]))
     (hand,) = consume(stream, start, micro_batch_rows=1, num_workers=1)
     assert [int(batch["index"][0]) for batch, _ in hand] == list(range(3, len(last["index"])))
-    np.testing.assert_array_equal(concatenated(batch for batch, _ in hand)["input_ids"], last["input_ids"][3:])
+    np.testing.assert_array_equal(
+        concatenated(batch for batch, _ in hand)["input_ids"], last["input_ids"][3:]
+    )

@@ -30,7 +30,9 @@ from app.tracking import (
     ui_command,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's use of SQLAlchemy
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The ``noload`` loader strategy"
+)  # MLflow's use of SQLAlchemy
 ROOT = Path(__file__).parent.parent
 
 
@@ -61,14 +63,18 @@ def history(config: TrackingConfig, tracker: Tracker, name: str) -> list[tuple[i
     return sorted((point.step, point.value) for point in points)
 
 
-def test_a_replay_after_a_crash_leaves_each_step_once(config: TrackingConfig, tmp_path: Path) -> None:
+def test_a_replay_after_a_crash_leaves_each_step_once(
+    config: TrackingConfig, tmp_path: Path
+) -> None:
     driver = open_job(config, tmp_path)
 
     def train(worker: Tracker, first: int, last: int) -> None:
         for step in range(first, last + 1):
             worker.log_metrics(step, {"train/loss": 1 / step, "train/lr": 1e-4})
             if step % 3 == 0:
-                worker.log_metrics(step, {"eval/loss": 2 / step})  # the same step, after train/loss has it
+                worker.log_metrics(
+                    step, {"eval/loss": 2 / step}
+                )  # the same step, after train/loss has it
 
     train(attach(config, driver.run_id), 1, 7)  # and dies; its last checkpoint is at step 4
     train(attach(config, driver.run_id), 5, 10)
@@ -109,7 +115,9 @@ def test_a_child_names_its_parent(config: TrackingConfig, tmp_path: Path) -> Non
     assert (tags["mlflow.parentRunId"], tags["trial"]) == (parent.run_id, "3")
 
 
-def test_params_have_no_secrets_are_cut_and_changes_become_tags(config: TrackingConfig, tmp_path: Path) -> None:
+def test_params_have_no_secrets_are_cut_and_changes_become_tags(
+    config: TrackingConfig, tmp_path: Path
+) -> None:
     params = {
         "optim.lr": 1e-4,
         "tracking.uri": "http://user:pw@host:5000",
@@ -132,11 +140,15 @@ def test_params_have_no_secrets_are_cut_and_changes_become_tags(config: Tracking
     assert {key: value for key, value in data.tags.items() if key.startswith("resumed")} == {
         "resumed.optim.lr": "0.0003"
     }
-    open_job(config, tmp_path).log_params(params)  # back to the first value: the tag may not go on to lie
+    open_job(config, tmp_path).log_params(
+        params
+    )  # back to the first value: the tag may not go on to lie
     assert stored(config, tracker).data.tags["resumed.optim.lr"] == "0.0001"
 
 
-def test_tags_text_and_files_reach_the_run_without_credentials(config: TrackingConfig, tmp_path: Path) -> None:
+def test_tags_text_and_files_reach_the_run_without_credentials(
+    config: TrackingConfig, tmp_path: Path
+) -> None:
     (tmp_path / "gallery.html").write_text("<p>icon</p>")
     tracker = open_job(config, tmp_path)
     tracker.set_tags({"source": "http://user:pw@host", "long": "y" * 9000})
@@ -147,7 +159,9 @@ def test_tags_text_and_files_reach_the_run_without_credentials(config: TrackingC
     assert run.data.tags["source"] == "http://***@host"
     assert run.data.tags["long"].endswith("y… (cut)")
     folder = Path(str(run.info.artifact_uri))
-    assert folder.is_relative_to(Path(str(config.uri).removeprefix("sqlite:///")).parent / "mlartifacts")
+    assert folder.is_relative_to(
+        Path(str(config.uri).removeprefix("sqlite:///")).parent / "mlartifacts"
+    )
     assert (folder / "config.yaml").read_text() == "uri: http://***@host"
     assert (folder / "gallery" / "gallery.html").read_text() == "<p>icon</p>"
 
@@ -157,7 +171,11 @@ def test_a_dataset_is_an_input_with_its_digest(config: TrackingConfig, tmp_path:
     for _ in range(2):  # the second is the job continued
         tracker = open_job(config, tmp_path)
         tracker.log_dataset(
-            "icons", digest=digest, num_rows=57, context="training", source="s3://key:secret@bucket/shards"
+            "icons",
+            digest=digest,
+            num_rows=57,
+            context="training",
+            source="s3://key:secret@bucket/shards",
         )
     (entry,) = stored(config, tracker).inputs.dataset_inputs
     assert (entry.dataset.name, entry.dataset.digest) == ("icons", digest[:36])
@@ -168,7 +186,9 @@ def test_a_dataset_is_an_input_with_its_digest(config: TrackingConfig, tmp_path:
 
 def log_step_10(tracker: Tracker, folder: Path) -> None:
     tracker.log_metrics(10, {"eval/loss": 0.5})
-    tracker.log_checkpoint(10, folder, name="step-10", metrics={"eval/loss": 0.5, "bleu4": 0.25}, files=True)
+    tracker.log_checkpoint(
+        10, folder, name="step-10", metrics={"eval/loss": 0.5, "bleu4": 0.25}, files=True
+    )
 
 
 def test_a_checkpoint_is_a_model_output_of_its_step(config: TrackingConfig, tmp_path: Path) -> None:
@@ -178,19 +198,35 @@ def test_a_checkpoint_is_a_model_output_of_its_step(config: TrackingConfig, tmp_
     tracker = open_job(config, tmp_path)
     log_step_10(tracker, tmp_path / "adapter")
     log_step_10(open_job(config, tmp_path), tmp_path / "adapter")  # replayed by a restarted worker
-    tracker.log_checkpoint(20, tmp_path / "adapter", name="step-20", metrics={"eval/loss": 0.4}, files=False)
+    tracker.log_checkpoint(
+        20, tmp_path / "adapter", name="step-20", metrics={"eval/loss": 0.4}, files=False
+    )
 
-    (first, second) = sorted(stored(config, tracker).outputs.model_outputs, key=lambda output: output.step)
+    (first, second) = sorted(
+        stored(config, tracker).outputs.model_outputs, key=lambda output: output.step
+    )
     assert (first.step, second.step) == (10, 20)
     model = client.get_logged_model(first.model_id)
-    assert (model.name, str(model.status), model.source_run_id) == ("step-10", "READY", tracker.run_id)
-    assert {(m.key, m.value, m.step) for m in model.metrics} == {("eval/loss", 0.5, 10), ("bleu4", 0.25, 10)}
+    assert (model.name, str(model.status), model.source_run_id) == (
+        "step-10",
+        "READY",
+        tracker.run_id,
+    )
+    assert {(m.key, m.value, m.step) for m in model.metrics} == {
+        ("eval/loss", 0.5, 10),
+        ("bleu4", 0.25, 10),
+    }
     assert (Path(model.artifact_location) / "deep" / "weights.safetensors").read_bytes() == b"abc"
-    assert history(config, tracker, "eval/loss") == [(10, 0.5), (20, 0.4)]  # not again for the models
+    assert history(config, tracker, "eval/loss") == [
+        (10, 0.5),
+        (20, 0.4),
+    ]  # not again for the models
     assert history(config, tracker, "bleu4") == [(10, 0.25)]
 
 
-def test_a_driver_logs_the_best_checkpoint_after_its_worker(config: TrackingConfig, tmp_path: Path) -> None:
+def test_a_driver_logs_the_best_checkpoint_after_its_worker(
+    config: TrackingConfig, tmp_path: Path
+) -> None:
     driver = open_job(config, tmp_path)
     driver.log_metrics(0, {"eval/loss": 3.0})
     worker = attach(config, driver.run_id, job_dir=str(tmp_path))
@@ -207,7 +243,9 @@ def test_a_driver_logs_the_best_checkpoint_after_its_worker(config: TrackingConf
 def test_a_checkpoint_left_half_logged_is_completed(config: TrackingConfig, tmp_path: Path) -> None:
     tracker = open_job(config, tmp_path)
     client, experiment_id = MlflowClient(config.uri), stored(config, tracker).info.experiment_id
-    half = client.create_logged_model(experiment_id, "step-10", str(tracker.run_id), tags={"step": "10"})
+    half = client.create_logged_model(
+        experiment_id, "step-10", str(tracker.run_id), tags={"step": "10"}
+    )
     log_step_10(tracker, tmp_path / "removed")
     tracker.finish("FINISHED")
     assert [m.model_id for m in client.search_logged_models([experiment_id])] == [half.model_id]
@@ -215,7 +253,9 @@ def test_a_checkpoint_left_half_logged_is_completed(config: TrackingConfig, tmp_
     assert [output.step for output in stored(config, tracker).outputs.model_outputs] == [10]
 
 
-def test_processes_write_to_one_database_at_the_same_time(config: TrackingConfig, tmp_path: Path) -> None:
+def test_processes_write_to_one_database_at_the_same_time(
+    config: TrackingConfig, tmp_path: Path
+) -> None:
     check(config)
     trial = """
 import sys
@@ -229,7 +269,9 @@ print(tracker.run_id)
 """
     command = [sys.executable, "-c", trial, config.model_dump_json()]
     processes = [
-        subprocess.Popen([*command, str(tmp_path / str(n))], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*command, str(tmp_path / str(n))], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
         for n in range(3)
     ]
     run_ids = [process.communicate()[0].strip() for process in processes]
@@ -260,9 +302,16 @@ print(tracker.run_id)
         ("postgresql://user:pw@127.0.0.1:{closed}/mlflow", "postgresql://***@127.0.0.1"),
     ],
 )
-def test_what_cannot_be_tracked_to_is_named_in_one_sentence(tmp_path: Path, uri: str, part: str) -> None:
-    (tmp_path / "file").write_text("not a database, but long enough to have what would be a header " * 9)
-    with socket.create_server(("127.0.0.1", 0)) as silent, socket.create_server(("127.0.0.1", 0)) as closed:
+def test_what_cannot_be_tracked_to_is_named_in_one_sentence(
+    tmp_path: Path, uri: str, part: str
+) -> None:
+    (tmp_path / "file").write_text(
+        "not a database, but long enough to have what would be a header " * 9
+    )
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        socket.create_server(("127.0.0.1", 0)) as closed,
+    ):
         ports = {"silent": silent.getsockname()[1], "closed": closed.getsockname()[1]}
         closed.close()
         uri, part = (text.format(tmp=tmp_path, **ports) for text in (uri, part))
@@ -289,7 +338,12 @@ def test_null_tracks_nothing(tmp_path: Path) -> None:
     config = TrackingConfig(uri=None)
     check(config)
     assert resolve(config) == config
-    for tracker in (open_job(config, tmp_path), attach(config, None), attach(config, "1"), NullTracker()):
+    for tracker in (
+        open_job(config, tmp_path),
+        attach(config, None),
+        attach(config, "1"),
+        NullTracker(),
+    ):
         assert tracker.run_id is None
         tracker.log_params({"a": 1})
         tracker.set_tags({"a": "b"})
@@ -304,7 +358,9 @@ def test_null_tracks_nothing(tmp_path: Path) -> None:
         ui_command(config)
 
 
-def test_a_relative_database_is_the_same_file_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_database_is_the_same_file_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for uri, expected in [
         ("sqlite:///outputs/mlflow.db", f"sqlite:///{tmp_path}/outputs/mlflow.db"),
@@ -315,23 +371,35 @@ def test_a_relative_database_is_the_same_file_elsewhere(tmp_path: Path, monkeypa
 
 
 def test_ui_command_of_a_server_is_its_address() -> None:
-    assert ui_command(TrackingConfig(uri="https://user:pw@host/mlflow")) == ["https://***@host/mlflow"]
+    assert ui_command(TrackingConfig(uri="https://user:pw@host/mlflow")) == [
+        "https://***@host/mlflow"
+    ]
 
 
 def test_final_status() -> None:
     ends = [None, KeyboardInterrupt(), ValueError(), UserError(), SystemExit(1)]
-    assert [final_status(end) for end in ends] == ["FINISHED", "KILLED", "FAILED", "FAILED", "FAILED"]
+    assert [final_status(end) for end in ends] == [
+        "FINISHED",
+        "KILLED",
+        "FAILED",
+        "FAILED",
+        "FAILED",
+    ]
 
 
 def test_parsing_a_config_imports_neither_mlflow_nor_pyarrow() -> None:
     code = "import sys, app.tracking; print(sorted({'mlflow', 'pyarrow', 'sqlalchemy'} & set(sys.modules)))"
-    assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).strip() == "[]"
+    assert (
+        subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).strip() == "[]"
+    )
 
 
 def test_a_silent_server_is_not_waited_for_at_every_step() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.setblocking(False)
-        config = TrackingConfig(uri=f"http://127.0.0.1:{silent.getsockname()[1]}", timeout_seconds=1)
+        config = TrackingConfig(
+            uri=f"http://127.0.0.1:{silent.getsockname()[1]}", timeout_seconds=1
+        )
         worker = attach(config, "0" * 32)
         for step in range(100):
             worker.log_metrics(step, {"train/loss": 1.0})
@@ -354,7 +422,11 @@ class Server:
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            self.command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
+            self.command,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
         )
         assert self.process.stderr is not None
         assert any("Uvicorn running on" in line for line in self.process.stderr)
@@ -373,8 +445,12 @@ def server(database: str) -> Iterator[Server]:
     server.kill()
 
 
-def test_a_server_may_die_and_come_back(server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    config = TrackingConfig(uri=f"http://127.0.0.1:{server.port}", experiment="http", timeout_seconds=60)
+def test_a_server_may_die_and_come_back(
+    server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = TrackingConfig(
+        uri=f"http://127.0.0.1:{server.port}", experiment="http", timeout_seconds=60
+    )
     hasty = config.model_copy(update={"timeout_seconds": 1})
     check(config)
     (tmp_path / "adapter").mkdir()
@@ -391,8 +467,12 @@ def test_a_server_may_die_and_come_back(server: Server, tmp_path: Path, capfd: p
     for step in range(11, 31):
         worker.log_metrics(step, {"train/loss": 1 / step})
         if step == 20:
-            worker.log_checkpoint(20, tmp_path / "adapter", name="step-20", metrics={"b": 0.5}, files=True)
-    worker = attach(hasty, driver.run_id, job_dir=str(tmp_path))  # it died too, and replays from step 8
+            worker.log_checkpoint(
+                20, tmp_path / "adapter", name="step-20", metrics={"b": 0.5}, files=True
+            )
+    worker = attach(
+        hasty, driver.run_id, job_dir=str(tmp_path)
+    )  # it died too, and replays from step 8
     for step in range(8, 31):
         worker.log_metrics(step, {"train/loss": 1 / step})
     worker.log_metrics(10, {"eval/loss": 0.5})

@@ -60,7 +60,11 @@ def config(ray_local, tmp_path_factory):
 
 def job(config, name, **changes):
     return override(
-        config, {"train.run_name": name, **{key.replace("__", "."): value for key, value in changes.items()}}
+        config,
+        {
+            "train.run_name": name,
+            **{key.replace("__", "."): value for key, value in changes.items()},
+        },
     )
 
 
@@ -75,13 +79,17 @@ def uninterrupted(config):
     return train.train_job(job(config, "one", scaling__num_workers=1, train__accumulation=2))
 
 
-def kill_a_worker_after_the_first_checkpoint(folder: Path, killed: list[int], stop: threading.Event):
+def kill_a_worker_after_the_first_checkpoint(
+    folder: Path, killed: list[int], stop: threading.Event
+):
     """SIGKILL to one of the training workers, as soon as Ray Train has registered a checkpoint."""
     while not stop.wait(0.1):
         if not (read_json(str(folder / train.SNAPSHOT)) or {}).get("latest_checkpoint_result"):
             continue
         workers = [
-            actor for actor in list_actors(filters=[("state", "=", "ALIVE")]) if actor.class_name == "RayTrainWorker"
+            actor
+            for actor in list_actors(filters=[("state", "=", "ALIVE")])
+            if actor.class_name == "RayTrainWorker"
         ]
         if workers:
             os.kill(workers[0].pid, signal.SIGKILL)
@@ -93,7 +101,8 @@ def train_and_kill_a_worker(config):
     killed: list[int] = []
     stop = threading.Event()
     killer = threading.Thread(
-        target=kill_a_worker_after_the_first_checkpoint, args=(Path(train.job_dir(config)), killed, stop)
+        target=kill_a_worker_after_the_first_checkpoint,
+        args=(Path(train.job_dir(config)), killed, stop),
     )
     killer.start()
     try:
@@ -111,16 +120,24 @@ def ledger_of(config):
     return [(row["epoch"], row["step"], row["rank"], row["row_id"]) for row in table.to_pylist()]
 
 
-def test_one_worker_that_is_killed_has_the_losses_of_one_that_is_not_bit_for_bit(config, uninterrupted):
+def test_one_worker_that_is_killed_has_the_losses_of_one_that_is_not_bit_for_bit(
+    config, uninterrupted
+):
     killed = job(config, "again", scaling__num_workers=1, train__accumulation=2, data__ledger=True)
     again = train_and_kill_a_worker(killed)
     losses = history(config, uninterrupted.run_id, "train/loss")
     assert [step for step, _ in losses] == list(range(1, STEPS + 1))
     assert history(config, again.run_id, "train/loss") == losses
-    assert history(config, again.run_id, "eval/loss") == history(config, uninterrupted.run_id, "eval/loss")
+    assert history(config, again.run_id, "eval/loss") == history(
+        config, uninterrupted.run_id, "eval/loss"
+    )
     entries = ledger_of(killed)
     assert {step for _, step, _, _ in entries} == set(range(1, STEPS + 1))
-    assert len({(epoch, row_id) for epoch, _, _, row_id in entries}) == len(entries) == again.metrics["num_examples"]
+    assert (
+        len({(epoch, row_id) for epoch, _, _, row_id in entries})
+        == len(entries)
+        == again.metrics["num_examples"]
+    )
 
 
 def test_two_workers_of_which_one_is_killed_train_as_one_that_is_not(config, uninterrupted):
@@ -132,15 +149,25 @@ def test_two_workers_of_which_one_is_killed_train_as_one_that_is_not(config, uni
     assert ours == pytest.approx(theirs, rel=1e-3)
     losses = history(config, trained.run_id, "train/loss")
     assert [step for step, _ in losses] == list(range(1, STEPS + 1)), "a step is missing or doubled"
-    assert dict(losses) == pytest.approx(dict(history(config, uninterrupted.run_id, "train/loss")), rel=5e-3)
+    assert dict(losses) == pytest.approx(
+        dict(history(config, uninterrupted.run_id, "train/loss")), rel=5e-3
+    )
     assert trained.metrics["num_examples"] == uninterrupted.metrics["num_examples"]
     entries = ledger_of(two)
-    assert {(step, rank) for _, step, rank, _ in entries} == {(n, rank) for n in range(1, STEPS + 1) for rank in (0, 1)}
-    assert len({(epoch, row_id) for epoch, _, _, row_id in entries}) == len(entries) == trained.metrics["num_examples"]
+    assert {(step, rank) for _, step, rank, _ in entries} == {
+        (n, rank) for n in range(1, STEPS + 1) for rank in (0, 1)
+    }
+    assert (
+        len({(epoch, row_id) for epoch, _, _, row_id in entries})
+        == len(entries)
+        == trained.metrics["num_examples"]
+    )
     assert MlflowClient(config.tracking.uri).get_run(trained.run_id).info.status == "FINISHED"
 
 
-def test_a_job_that_goes_on_with_other_workers_and_strategies_trains_on_every_row_once_per_epoch(config, tmp_path):
+def test_a_job_that_goes_on_with_other_workers_and_strategies_trains_on_every_row_once_per_epoch(
+    config, tmp_path
+):
     rows = open_shards(config.data.shards).read("train", 0, 50)
     encoder = PromptEncoder(str(TINY), config.data.system)
     lengths = [len(encoder.encode(row.svg, row.caption).input_ids) for row in rows]
@@ -157,20 +184,32 @@ def test_a_job_that_goes_on_with_other_workers_and_strategies_trains_on_every_ro
         (e, row.id) for e in (0, 1) for row in rows
     )
     spans = ((1, 4), (5, 8), (9, trained.metrics["step"]))
-    ranks = [{rank for _, step, rank, _ in entries if first <= step <= last} for first, last in spans]
+    ranks = [
+        {rank for _, step, rank, _ in entries if first <= step <= last} for first, last in spans
+    ]
     assert ranks == [{0, 1}, {0, 1, 2}, {0}]
     counts = {
-        name: trained.metrics[f"num_{name}"] for name in ("examples", "left_out", "truncated", "validation_left_out")
+        name: trained.metrics[f"num_{name}"]
+        for name in ("examples", "left_out", "truncated", "validation_left_out")
     }
     num_truncated = 2 * sum(length > limit for length in lengths)
-    assert counts == {"examples": 100, "left_out": 0, "truncated": num_truncated, "validation_left_out": 0}
+    assert counts == {
+        "examples": 100,
+        "left_out": 0,
+        "truncated": num_truncated,
+        "validation_left_out": 0,
+    }
     steps = [step for step, _ in history(config, trained.run_id, "train/loss")]
     assert steps == list(range(1, trained.metrics["step"] + 1))
-    assert len(list(tmp_path.glob("*.tokens"))) == 3  # two windows, read again in the second epoch, and the validation
+    assert (
+        len(list(tmp_path.glob("*.tokens"))) == 3
+    )  # two windows, read again in the second epoch, and the validation
 
 
 def test_the_same_name_continues_the_job_in_the_same_run(config, uninterrupted):
-    longer = job(config, "one", scaling__num_workers=1, train__accumulation=2, train__max_steps=STEPS + 4)
+    longer = job(
+        config, "one", scaling__num_workers=1, train__accumulation=2, train__max_steps=STEPS + 4
+    )
     continued = train.train_job(longer)
     assert continued.run_id == uninterrupted.run_id
     steps = [step for step, _ in history(config, continued.run_id, "train/loss")]
@@ -186,8 +225,15 @@ def test_the_best_checkpoint_is_restored_and_linked_to_its_step(config, uninterr
     linked = {output.step for output in run.outputs.model_outputs}
     assert {4, 8, 12} <= linked
     assert run.data.params["lora.rank"] == "16"
-    assert {dataset.dataset.name for dataset in run.inputs.dataset_inputs} == {"train", "validation"}
-    counted = {name: value for name, value in run.data.metrics.items() if name.startswith("prepare/quarantined")}
+    assert {dataset.dataset.name for dataset in run.inputs.dataset_inputs} == {
+        "train",
+        "validation",
+    }
+    counted = {
+        name: value
+        for name, value in run.data.metrics.items()
+        if name.startswith("prepare/quarantined")
+    }
     assert counted == {"prepare/quarantined": 1, "prepare/quarantined/not_xml": 1}
 
 
@@ -216,9 +262,17 @@ def test_an_evaluation_without_a_trained_adapter_says_so(config):
         evaluate_job(job(config, "never"))
 
 
-def test_a_checkpoint_of_one_base_is_neither_continued_nor_judged_on_another(config, uninterrupted, tmp_path):
+def test_a_checkpoint_of_one_base_is_neither_continued_nor_judged_on_another(
+    config, uninterrupted, tmp_path
+):
     quantize(ModelConfig(name="tiny"), QuantizationConfig(), tmp_path / "tiny4")
-    other = job(config, "one", model__name=str(tmp_path / "tiny4"), scaling__num_workers=1, train__max_steps=40)
+    other = job(
+        config,
+        "one",
+        model__name=str(tmp_path / "tiny4"),
+        scaling__num_workers=1,
+        train__max_steps=40,
+    )
     message = rf"trained on the base tiny \(nf4, double; sha256 .*not on {tmp_path}/tiny4 \(nf4, double; sha256"
     for run in (train.train_job, evaluate_job):
         with pytest.raises(UserError, match=message) as error:
@@ -231,14 +285,23 @@ def test_a_checkpoint_of_one_base_is_neither_continued_nor_judged_on_another(con
 def test_a_loss_that_diverges_ends_the_job_once_with_a_sentence_and_a_failed_run(config):
     """A checkpoint whose weights have become NaN is continued."""
     train.train_job(job(config, "wild", scaling__num_workers=1, train__max_steps=4))
-    files = list(Path(train.job_dir(job(config, "wild"))).glob("checkpoint_*/adapter_model.safetensors"))
+    files = list(
+        Path(train.job_dir(job(config, "wild"))).glob("checkpoint_*/adapter_model.safetensors")
+    )
     assert files
     for file in files:
-        save_file({name: torch.full_like(value, torch.nan) for name, value in load_file(file).items()}, file)
+        save_file(
+            {name: torch.full_like(value, torch.nan) for name, value in load_file(file).items()},
+            file,
+        )
     with pytest.raises(UserError, match=r"step 5: loss nan.*lower optim\.learning_rate"):
         train.train_job(job(config, "wild", scaling__num_workers=1, train__max_steps=8))
     run = MlflowClient(config.tracking.uri).search_runs(
-        [MlflowClient(config.tracking.uri).get_experiment_by_name(config.tracking.experiment).experiment_id],
+        [
+            MlflowClient(config.tracking.uri)
+            .get_experiment_by_name(config.tracking.experiment)
+            .experiment_id
+        ],
         "attributes.run_name = 'wild'",
     )
     assert [found.info.status for found in run] == ["FAILED"]
@@ -258,5 +321,8 @@ def test_a_search_is_a_parent_run_with_a_true_status_for_every_trial(config):
     for trial, run in zip(searched.result.trials, children, strict=True):
         assert run.info.status == expected[trial.status]
         assert run.data.tags["pruned"] == str(trial.status == "pruned").lower()
-    assert load(searched.best_config).optim.learning_rate == searched.result.best.overrides["optim.learning_rate"]
+    assert (
+        load(searched.best_config).optim.learning_rate
+        == searched.result.best.overrides["optim.learning_rate"]
+    )
     assert ray.available_resources().get("CPU", 0) > 0

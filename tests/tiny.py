@@ -36,7 +36,15 @@ def save_model(folder: Path, **changes) -> str:
 
 
 def objective(
-    folder: str, *, kind="nf4", double=True, dtype=torch.float32, attention="eager", memory=None, device=CPU, **lora
+    folder: str,
+    *,
+    kind="nf4",
+    double=True,
+    dtype=torch.float32,
+    attention="eager",
+    memory=None,
+    device=CPU,
+    **lora,
 ) -> CaptionLoss:
     """memory: a MemoryConfig to save activations by; None: transformers' and PEFT's modules as they are."""
     base = load_base(
@@ -83,10 +91,17 @@ def batches(
         made.append(
             (
                 {
-                    "input_ids": np.stack([np.pad(r.input_ids, p) for r, p in zip(own, pad, strict=True)]),
-                    "position_ids": np.stack([np.pad(r.position_ids, p) for r, p in zip(own, pad, strict=True)]),
+                    "input_ids": np.stack(
+                        [np.pad(r.input_ids, p) for r, p in zip(own, pad, strict=True)]
+                    ),
+                    "position_ids": np.stack(
+                        [np.pad(r.position_ids, p) for r, p in zip(own, pad, strict=True)]
+                    ),
                     "targets": np.stack(
-                        [np.pad(r.targets, p, constant_values=-100) for r, p in zip(own, pad, strict=True)]
+                        [
+                            np.pad(r.targets, p, constant_values=-100)
+                            for r, p in zip(own, pad, strict=True)
+                        ]
                     ),
                     "num_tokens": np.array([len(r.input_ids) for r in own]),
                     "num_examples": np.array([len(r.members) for r in own]),

@@ -53,12 +53,19 @@ class SearchConfig(BaseModel):
         default_factory=dict,
         description="config path → {loguniform: [low, high]}, {uniform: [low, high]} or {choice: [...]}",
     )
-    algorithm: Literal["random", "optuna"] = Field("random", description="how the next trial is chosen")
-    num_trials: Annotated[int, Field(ge=1, le=100_000)] = Field(6, description="trials that the search runs")
-    workers_per_trial: Annotated[int, Field(ge=1, le=4096)] = Field(
-        1, description="training workers of one trial; it accumulates more, so that the global batch stays the same"
+    algorithm: Literal["random", "optuna"] = Field(
+        "random", description="how the next trial is chosen"
     )
-    max_concurrent: Annotated[int, Field(ge=1, le=10_000)] = Field(1, description="trials run side by side")
+    num_trials: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        6, description="trials that the search runs"
+    )
+    workers_per_trial: Annotated[int, Field(ge=1, le=4096)] = Field(
+        1,
+        description="training workers of one trial; it accumulates more, so that the global batch stays the same",
+    )
+    max_concurrent: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        1, description="trials run side by side"
+    )
     grace_steps: Annotated[int, Field(ge=1)] = Field(
         10, description="optimizer steps that every trial is given before ASHA may stop it (steps)"
     )

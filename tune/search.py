@@ -94,7 +94,9 @@ def search(
             scheduler=_scheduler(config, trial_steps),
             trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
         ),
-        run_config=ray.tune.RunConfig(name=name, storage_path=storage_path, verbose=0, callbacks=[progress]),
+        run_config=ray.tune.RunConfig(
+            name=name, storage_path=storage_path, verbose=0, callbacks=[progress]
+        ),
     )
     interrupt = signal.getsignal(signal.SIGINT)
     try:
@@ -158,17 +160,25 @@ def _scheduler(config: SearchConfig, trial_steps: int) -> ASHAScheduler | None:
 
 
 def _best(outcomes: Sequence[TrialOutcome]) -> TrialOutcome:
-    measured = [trial for trial in outcomes if trial.status != "failed" and trial.eval_loss is not None]
+    measured = [
+        trial for trial in outcomes if trial.status != "failed" and trial.eval_loss is not None
+    ]
     if measured:
         return min(measured, key=lambda trial: trial.eval_loss or 0.0)
-    first = next((trial.error for trial in outcomes if trial.error), "no trial reported a finite eval_loss")
-    raise SearchError(f"none of the {len(outcomes)} trials of the search gave a loss; the first: {first}")
+    first = next(
+        (trial.error for trial in outcomes if trial.error), "no trial reported a finite eval_loss"
+    )
+    raise SearchError(
+        f"none of the {len(outcomes)} trials of the search gave a loss; the first: {first}"
+    )
 
 
 class _Progress(ray.tune.Callback):
     """Follows the reports, decides how each trial ended, and says so in one line."""
 
-    def __init__(self, num_trials: int, on_trial_end: Callable[[TrialOutcome], None] | None) -> None:
+    def __init__(
+        self, num_trials: int, on_trial_end: Callable[[TrialOutcome], None] | None
+    ) -> None:
         self.outcomes: list[TrialOutcome] = []
         self._num_trials = num_trials
         self._on_trial_end = on_trial_end
@@ -180,7 +190,9 @@ class _Progress(ray.tune.Callback):
         # Tune pickles its callbacks to restore a search later, which we don't; a tracker cannot be.
         return {**self.__dict__, "_on_trial_end": None}
 
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+    def on_trial_start(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
         self._running[trial.trial_id] = trial
 
     def on_trial_result(
@@ -191,10 +203,14 @@ class _Progress(ray.tune.Callback):
             lowest = self._losses.get(trial.trial_id, math.inf)
             self._losses[trial.trial_id] = min(lowest, result[METRIC])
 
-    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
         self._end(trial, "completed" if trial.last_result.get(_FINISHED) else "pruned")
 
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+    def on_trial_error(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
         self._end(trial, "failed", error=_last_line(trial.error_file))
 
     def interrupted(self) -> None:
@@ -220,7 +236,10 @@ class _Progress(ray.tune.Callback):
         )
         left = self._num_trials - len(self.outcomes)
         why = f": {error}" if error else ""
-        print(f"trial {status} at step {outcome.step}, {loss} ({values}){why}; {left} left", flush=True)
+        print(
+            f"trial {status} at step {outcome.step}, {loss} ({values}){why}; {left} left",
+            flush=True,
+        )
         if self._on_trial_end is not None:
             self._on_trial_end(outcome)
 

@@ -15,7 +15,10 @@ def sample(space: Mapping[str, Domain], num_trials: int, *, seed: int) -> list[d
     [{'lora.rank': 16}, {'lora.rank': 16}, {'lora.rank': 8}]
     """
     generator = random.Random(seed)
-    return [{path: _draw(domain, generator) for path, domain in space.items()} for _ in range(num_trials)]
+    return [
+        {path: _draw(domain, generator) for path, domain in space.items()}
+        for _ in range(num_trials)
+    ]
 
 
 def _draw(domain: Domain, generator: random.Random) -> bool | int | float | str:

@@ -21,7 +21,9 @@ class EvaluateConfig(BaseModel):
     generate_batch: Annotated[int, Field(ge=1, le=4096)] = Field(
         20, description="drawings captioned together (drawings)"
     )
-    max_new_tokens: Annotated[int, Field(ge=1, le=8192)] = Field(128, description="longest generated caption (tokens)")
+    max_new_tokens: Annotated[int, Field(ge=1, le=8192)] = Field(
+        128, description="longest generated caption (tokens)"
+    )
     gallery_items: Annotated[int, Field(ge=0, le=5000)] = Field(
         60, description="drawings shown in the gallery (drawings)"
     )

@@ -24,9 +24,14 @@ def gallery_html(items: Sequence[GalleryItem], *, title: str, summary: Mapping[s
     Nothing in it can act: the page has no script and its policy allows none, a drawing is an image (where
     browsers neither run scripts nor load anything), all text is escaped.
     """
-    figures = "".join(f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in summary.items())
+    figures = "".join(
+        f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>"
+        for name, value in summary.items()
+    )
     cards = "\n".join(map(_card, items))
-    return _PAGE.format(title=_text(title), style=_STYLE, figures=figures, num=len(items), cards=cards)
+    return _PAGE.format(
+        title=_text(title), style=_STYLE, figures=figures, num=len(items), cards=cards
+    )
 
 
 def _card(item: GalleryItem) -> str:
@@ -46,14 +51,18 @@ def _marked(caption: str, reference: str) -> str:
         return "<i>no words</i>"
     known = set(re.findall(r"\w+", reference.casefold()))
     parts = re.split(r"(\w+)", caption)  # between words, word, between words, …
-    marked = "".join(f"<mark>{_text(part)}</mark>" if part.casefold() in known else _text(part) for part in parts)
+    marked = "".join(
+        f"<mark>{_text(part)}</mark>" if part.casefold() in known else _text(part) for part in parts
+    )
     return marked.replace("</mark> <mark>", " ")
 
 
 def _text(text: str) -> str:
     """Any string as HTML text or attribute value; what HTML cannot hold (control characters, lone surrogates)
     shows as �."""
-    return html.escape(re.sub(r"[^\t\n\r -~\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text))
+    return html.escape(
+        re.sub(r"[^\t\n\r -~\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)
+    )
 
 
 _PAGE = """\

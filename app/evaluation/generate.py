@@ -38,14 +38,18 @@ def caption(
 
 @torch.no_grad()  # not inference_mode: what the model caches in it could not be used in training again
 def _generate(
-    model: torch.nn.Module, encoder: PromptEncoder, prompts: Sequence[Sequence[int]], max_new_tokens: int
+    model: torch.nn.Module,
+    encoder: PromptEncoder,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
 ) -> list[list[int]]:
     """Ids that follow each prompt, up to its first stop id (left out) or to `max_new_tokens`."""
     device = next(model.parameters()).device
     width = max(map(len, prompts))
     padding = [width - len(prompt) for prompt in prompts]
     ids = torch.tensor(
-        [[encoder.pad_id] * n + [*prompt] for n, prompt in zip(padding, prompts, strict=True)], device=device
+        [[encoder.pad_id] * n + [*prompt] for n, prompt in zip(padding, prompts, strict=True)],
+        device=device,
     )  # [rows, width]
     mask = torch.tensor([[0] * n + [1] * (width - n) for n in padding], device=device)
     positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)  # every prompt starts at 0, as in training
@@ -59,7 +63,9 @@ def _generate(
         )  # fmt: skip
         cache = output.past_key_values
         ids = output.logits[:, -1].argmax(dim=-1, keepdim=True)  # [rows, 1]
-        kept = [row for row, token in enumerate(ids[:, 0].tolist()) if token not in encoder.stop_ids]
+        kept = [
+            row for row, token in enumerate(ids[:, 0].tolist()) if token not in encoder.stop_ids
+        ]
         if not kept:
             break
         if len(kept) < len(ids):

@@ -29,7 +29,9 @@ def bleu4(hypotheses: Sequence[str], references: Sequence[str]) -> float:
     return _share(_bleu().corpus_score(hypotheses, [references]))
 
 
-def best_constant_caption(train_captions: Iterable[str], references: Sequence[str]) -> tuple[str, float]:
+def best_constant_caption(
+    train_captions: Iterable[str], references: Sequence[str]
+) -> tuple[str, float]:
     """The training caption that scores best when given for every reference (the first of equals), and its
     score, exactly `bleu4([caption] * len(references), references)`: what a model has to beat.
 
@@ -41,7 +43,9 @@ def best_constant_caption(train_captions: Iterable[str], references: Sequence[st
     num_references = len(references)
     tokenized = [_ngrams(bleu, reference) for reference in references]
     ref_len = sum(length for _, length in tokenized)
-    num_holding = Counter(occurrence for ngrams, _ in tokenized for occurrence in _occurrences(ngrams))
+    num_holding = Counter(
+        occurrence for ngrams, _ in tokenized for occurrence in _occurrences(ngrams)
+    )
 
     def score(caption: str) -> float:
         ngrams, length = _ngrams(bleu, caption)
@@ -50,7 +54,9 @@ def best_constant_caption(train_captions: Iterable[str], references: Sequence[st
             correct[len(ngram) - 1] += num_holding.get((ngram, k), 0)
         total = [num_references * max(0, length - order) for order in range(bleu.max_ngram_order)]
         sys_len = num_references * length
-        return _share(bleu.compute_bleu(correct, total, sys_len, ref_len, smooth_method=bleu.smooth_method))
+        return _share(
+            bleu.compute_bleu(correct, total, sys_len, ref_len, smooth_method=bleu.smooth_method)
+        )
 
     distinct = dict.fromkeys(train_captions)
     return max(((caption, score(caption)) for caption in distinct), key=itemgetter(1))
@@ -69,11 +75,17 @@ def field_accuracy(
     scores = {}
     for field, phrases in fields.items():
         named = _namer(phrases)
-        asked = [(named(ref)[0], hyp) for hyp, ref in zip(hypotheses, references, strict=True) if named(ref)]
+        asked = [
+            (named(ref)[0], hyp)
+            for hyp, ref in zip(hypotheses, references, strict=True)
+            if named(ref)
+        ]
         num_right = sum(set(named(hypothesis)) == {phrase} for phrase, hypothesis in asked)
         num_majority = max(Counter(phrase for phrase, _ in asked).values(), default=0)
         num = len(asked)
-        scores[field] = FieldScore(num_right / max(num, 1), 1 / len(phrases), num_majority / max(num, 1), num)
+        scores[field] = FieldScore(
+            num_right / max(num, 1), 1 / len(phrases), num_majority / max(num, 1), num
+        )
     return scores
 
 

@@ -42,7 +42,9 @@ def _embed_on_host(model: Gemma2ForCausalLM, where: str) -> None:
     """The tied embedding and head in page-locked memory. No parameter any more: DDP wants all of them on one device."""
     embedding: Any = model.model.embed_tokens
     if embedding.weight.requires_grad:
-        raise UserError("memory.embedding=host is for a frozen embedding: set lora.train_embeddings=false, or device")
+        raise UserError(
+            "memory.embedding=host is for a frozen embedding: set lora.train_embeddings=false, or device"
+        )
     weight, scale = embedding.weight.detach().to(where), embedding.embed_scale
     if embedding.weight.device.type == "cuda":
         weight = weight.pin_memory()
@@ -55,13 +57,19 @@ def _embed_on_host(model: Gemma2ForCausalLM, where: str) -> None:
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _forward(layer: Any, plain: Any, host: "Host | None", tile: int, hidden: Tensor, **context: Any) -> Tensor:
+def _forward(
+    layer: Any, plain: Any, host: "Host | None", tile: int, hidden: Tensor, **context: Any
+) -> Tensor:
     """hidden [B, S, H] → [B, S, H]; whoever evaluates or generates gets transformers' own forward."""
     if not (layer.training and torch.is_grad_enabled()):
         unchanged: Tensor = plain(hidden, **context)
         return unchanged
-    attention, rest = ([p for p in part.parameters() if p.requires_grad] for part in (layer.self_attn, layer.mlp))
-    out: Tensor = _Recomputed.apply(hidden, layer, context, host, tile, len(attention), *attention, *rest)  # type: ignore[no-untyped-call]
+    attention, rest = (
+        [p for p in part.parameters() if p.requires_grad] for part in (layer.self_attn, layer.mlp)
+    )
+    out: Tensor = _Recomputed.apply(
+        hidden, layer, context, host, tile, len(attention), *attention, *rest
+    )  # type: ignore[no-untyped-call]
     return out
 
 
@@ -74,7 +82,9 @@ def _attend(layer: Any, hidden: Tensor, context: dict[str, Any]) -> Tensor:
 
 def _feed_forward(layer: Any, hidden: Tensor) -> Tensor:
     """The second half, of any tokens [T, H]: none of them sees another."""
-    added: Tensor = layer.post_feedforward_layernorm(layer.mlp(layer.pre_feedforward_layernorm(hidden)))
+    added: Tensor = layer.post_feedforward_layernorm(
+        layer.mlp(layer.pre_feedforward_layernorm(hidden))
+    )
     return hidden + added
 
 
@@ -114,12 +124,21 @@ class _Recomputed(torch.autograd.Function):
             middle = _attend(ctx.layer, hidden, ctx.context)
             of_middle = upstream.new_empty(upstream.shape)
             sums: list[Tensor] = []
-            each = (tensor.flatten(0, 1).split(ctx.tile) for tensor in (middle.detach(), upstream, of_middle))
+            each = (
+                tensor.flatten(0, 1).split(ctx.tile)
+                for tensor in (middle.detach(), upstream, of_middle)
+            )
             for tokens, up, out in turns([*zip(*each, strict=True)], middle):
                 tokens = tokens.detach().requires_grad_()
-                first, *rest = torch.autograd.grad(_feed_forward(ctx.layer, tokens), (tokens, *of_rest), up)
+                first, *rest = torch.autograd.grad(
+                    _feed_forward(ctx.layer, tokens), (tokens, *of_rest), up
+                )
                 out.copy_(first)
-                sums = [total.add_(part) for total, part in zip(sums, rest, strict=True)] if sums else rest
+                sums = (
+                    [total.add_(part) for total, part in zip(sums, rest, strict=True)]
+                    if sums
+                    else rest
+                )
         wanted = [tensor for tensor in (hidden, *of_attention) if tensor.requires_grad]
         gradients = list(torch.autograd.grad(middle, wanted, of_middle)) if wanted else []
         of_hidden = gradients.pop(0) if ctx.needs_input_grad[0] else None
@@ -132,12 +151,20 @@ class _State:
     def __init__(self, device: torch.device) -> None:
         self._kind = device.type
         self._random = torch.get_rng_state()
-        self._random_of = {device: torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
-        self._enabled, self._dtype = torch.is_autocast_enabled(self._kind), torch.get_autocast_dtype(self._kind)
+        self._random_of = (
+            {device: torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
+        )
+        self._enabled, self._dtype = (
+            torch.is_autocast_enabled(self._kind),
+            torch.get_autocast_dtype(self._kind),
+        )
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        with torch.random.fork_rng(self._random_of), torch.autocast(self._kind, self._dtype, self._enabled):
+        with (
+            torch.random.fork_rng(self._random_of),
+            torch.autocast(self._kind, self._dtype, self._enabled),
+        ):
             torch.set_rng_state(self._random)
             for device, state in self._random_of.items():
                 torch.cuda.set_rng_state(state, device)
@@ -189,6 +216,8 @@ class Host:
 class Waiting:
     """One tensor on the host; `before`: the one that came before it, while someone still wants it."""
 
-    def __init__(self, host: Tensor, device: torch.device, before: "weakref.ref[Waiting] | None") -> None:
+    def __init__(
+        self, host: Tensor, device: torch.device, before: "weakref.ref[Waiting] | None"
+    ) -> None:
         self.host, self.device, self.before = host, device, before
         self.back: Tensor | None = None

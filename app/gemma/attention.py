@@ -50,7 +50,13 @@ def softcapped_attention(
     assert key.shape[2] == query.shape[2], "packed rows have no cache"
     if query.device.type == "cuda":
         return flex_attention.attend(
-            query, key, value, scale=scale, softcap=softcap, window=window, document_ids=document_ids
+            query,
+            key,
+            value,
+            scale=scale,
+            softcap=softcap,
+            window=window,
+            document_ids=document_ids,
         )
     batch, _, length, _ = query.shape
     if document_ids is None:
@@ -58,7 +64,9 @@ def softcapped_attention(
     else:
         # A simulation of memory has no documents to read.
         known = None if isinstance(query, FakeTensor) else document_ids
-        plan = once(document_ids, ("blocks", window), lambda: plan_blocks(known, batch, length, window))
+        plan = once(
+            document_ids, ("blocks", window), lambda: plan_blocks(known, batch, length, window)
+        )
     attended: Tensor = _Blockwise.apply(query, key, value, plan, scale, softcap)  # type: ignore[no-untyped-call]
     return attended
 
@@ -80,13 +88,25 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: returns [B, S, Hq, D]. As in its own masks, a document ends where
     position_ids [B or 1, S] do not go on by one."""
-    assert attention_mask is None, "packed rows have no mask: documents are told apart by position_ids"
+    assert attention_mask is None, (
+        "packed rows have no mask: documents are told apart by position_ids"
+    )
     if dropout:
-        raise UserError(f"attention_dropout={dropout} of the model: blockwise has none, set model.attention=eager")
+        raise UserError(
+            f"attention_dropout={dropout} of the model: blockwise has none, set model.attention=eager"
+        )
     rows = len(query)
-    document_ids = once(position_ids, ("documents", rows), lambda: _documents(position_ids).expand(rows, -1))
+    document_ids = once(
+        position_ids, ("documents", rows), lambda: _documents(position_ids).expand(rows, -1)
+    )
     attended = softcapped_attention(
-        query, key, value, scale=scaling, softcap=softcap, window=sliding_window, document_ids=document_ids
+        query,
+        key,
+        value,
+        scale=scaling,
+        softcap=softcap,
+        window=sliding_window,
+        document_ids=document_ids,
     )
     return attended.transpose(1, 2), None
 
@@ -113,7 +133,9 @@ class _Blockwise(torch.autograd.Function):
         softcap: float | None,
     ) -> Tensor:
         batch, heads, length, width = query.shape
-        output = query.new_empty(batch, length, heads, width).transpose(1, 2)  # as the projection after it reads it
+        output = query.new_empty(batch, length, heads, width).transpose(
+            1, 2
+        )  # as the projection after it reads it
         lse = query.new_empty(batch, heads, length, 1, dtype=_exact(query.dtype))
         with torch.autocast("cpu", enabled=False):
             for i in range(batch):
@@ -127,14 +149,23 @@ class _Blockwise(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, output, lse = ctx.saved_tensors
         query_gradient = torch.empty_like(query)
-        key_gradient, value_gradient = (torch.zeros_like(tensor, dtype=lse.dtype) for tensor in (key, value))
+        key_gradient, value_gradient = (
+            torch.zeros_like(tensor, dtype=lse.dtype) for tensor in (key, value)
+        )
         with torch.autocast("cpu", enabled=False):
             for i in range(len(query)):
                 _backward_row(
                     query[i], key[i], value[i], output[i], lse[i], upstream[i],
                     query_gradient[i], key_gradient[i], value_gradient[i], ctx.plan[i], ctx.scale, ctx.softcap,
                 )  # fmt: skip
-        return query_gradient, key_gradient.to(key.dtype), value_gradient.to(value.dtype), None, None, None
+        return (
+            query_gradient,
+            key_gradient.to(key.dtype),
+            value_gradient.to(value.dtype),
+            None,
+            None,
+            None,
+        )
 
 
 def _exact(dtype: torch.dtype) -> torch.dtype:
@@ -213,7 +244,10 @@ def _backward_row(
     cap = softcap or 1.0
     for block in blocks:
         own = slice(block.first, block.last)
-        rows, rows_upstream = _rows(query, own, kv_heads) * (scale / cap), _rows(upstream, own, kv_heads)
+        rows, rows_upstream = (
+            _rows(query, own, kv_heads) * (scale / cap),
+            _rows(upstream, own, kv_heads),
+        )
         rows_delta = (rows_upstream * _rows(output, own, kv_heads)).sum(dim=-1, keepdim=True)
         rows_lse, rows_gradient = -_rows(lse, own, kv_heads), torch.zeros_like(rows)
         for tile in block.tiles:
@@ -225,7 +259,11 @@ def _backward_row(
             if tile.seen is not None:
                 weights.view(kv_heads, -1, groups, weights.shape[2]).mul_(tile.seen)
             value_gradient[:, seen].baddbmm_(weights.transpose(1, 2), rows_upstream)
-            gradient = torch.bmm(rows_upstream, value[:, seen].transpose(1, 2)).sub_(rows_delta).mul_(weights)
+            gradient = (
+                torch.bmm(rows_upstream, value[:, seen].transpose(1, 2))
+                .sub_(rows_delta)
+                .mul_(weights)
+            )
             if softcap is not None:  # times 1 - tanh²
                 torch.ops.aten.tanh_backward.grad_input(gradient, scores, grad_input=gradient)
             rows_gradient.baddbmm_(gradient, key[:, seen])

@@ -53,17 +53,23 @@ def stored_quantization(model: ModelConfig, config: Gemma2Config) -> Quantizatio
             f"model.name={model.name!r} is quantised by {stored.get('quant_method')!r}, not in 4 bits by bitsandbytes: "
             "give the full model"
         )
-    return QuantizationConfig(kind=stored["bnb_4bit_quant_type"], double=stored["bnb_4bit_use_double_quant"])
+    return QuantizationConfig(
+        kind=stored["bnb_4bit_quant_type"], double=stored["bnb_4bit_use_double_quant"]
+    )
 
 
 def require_full(model: ModelConfig, config: Gemma2Config) -> None:
     """Raises UserError for a pre-quantised model."""
     stored = stored_quantization(model, config)
     if stored is not None:
-        raise UserError(f"{model.name!r} is quantised already ({in_words(stored)}): it can be trained on as it is")
+        raise UserError(
+            f"{model.name!r} is quantised already ({in_words(stored)}): it can be trained on as it is"
+        )
 
 
-def require_agreement(model: ModelConfig, quantization: QuantizationConfig, stored: QuantizationConfig) -> None:
+def require_agreement(
+    model: ModelConfig, quantization: QuantizationConfig, stored: QuantizationConfig
+) -> None:
     """Raises UserError if a pre-quantised model is not stored as the config says."""
     if quantization != stored:
         raise UserError(
@@ -75,7 +81,9 @@ def require_agreement(model: ModelConfig, quantization: QuantizationConfig, stor
 
 def in_words(quantization: QuantizationConfig) -> str:
     """`nf4, double`, `fp4`, `none`."""
-    return quantization.kind + (", double" if quantization.double and quantization.kind != "none" else "")
+    return quantization.kind + (
+        ", double" if quantization.double and quantization.kind != "none" else ""
+    )
 
 
 def pin(model: ModelConfig, quantization: QuantizationConfig) -> Base:
@@ -98,17 +106,26 @@ def digest(model: ModelConfig) -> str:
 def weight_files(model: ModelConfig) -> list[Path]:
     """The model's safetensors by name, in its folder or in the hub's cache."""
     index = local_file(model, "model.safetensors.index.json")
-    names = ["model.safetensors"] if index is None else set(json.loads(index.read_text())["weight_map"].values())
+    names = (
+        ["model.safetensors"]
+        if index is None
+        else set(json.loads(index.read_text())["weight_map"].values())
+    )
     files = [local_file(model, name) for name in sorted(names)]
     if None in files:
-        raise UserError(f"model.name={model.name!r} holds no {', '.join(sorted(names))}: give a model in safetensors")
+        raise UserError(
+            f"model.name={model.name!r} holds no {', '.join(sorted(names))}: give a model in safetensors"
+        )
     return [file for file in files if file is not None]
 
 
 def local_file(model: ModelConfig, name: str) -> Path | None:
     """One of the model's files, in its folder or in the hub's cache; None where it has none of that name."""
     found = cached_file(
-        source_of(model.name), name, revision=model.revision, _raise_exceptions_for_missing_entries=False
+        source_of(model.name),
+        name,
+        revision=model.revision,
+        _raise_exceptions_for_missing_entries=False,
     )
     return None if found is None else Path(found)
 

@@ -59,12 +59,17 @@ def plan_blocks(document_ids: Tensor | None, batch: int, length: int, window: in
     if document_ids is None:
         return (_blocks(np.zeros(1, np.int64), length, window, masks),) * batch
     ids = document_ids.numpy()
-    return tuple(_blocks(np.flatnonzero(np.diff(row, prepend=row[0] - 1)), length, window, masks) for row in ids)
+    return tuple(
+        _blocks(np.flatnonzero(np.diff(row, prepend=row[0] - 1)), length, window, masks)
+        for row in ids
+    )
 
 
 def _blocks(documents: Ints, length: int, window: int | None, masks: Masks) -> tuple[Block, ...]:
     """The blocks of one row, whose documents begin at `documents`."""
-    starts = np.repeat(documents, np.diff(documents, append=length))  # [length] first key that each query sees
+    starts = np.repeat(
+        documents, np.diff(documents, append=length)
+    )  # [length] first key that each query sees
     if window is not None:
         starts = np.maximum(starts, np.arange(length) - (window - 1))
     blocks = []
@@ -94,7 +99,9 @@ def _cuts(documents: list[int], length: int) -> list[tuple[int, int]]:
     return list(zip(cuts, [*cuts[1:], length], strict=True))[: len(cuts) - (cuts[-1] == length)]
 
 
-def _masks(starts: Ints, first: int, left: int, right: int, masks: Masks) -> tuple[Tensor, Tensor] | tuple[None, None]:
+def _masks(
+    starts: Ints, first: int, left: int, right: int, masks: Masks
+) -> tuple[Tensor, Tensor] | tuple[None, None]:
     """Bias and seen of the tile of keys [left, right) for queries from `first` on, whose first keys are `starts`."""
     if right - 1 <= first and starts[-1] <= left:
         return None, None
@@ -102,7 +109,9 @@ def _masks(starts: Ints, first: int, left: int, right: int, masks: Masks) -> tup
     kind = (relative.tobytes(), first - left, right - left)
     if kind not in masks:  # the diagonals of a long document are all one
         keys = np.arange(right - left)
-        seen = (keys >= relative[:, None]) & (keys <= np.arange(len(starts))[:, None] + (first - left))
+        seen = (keys >= relative[:, None]) & (
+            keys <= np.arange(len(starts))[:, None] + (first - left)
+        )
         masks[kind] = (
             torch.tensor(np.where(seen, np.float32(0), np.float32("-inf")))[:, None],
             torch.tensor(seen.astype(np.float32))[:, None],

@@ -14,15 +14,21 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field("tiny", description="`tiny` (shipped, 2 M parameters), a hub name or a local folder")
+    name: str = Field(
+        "tiny", description="`tiny` (shipped, 2 M parameters), a hub name or a local folder"
+    )
     revision: str | None = Field(None, description="hub revision; null: the newest")
     attention: Literal["eager", "blockwise", "flash_attention_2", "flex_attention"] = Field(
         "eager",
         description="attention implementation: eager is the reference, blockwise takes O(tokens) memory (on a GPU: "
         "FlexAttention); each applies Gemma 2's softcap, windows and document borders",
     )
-    attention_softcap: bool = Field(True, description="cap attention scores as the model was trained; false: for study")
-    logit_softcap: bool = Field(True, description="cap output logits as the model was trained; false: for study")
+    attention_softcap: bool = Field(
+        True, description="cap attention scores as the model was trained; false: for study"
+    )
+    logit_softcap: bool = Field(
+        True, description="cap output logits as the model was trained; false: for study"
+    )
 
 
 class QuantizationConfig(BaseModel):
@@ -30,8 +36,12 @@ class QuantizationConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["nf4", "fp4", "none"] = Field("nf4", description="4-bit type of the frozen weights, or none")
-    double: bool = Field(True, description="quantise the quantisation constants too (0.37 bit a weight less)")
+    kind: Literal["nf4", "fp4", "none"] = Field(
+        "nf4", description="4-bit type of the frozen weights, or none"
+    )
+    double: bool = Field(
+        True, description="quantise the quantisation constants too (0.37 bit a weight less)"
+    )
 
 
 class LoraConfig(BaseModel):
@@ -40,13 +50,18 @@ class LoraConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rank: Annotated[int, Field(ge=1, le=1024)] = Field(16, description="rank r of the two factors")
-    alpha: Annotated[float, Field(gt=0)] = Field(32.0, description="scale; the update is alpha / rank · B·A")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout on the adapter's input")
+    alpha: Annotated[float, Field(gt=0)] = Field(
+        32.0, description="scale; the update is alpha / rank · B·A"
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="dropout on the adapter's input"
+    )
     target_modules: tuple[TargetModule, ...] = Field(
         ALL_LINEAR, min_length=1, description="linear layers that get an adapter"
     )
     train_embeddings: bool = Field(
-        False, description="train the embedding and output head as well; the two stay one tied weight"
+        False,
+        description="train the embedding and output head as well; the two stay one tied weight",
     )
 
 
@@ -56,22 +71,30 @@ class MemoryConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     gradient_checkpointing: bool = Field(
-        True, description="keep only each layer's input, and recompute the rest in the backward pass"
+        True,
+        description="keep only each layer's input, and recompute the rest in the backward pass",
     )
     keep_layers: Annotated[int, Field(ge=0)] = Field(
-        0, description="last layers that recompute nothing although gradient_checkpointing is on (layers)"
+        0,
+        description="last layers that recompute nothing although gradient_checkpointing is on (layers)",
     )
     tile_tokens: Annotated[int, Field(ge=1)] = Field(
         2048, description="tokens that a recomputed layer's MLP and norms take at a time (tokens)"
     )
-    offload: bool = Field(False, description="recomputed layers' inputs wait in page-locked host memory")
+    offload: bool = Field(
+        False, description="recomputed layers' inputs wait in page-locked host memory"
+    )
     embedding: Literal["device", "host"] = Field(
-        "device", description="where the frozen embedding is kept; from the host, the loss copies it tile by tile"
+        "device",
+        description="where the frozen embedding is kept; from the host, the loss copies it tile by tile",
     )
     max_gib_per_gpu: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="allocator's cap per GPU (GiB); null: the whole card; CPU runs ignore it and say so"
+        None,
+        description="allocator's cap per GPU (GiB); null: the whole card; CPU runs ignore it and say so",
     )
     empty_cache_every_steps: Annotated[int, Field(ge=0)] = Field(
         0, description="return cached GPU memory every N steps (steps); 0: never"
     )
-    pin_memory: bool = Field(True, description="page-locked host batches; used when training on a GPU")
+    pin_memory: bool = Field(
+        True, description="page-locked host batches; used when training on a GPU"
+    )

@@ -21,18 +21,29 @@ def attend(query: Tensor, key: Tensor, value: Tensor, **attention: Any) -> Tenso
 
 
 def arguments(
-    query: Tensor, *, scale: float, softcap: float | None, window: int | None, document_ids: Tensor | None
+    query: Tensor,
+    *,
+    scale: float,
+    softcap: float | None,
+    window: int | None,
+    document_ids: Tensor | None,
 ) -> dict[str, Any]:
     """FlexAttention's keyword arguments; layers of one batch share the block mask."""
     batch, _, length, _ = query.shape
     if document_ids is None:
-        mask = block_mask(torch.zeros(batch, length, dtype=torch.int64, device=query.device), window)
+        mask = block_mask(
+            torch.zeros(batch, length, dtype=torch.int64, device=query.device), window
+        )
     else:
         mask = once(document_ids, ("flex", window), lambda: block_mask(document_ids, window))
 
-    def capped(score: Tensor, _batch: Tensor, _head: Tensor, _query: Tensor, _key: Tensor) -> Tensor:
+    def capped(
+        score: Tensor, _batch: Tensor, _head: Tensor, _query: Tensor, _key: Tensor
+    ) -> Tensor:
         # softcap · tanh(score / softcap), of which a GPU computes the exponential faster than the tanh.
-        return score if softcap is None else softcap * (2 * torch.sigmoid(score * (2 / softcap)) - 1)
+        return (
+            score if softcap is None else softcap * (2 * torch.sigmoid(score * (2 / softcap)) - 1)
+        )
 
     return {
         "score_mod": capped,
@@ -62,20 +73,28 @@ def block_mask(document_ids: Tensor, window: int | None) -> BlockMask:
     places = torch.arange(length, device=document_ids.device)
     borders = torch.zeros_like(document_ids, dtype=torch.bool)
     borders[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
-    starts = torch.where(borders, places, 0).cummax(dim=1).values  # [B, S] first key that each query sees
+    starts = (
+        torch.where(borders, places, 0).cummax(dim=1).values
+    )  # [B, S] first key that each query sees
     if window is not None:
         starts = torch.maximum(starts, places - (window - 1))
     blocks = torch.arange(-(-length // BLOCK), device=document_ids.device)
     of_first = starts[:, blocks * BLOCK][:, None, :, None]  # starts never fall within a row
     of_last = starts[:, ((blocks + 1) * BLOCK - 1).clamp(max=length - 1)][:, None, :, None]
-    needed = (blocks <= blocks[:, None]) & (blocks >= of_first // BLOCK)  # [B, 1, blocks of queries, blocks of keys]
+    needed = (blocks <= blocks[:, None]) & (
+        blocks >= of_first // BLOCK
+    )  # [B, 1, blocks of queries, blocks of keys]
     full = (blocks < blocks[:, None]) & (blocks * BLOCK >= of_last)
 
     def seen(row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (key >= starts[row, query])
 
     return BlockMask.from_kv_blocks(
-        *_ordered(needed & ~full), *_ordered(full), BLOCK_SIZE=BLOCK, mask_mod=seen, seq_lengths=(length, length)
+        *_ordered(needed & ~full),
+        *_ordered(full),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=seen,
+        seq_lengths=(length, length),
     )
 
 

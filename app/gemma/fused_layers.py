@@ -80,7 +80,9 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         exact = torch.promote_types(x.dtype, torch.float32)
-        out, scales = _by_rows(_norm, (x,), (1.0 + weight.to(exact), eps), ((x.shape[-1], x.dtype), (1, exact)))
+        out, scales = _by_rows(
+            _norm, (x,), (1.0 + weight.to(exact), eps), ((x.shape[-1], x.dtype), (1, exact))
+        )
         ctx.save_for_backward(x, scales, weight)
         return out
 
@@ -89,7 +91,9 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
         x, scales, weight = ctx.saved_tensors
         factor = 1.0 + weight.to(scales.dtype)
-        (gradient,) = _by_rows(_norm_gradient, (upstream, x, scales), (factor,), ((x.shape[-1], x.dtype),))
+        (gradient,) = _by_rows(
+            _norm_gradient, (upstream, x, scales), (factor,), ((x.shape[-1], x.dtype),)
+        )
         return gradient, None, None
 
 
@@ -100,7 +104,9 @@ def _norm(x: Tensor, factor: Tensor, eps: float) -> tuple[Tensor, ...]:
     return (wide * scale).mul_(factor).to(x.dtype), scale
 
 
-def _norm_gradient(upstream: Tensor, x: Tensor, scale: Tensor, factor: Tensor) -> tuple[Tensor, ...]:
+def _norm_gradient(
+    upstream: Tensor, x: Tensor, scale: Tensor, factor: Tensor
+) -> tuple[Tensor, ...]:
     """Of upstream and x [T, H], scale [T, 1]."""
     normed = x.to(scale.dtype) * scale
     own = upstream.to(scale.dtype) * factor
@@ -124,7 +130,9 @@ def _by_rows(
     made = [torch.empty(*shape, width, dtype=dtype, device=device) for width, dtype in results]
     parts = [tensor.split(ROWS) for tensor in (*flat, *(result.flatten(0, -2) for result in made))]
     for rows in turns([*zip(*parts, strict=True)], inputs[0]):
-        for into, result in zip(rows[len(flat) :], function(*rows[: len(flat)], *fixed), strict=True):
+        for into, result in zip(
+            rows[len(flat) :], function(*rows[: len(flat)], *fixed), strict=True
+        ):
             into.copy_(result)
     return made
 
@@ -132,7 +140,13 @@ def _by_rows(
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, dropped: Tensor | None, a: Tensor, b: Tensor, base: nn.Linear, scale: float
+        ctx: Any,
+        x: Tensor,
+        dropped: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        base: nn.Linear,
+        scale: float,
     ) -> Tensor:
         seen = x if dropped is None else dropped
         with torch.autocast(x.device.type, enabled=False):
@@ -165,7 +179,9 @@ class _LoraLinear(torch.autograd.Function):
 
 
 def _base_product(x: Tensor, base: nn.Linear) -> Tensor:
-    constants: Any = base.quant_state if isinstance(base, Linear4bit) else None  # FSDP's gathered weight has none
+    constants: Any = (
+        base.quant_state if isinstance(base, Linear4bit) else None
+    )  # FSDP's gathered weight has none
     if constants is None:
         return nn.functional.linear(x, base.weight.to(x.dtype))
     product: Tensor = matmul_4bit(x, base.weight, quant_state=constants)
@@ -174,5 +190,9 @@ def _base_product(x: Tensor, base: nn.Linear) -> Tensor:
 
 def _weight(base: nn.Linear, dtype: torch.dtype) -> Tensor:
     """[out, in], dequantised where it is stored in 4 bits."""
-    weight: Tensor = dequantize_4bit(base.weight, base.quant_state) if isinstance(base, Linear4bit) else base.weight
+    weight: Tensor = (
+        dequantize_4bit(base.weight, base.quant_state)
+        if isinstance(base, Linear4bit)
+        else base.weight
+    )
     return weight.to(dtype)

@@ -15,18 +15,30 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, Gemma2ForCausalLM
 
 from app.gemma import attention
-from app.gemma.base_model import config_of, require_agreement, source_of, stored_quantization, weight_files
+from app.gemma.base_model import (
+    config_of,
+    require_agreement,
+    source_of,
+    stored_quantization,
+    weight_files,
+)
 from app.gemma.config import LoraConfig, ModelConfig, QuantizationConfig
 from app.gemma.loss import softcapped_cross_entropy
 
 transformers.utils.logging.disable_progress_bar()  # one bar per worker, on top of one another
-warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft 0.21 on transformers 5
+warnings.filterwarnings(
+    "ignore", "`is_gradient_checkpointing` is deprecated"
+)  # peft 0.21 on transformers 5
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def load_base(
-    model: ModelConfig, quantization: QuantizationConfig, *, device: torch.device, dtype: torch.dtype
+    model: ModelConfig,
+    quantization: QuantizationConfig,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> Gemma2ForCausalLM:
     """The frozen base on one device: linear layers in 4 bits, everything else and all products in dtype.
 
@@ -60,9 +72,14 @@ def load_base(
     )
     _compute_in(base, dtype)
     print(f"attention: {attention.in_words(model.attention)}", file=sys.stderr)
-    for on, what in ((model.attention_softcap, "attention scores"), (model.logit_softcap, "output logits")):
+    for on, what in (
+        (model.attention_softcap, "attention scores"),
+        (model.logit_softcap, "output logits"),
+    ):
         if not on:
-            print(f"softcap of {what}: OFF, for study; the model was trained with it", file=sys.stderr)
+            print(
+                f"softcap of {what}: OFF, for study; the model was trained with it", file=sys.stderr
+            )
     return base
 
 
@@ -78,7 +95,9 @@ def _compute_in(base: Gemma2ForCausalLM, dtype: torch.dtype) -> None:
         if not isinstance(parameter, Params4bit):
             parameter.data = parameter.data.to(dtype)
     if dtype == torch.float16:
-        base.get_input_embeddings().register_forward_hook(lambda _module, _inputs, output: output.float())
+        base.get_input_embeddings().register_forward_hook(
+            lambda _module, _inputs, output: output.float()
+        )
 
 
 def residual_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -120,7 +139,9 @@ def _trainable_in_fp32(model: PeftModel) -> PeftModel:
             parameter.data = parameter.data.float()
     if inner.get_input_embeddings().weight.requires_grad:
         # A trained embedding is fp32; the residual stream that it feeds stays in its dtype.
-        inner.get_input_embeddings().register_forward_hook(lambda _module, _inputs, output: output.to(dtype))
+        inner.get_input_embeddings().register_forward_hook(
+            lambda _module, _inputs, output: output.to(dtype)
+        )
     return model
 
 
@@ -176,11 +197,15 @@ class CaptionLoss(nn.Module):
         self.model = model
         self.dtype = dtype
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, input_ids: Tensor, position_ids: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """All [B, S]. Documents are told apart by positions that restart: no attention mask may be passed."""
         inner = gemma(self.model)
         with autocast(input_ids.device, self.dtype):
-            hidden = inner.model(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+            hidden = inner.model(
+                input_ids=input_ids, position_ids=position_ids, use_cache=False
+            ).last_hidden_state
             if self.dtype == torch.float16:
                 hidden = hidden.half()  # from the fp32 residual stream
             return softcapped_cross_entropy(

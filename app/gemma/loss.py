@@ -41,7 +41,9 @@ def softcapped_cross_entropy(
     """
     where = (labels != IGNORED).nonzero(as_tuple=True)[0]
     with_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    loss_sum: Tensor = _CrossEntropy.apply(hidden, weight, labels, where, softcap, budget, with_gradient)  # type: ignore[no-untyped-call]
+    loss_sum: Tensor = _CrossEntropy.apply(
+        hidden, weight, labels, where, softcap, budget, with_gradient
+    )  # type: ignore[no-untyped-call]
     return loss_sum, torch.tensor(len(where), device=hidden.device)
 
 
@@ -77,7 +79,9 @@ class _CrossEntropy(torch.autograd.Function):
         of_weight = torch.zeros_like(weight) if with_gradient and ctx.needs_input_grad[1] else None
         here = (weight.device, weight.dtype) == (hidden.device, hidden.dtype)
         copied = 0 if here else hidden.shape[1] * hidden.element_size()
-        tokens, words = tile_of(len(rows), len(weight), copied * (1 if of_weight is None else 2), budget)
+        tokens, words = tile_of(
+            len(rows), len(weight), copied * (1 if of_weight is None else 2), budget
+        )
         loss_sum = rows.new_zeros((), dtype=torch.promote_types(rows.dtype, torch.float32))
         with torch.autocast(hidden.device.type, enabled=False):
             for first in turns(range(0, len(rows), max(1, tokens)), hidden):
@@ -114,13 +118,17 @@ def _chunk(
     of_weight: Tensor | None,
 ) -> Tensor:
     """The loss of rows [T, H] with targets [T]; writes their gradient and adds the weight's, where wanted."""
-    parts = [slice(first, min(first + words, len(weight))) for first in range(0, len(weight), words)]
+    parts = [
+        slice(first, min(first + words, len(weight))) for first in range(0, len(weight), words)
+    ]
     kept = _tile(rows, weight, cap) if len(parts) == 1 else None
 
     def tile(part: slice) -> Tensor:
         return _tile(rows, weight[part], cap) if kept is None else kept
 
-    lse = rows.new_full((len(rows), 1), -torch.inf, dtype=torch.promote_types(rows.dtype, torch.float32))
+    lse = rows.new_full(
+        (len(rows), 1), -torch.inf, dtype=torch.promote_types(rows.dtype, torch.float32)
+    )
     likely = torch.zeros_like(lse)  # logit of the target
     for part in parts:
         logits = tile(part) if cap is None else tile(part) * cap
@@ -154,7 +162,9 @@ def _gradient(tile: Tensor, lse: Tensor, own: Tensor, inside: Tensor, cap: float
 
 def _tile(rows: Tensor, weight: Tensor, cap: float | None) -> Tensor:
     """Logits [T, words] before the softcap, or their tanh in units of cap; fp32 at least."""
-    logits = (rows @ weight.to(rows, non_blocking=True).T).to(torch.promote_types(rows.dtype, torch.float32))
+    logits = (rows @ weight.to(rows, non_blocking=True).T).to(
+        torch.promote_types(rows.dtype, torch.float32)
+    )
     return logits if cap is None else logits.div_(cap).tanh_()
 
 

@@ -81,7 +81,9 @@ def _tokenizer_corpus() -> Iterator[str]:
             yield f"{row.svg!s}\n{row.caption}"
     for row in line_drawings(1_000, seed=SEED):
         yield f"{canonicalise(row.svg)}\n{row.caption}"
-    for icon in json.loads((resources.files("py_phosphor_icons") / "search" / "metadata.json").read_text()):
+    for icon in json.loads(
+        (resources.files("py_phosphor_icons") / "search" / "metadata.json").read_text()
+    ):
         words = [icon["name"].replace("-", " "), *icon["categories"], *icon["tags"]]
         for weight in (
             "thin hairline",
@@ -105,11 +107,16 @@ def _where_things_are(seed: int) -> Iterator[Row]:
 
 def _everything(seed: int) -> Iterator[Row]:
     """Scenes in all of the base's styles and as many line drawings."""
-    styled = (scenes(512 // len(BASE_STYLES), seed=seed + k, style=style) for k, style in enumerate(BASE_STYLES))
+    styled = (
+        scenes(512 // len(BASE_STYLES), seed=seed + k, style=style)
+        for k, style in enumerate(BASE_STYLES)
+    )
     return chain(line_drawings(512, seed=seed), *styled)
 
 
-def drawn_rows(encoder: PromptEncoder, drawings: Callable[[int], Iterator[Row]]) -> Iterator[dict[str, Tensor]]:
+def drawn_rows(
+    encoder: PromptEncoder, drawings: Callable[[int], Iterator[Row]]
+) -> Iterator[dict[str, Tensor]]:
     """Endless packed rows [ROW_TOKENS] of fresh drawings from the training side.
 
     `weights` is 1 over the number of targets of the caption (each caption counts the same, however long) and 0 where
@@ -117,14 +124,22 @@ def drawn_rows(encoder: PromptEncoder, drawings: Callable[[int], Iterator[Row]])
     """
     for chunk in itertools.count():
         rows = drawings(SEED + chunk * len(BASE_STYLES))
-        trained = [row for row in rows if split_of(row.concept, seed=0, validation_share=VALIDATION_SHARE) == "train"]
+        trained = [
+            row
+            for row in rows
+            if split_of(row.concept, seed=0, validation_share=VALIDATION_SHARE) == "train"
+        ]
         pairs = [(canonicalise(row.svg), row.caption) for row in trained]
-        packed = pack([e for e in encoder.encode_batch(pairs) if len(e.input_ids) <= ROW_TOKENS], ROW_TOKENS)
+        packed = pack(
+            [e for e in encoder.encode_batch(pairs) if len(e.input_ids) <= ROW_TOKENS], ROW_TOKENS
+        )
         for i in np.random.default_rng((SEED, chunk)).permutation(len(packed)):
             row, gap = packed[i], ROW_TOKENS - len(packed[i].input_ids)
             document, is_target = np.cumsum(row.position_ids == 0) - 1, row.targets != IGNORED
             weights = is_target / np.bincount(document, weights=is_target)[document]
-            next_ids = np.where(np.append(row.position_ids[1:], 0) > 0, np.append(row.input_ids[1:], 0), IGNORED)
+            next_ids = np.where(
+                np.append(row.position_ids[1:], 0) > 0, np.append(row.input_ids[1:], 0), IGNORED
+            )
             columns = {
                 "input_ids": (row.input_ids, 0, torch.int64),
                 "position_ids": (row.position_ids, 0, torch.int64),
@@ -168,7 +183,9 @@ def start_numbers_in_order(embeddings: Tensor, tokenizer: Tokenizer) -> None:
     """
     size = 3 * embeddings.std()
     for n in range(257):
-        waves = [wave(math.pi * n / 256 * k) for k in (1, 2, 4, 8, 16) for wave in (math.sin, math.cos)]
+        waves = [
+            wave(math.pi * n / 256 * k) for k in (1, 2, 4, 8, 16) for wave in (math.sin, math.cos)
+        ]
         common = size * torch.tensor([n / 128 - 1, *waves] * 2)
         for form in NUMBER_FORMS:
             (token,) = tokenizer.encode(form.format(n)).ids
@@ -192,7 +209,10 @@ def loss_of(model: Gemma2ForCausalLM, batch: dict[str, Tensor], *, drawing_weigh
     drawing = cross_entropy(logits, batch["next_ids"][where])
     said, weights = batch["targets"][where] != IGNORED, batch["weights"][where]
     caption = cross_entropy(
-        logits[said], batch["targets"][where][said], label_smoothing=LABEL_SMOOTHING, reduction="none"
+        logits[said],
+        batch["targets"][where][said],
+        label_smoothing=LABEL_SMOOTHING,
+        reduction="none",
     )
     return (caption * weights[said]).sum() / weights.sum() + drawing_weight * drawing
 
@@ -210,7 +230,9 @@ def train_base(tokenizer: Tokenizer, out: Path) -> None:
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
-        lambda k: min(1.0, (k + 1) / (0.02 * STEPS)) * (0.55 + 0.45 * math.cos(math.pi * k / STEPS)),
+        lambda k: (
+            min(1.0, (k + 1) / (0.02 * STEPS)) * (0.55 + 0.45 * math.cos(math.pi * k / STEPS))
+        ),
     )
     reading = itertools.islice(drawn_rows(encoder, _where_things_are), READING_STEPS * BATCH_ROWS)
     stream = chain(reading, drawn_rows(encoder, _everything))

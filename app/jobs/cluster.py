@@ -66,7 +66,9 @@ def connect(*, num_cpus: int | None = None) -> Iterator[ConnectedRay]:
         stack.enter_context(_environment(_DEFAULTS))
         if private:
             # short: Ray's socket paths must stay under 108 bytes
-            folder = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
+            folder = tempfile.TemporaryDirectory(
+                prefix="ray-", dir="/tmp", ignore_cleanup_errors=True
+            )
             context = _start(num_cpus, stack.enter_context(folder))
         else:
             context = _join(address)
@@ -79,7 +81,9 @@ def _join(address: str) -> Any:
     try:
         host, _, port = address.rpartition(":")
         if port.isdigit() and "://" not in address:  # Ray itself would try for a minute
-            socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+            socket.create_connection(
+                (host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS
+            ).close()
         return ray.init(logging_config=_LOGGING)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -140,7 +144,9 @@ def nodes() -> list[Resources]:
     return [node["Resources"] for node in found if node["Alive"]]
 
 
-def room(on: Sequence[Resources], cpus_per_worker: float, use_gpu: bool, cpus_per_task: float) -> int:
+def room(
+    on: Sequence[Resources], cpus_per_worker: float, use_gpu: bool, cpus_per_task: float
+) -> int:
     """How many training workers fit on the nodes when a data task stands where it costs the fewest of them.
 
     >>> room([{"CPU": 4, "GPU": 1}, {"CPU": 2}], 1.0, False, 0.5)
@@ -154,12 +160,20 @@ def room(on: Sequence[Resources], cpus_per_worker: float, use_gpu: bool, cpus_pe
         return min(by_cpus, int(gpus)) if use_gpu else by_cpus
 
     sizes = [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in on]
-    costs = [fit(cpus, gpus) - fit(cpus - cpus_per_task, gpus) for cpus, gpus in sizes if cpus >= cpus_per_task]
+    costs = [
+        fit(cpus, gpus) - fit(cpus - cpus_per_task, gpus)
+        for cpus, gpus in sizes
+        if cpus >= cpus_per_task
+    ]
     return sum(fit(*size) for size in sizes) - min(costs) if costs else 0
 
 
 def shortage(
-    on: Sequence[Resources], num_workers: int, cpus_per_worker: float, use_gpu: bool, cpus_per_task: float
+    on: Sequence[Resources],
+    num_workers: int,
+    cpus_per_worker: float,
+    use_gpu: bool,
+    cpus_per_task: float,
 ) -> str | None:
     """None if the nodes can hold the workers beside one data task (without room for it, a deadlock).
 
@@ -172,7 +186,9 @@ def shortage(
     cpus = next((c for c in smaller if room(on, c, use_gpu, cpus_per_task) >= num_workers), None)
     fixes = ["scaling.use_gpu=false", "a smaller data.cpus_per_task"]
     if most or cpus:
-        fixes = [f"scaling.num_workers={most}"] * bool(most) + [f"scaling.cpus_per_worker={cpus}"] * bool(cpus)
+        fixes = [f"scaling.num_workers={most}"] * bool(most) + [
+            f"scaling.cpus_per_worker={cpus}"
+        ] * bool(cpus)
     has = {kind: sum(node.get(kind, 0.0) for node in on) for kind in ("CPU", "GPU")}
     worker = f"{cpus_per_worker:g} CPU{' and 1 GPU' if use_gpu else ''}"
     return (
@@ -195,7 +211,9 @@ def require_resources(
     deadline = time.monotonic() + max(wait_seconds, 0 if missing else _RELEASE_SECONDS)
     if missing and wait_seconds:
         worker = {"CPU": cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
-        ray.autoscaler.sdk.request_resources(bundles=[worker] * num_workers + [{"CPU": cpus_per_task}])
+        ray.autoscaler.sdk.request_resources(
+            bundles=[worker] * num_workers + [{"CPU": cpus_per_task}]
+        )
     say_at = math.inf
     try:
         while problem := shortage(nodes(), *asked) or _busy(*asked):
@@ -203,7 +221,10 @@ def require_resources(
             if left <= 0:
                 raise UserError(f"the cluster has no room: {problem}")
             if left <= say_at:
-                print(f"waiting for {num_workers} training workers' room, at most {left:.0f} s", flush=True)
+                print(
+                    f"waiting for {num_workers} training workers' room, at most {left:.0f} s",
+                    flush=True,
+                )
                 say_at = left - _PROGRESS_SECONDS
             time.sleep(1)
     finally:

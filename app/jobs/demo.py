@@ -41,7 +41,10 @@ def demo(config: Config) -> int:
     with phases("prepare", "real icons → canonical SVG → shards split by concept"):
         check(config.tracking)
         prepared = prepare(["phosphor"], PrepareConfig(out=config.data.shards, seed=SPLIT_SEED))
-        config = override(config, {"evaluate.fields.category": [f"the {name} category" for name in category_names()]})
+        config = override(
+            config,
+            {"evaluate.fields.category": [f"the {name} category" for name in category_names()]},
+        )
     with phases("connect", "a private Ray on this machine"):
         stack = ExitStack()
         stack.enter_context(connect())
@@ -90,7 +93,10 @@ class _Phases:
     def __call__(self, name: str, text: str) -> Iterator[None]:
         number = list(SECONDS).index(name)
         left = sum(list(SECONDS.values())[number:])
-        print(f"\n[{number + 1}/{len(SECONDS)}] {name}: {text} (about {left / 60:.1f} min left)", flush=True)
+        print(
+            f"\n[{number + 1}/{len(SECONDS)}] {name}: {text} (about {left / 60:.1f} min left)",
+            flush=True,
+        )
         started = time.monotonic()
         yield
         self.seconds[name] = round(time.monotonic() - started, 1)
@@ -106,7 +112,9 @@ def _summary(report: dict[str, Any], folder: Path) -> str:
         rows.append((f"names the {field}", *values))
     lines = [f"\n{'on held-out icons':<20} {'base':>8} {'tuned':>8} {'constant caption':>18}"]
     for name, before, after, constant in rows:
-        lines.append(f"{name:<20} {before:8.3f} {after:8.3f} {'' if constant is None else f'{constant:18.3f}'}")
+        lines.append(
+            f"{name:<20} {before:8.3f} {after:8.3f} {'' if constant is None else f'{constant:18.3f}'}"
+        )
     search = report["search"]
     lines += [
         f"\n{search['trials']} trials, {search['pruned']} stopped early; {report['seconds']:.0f} s in all",

@@ -48,14 +48,23 @@ def bounded(check: Check, config: Config, limit_seconds: float | None) -> list[L
             lines.extend(check(config))
         except (UserError, DataError) as error:
             lines.append(("FAIL", str(error)))
-        except Exception as error:  # whatever a broken installation or a foreign server comes up with
-            lines.append(("FAIL", f"{type(error).__name__}: {mask(' '.join(str(error).split()))[:300]}"))
+        except (
+            Exception
+        ) as error:  # whatever a broken installation or a foreign server comes up with
+            lines.append(
+                ("FAIL", f"{type(error).__name__}: {mask(' '.join(str(error).split()))[:300]}")
+            )
 
-    thread = threading.Thread(target=run, daemon=True)  # a check that hangs must not keep us from leaving
+    thread = threading.Thread(
+        target=run, daemon=True
+    )  # a check that hangs must not keep us from leaving
     thread.start()
     thread.join(limit_seconds)
     if thread.is_alive():
-        return [*lines, ("FAIL", f"no answer in {limit_seconds} s: is the network, disk or server there?")]
+        return [
+            *lines,
+            ("FAIL", f"no answer in {limit_seconds} s: is the network, disk or server there?"),
+        ]
     return lines
 
 
@@ -75,7 +84,10 @@ def _packages(config: Config) -> Iterator[Line]:
         try:
             importlib.import_module(name)
         except Exception as error:  # a broken CUDA library raises whatever it likes
-            yield "FAIL", f"{name} cannot be imported ({type(error).__name__}: {error}): install it anew"
+            yield (
+                "FAIL",
+                f"{name} cannot be imported ({type(error).__name__}: {error}): install it anew",
+            )
     yield "ok", f"Python {platform.python_version()}, Ray {importlib.metadata.version('ray')}"
 
 
@@ -85,7 +97,12 @@ def _pins(*, optuna: bool) -> list["Requirement"]:
     project = Path(__file__).parents[2] / "pyproject.toml"
     if project.is_file():
         table = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
-        return [*map(Requirement, table["dependencies"] + table["optional-dependencies"]["search"] * optuna)]
+        return [
+            *map(
+                Requirement,
+                table["dependencies"] + table["optional-dependencies"]["search"] * optuna,
+            )
+        ]
     found = [*map(Requirement, importlib.metadata.requires("svgscribe") or [])]
     extra = {"extra": "search" if optuna else ""}
     return [pin for pin in found if pin.marker is None or pin.marker.evaluate(extra)]
@@ -97,14 +114,20 @@ def _gpu(config: Config) -> Iterator[Line]:
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         card = f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}"
-        yield "ok", f"{card}, {free / _GIB:.0f} of {total / _GIB:.0f} GiB free, CUDA {torch.version.cuda}"
+        yield (
+            "ok",
+            f"{card}, {free / _GIB:.0f} of {total / _GIB:.0f} GiB free, CUDA {torch.version.cuda}",
+        )
     elif torch.version.cuda is None and shutil.which("nvidia-smi"):
         yield (
             "FAIL",
             f"torch {torch.__version__} is a CPU build beside an NVIDIA driver: install a CUDA build",
         )
     elif config.scaling.use_gpu and "RAY_ADDRESS" not in os.environ:
-        yield "FAIL", "no GPU that torch can use: run on a machine with one, or set scaling.use_gpu=false"
+        yield (
+            "FAIL",
+            "no GPU that torch can use: run on a machine with one, or set scaling.use_gpu=false",
+        )
     else:
         yield "ok", f"none here; scaling.use_gpu={str(config.scaling.use_gpu).lower()}"
 
@@ -115,9 +138,15 @@ def _bitsandbytes(config: Config) -> Iterator[Line]:
         return
     error = _matmul_error(config.quantization)
     if error < 0.2:
-        yield "ok", f"{config.quantization.kind} product on this machine, relative error {error:.2f}"
+        yield (
+            "ok",
+            f"{config.quantization.kind} product on this machine, relative error {error:.2f}",
+        )
     else:
-        yield "FAIL", f"{config.quantization.kind} product is off by {error:.2f}: reinstall bitsandbytes"
+        yield (
+            "FAIL",
+            f"{config.quantization.kind} product is off by {error:.2f}: reinstall bitsandbytes",
+        )
 
 
 def _matmul_error(config: QuantizationConfig) -> float:
@@ -156,23 +185,32 @@ def _storage(config: Config) -> Iterator[Line]:
     yield "ok", f"train.output_dir={mask(folder)} is writable"
     if not remote:
         free = shutil.disk_usage(existing).free / _GIB
-        needed = 2 if config.model.name == "tiny" else 20  # checkpoints with their optimizer, and reports
+        needed = (
+            2 if config.model.name == "tiny" else 20
+        )  # checkpoints with their optimizer, and reports
         if free >= needed:
             yield "ok", f"{free:.0f} GiB free there"
         else:
-            yield "FAIL", f"{free:.1f} GiB free there, {needed} needed: make room or change train.output_dir"
+            yield (
+                "FAIL",
+                f"{free:.1f} GiB free there, {needed} needed: make room or change train.output_dir",
+            )
 
 
 def _existing(folder: Path) -> Path:
     """The nearest folder above that is there: the job makes the rest."""
-    return next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
+    return next(
+        parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists()
+    )
 
 
 def _shards(config: Config) -> Iterator[Line]:
     from data_pipeline.shards import open_shards
 
     shards = open_shards(config.data.shards)
-    rows = f"{shards.num_rows('train')} training and {shards.num_rows('validation')} validation rows"
+    rows = (
+        f"{shards.num_rows('train')} training and {shards.num_rows('validation')} validation rows"
+    )
     yield "ok", f"{rows} in data.shards={mask(config.data.shards)}"
 
 
@@ -183,9 +221,15 @@ def _model(config: Config) -> Iterator[Line]:
     if (folder / "config.json").is_file():
         yield "ok", f"{name} is in {folder}"
     elif folder.is_dir() or name.startswith((".", "/", "~")) or name.count("/") != 1:
-        yield "FAIL", f"model.name={name} is no model folder (no config.json): give one, a hub name, or tiny"
+        yield (
+            "FAIL",
+            f"model.name={name} is no model folder (no config.json): give one, a hub name, or tiny",
+        )
     else:
-        yield "ok", f"{name} will be downloaded from the hub (HF_TOKEN of an account that accepted its terms)"
+        yield (
+            "ok",
+            f"{name} will be downloaded from the hub (HF_TOKEN of an account that accepted its terms)",
+        )
 
 
 def _tracking(config: Config) -> Iterator[Line]:
@@ -198,7 +242,12 @@ def _ray(config: Config) -> Iterator[Line]:
     from app.jobs.cluster import connect, nodes, shortage
 
     scaling = config.scaling
-    asked = (scaling.num_workers, scaling.cpus_per_worker, scaling.use_gpu, config.data.cpus_per_task)
+    asked = (
+        scaling.num_workers,
+        scaling.cpus_per_worker,
+        scaling.use_gpu,
+        config.data.cpus_per_task,
+    )
     if os.environ.get("RAY_ADDRESS", "local") == "local":
         import torch
         from ray._private.utils import get_num_cpus
@@ -208,7 +257,10 @@ def _ray(config: Config) -> Iterator[Line]:
         problem = shortage([here], *asked)
     else:
         with connect() as cluster:
-            yield "ok", f"joined {cluster.address}, Ray {importlib.metadata.version('ray')} there as here"
+            yield (
+                "ok",
+                f"joined {cluster.address}, Ray {importlib.metadata.version('ray')} there as here",
+            )
             yield _token(cluster.dashboard)
             problem = shortage(nodes(), *asked)
     if problem and scaling.wait_seconds:

@@ -50,7 +50,9 @@ def evaluate_job(config: Config, adapter: str | None = None) -> dict[str, Any]:
     result = read_json(join(folder, "result.json")) or {}
     adapter = adapter or result.get("adapter")
     if adapter is None:
-        raise UserError(f"{folder} holds no trained adapter: run `train` with this config first, or give --adapter")
+        raise UserError(
+            f"{folder} holds no trained adapter: run `train` with this config first, or give --adapter"
+        )
     with train.tracked(config, folder) as tracker:
         rows, before, after = judge_both(config, adapter)
         report = figures(config, rows, before, after)
@@ -67,7 +69,9 @@ def evaluate_job(config: Config, adapter: str | None = None) -> dict[str, Any]:
         report["gallery"] = join(folder, "gallery.html")
         write_text(report["gallery"], page)
         write_json(join(folder, "evaluation.json"), report)
-        tracker.log_metrics(result.get("step", 0), {f"held_out/{name}": value for name, value in numbers.items()})
+        tracker.log_metrics(
+            result.get("step", 0), {f"held_out/{name}": value for name, value in numbers.items()}
+        )
         tracker.log_text(page, "evaluation/gallery.html")
     return report
 
@@ -75,9 +79,13 @@ def evaluate_job(config: Config, adapter: str | None = None) -> dict[str, Any]:
 def judge_both(config: Config, adapter: str) -> tuple[list[ShardRow], Judged, Judged]:
     """(held-out drawings, base, tuned), the two models side by side; each takes what a training worker takes."""
     stream, scaling = train.open_stream(config), config.scaling
-    judge = ray.remote(num_cpus=scaling.cpus_per_worker, num_gpus=1 if scaling.use_gpu else 0)(_judge)
+    judge = ray.remote(num_cpus=scaling.cpus_per_worker, num_gpus=1 if scaling.use_gpu else 0)(
+        _judge
+    )
     try:
-        before, after = ray.get([judge.remote(config, stream, None), judge.remote(config, stream, adapter)])
+        before, after = ray.get(
+            [judge.remote(config, stream, None), judge.remote(config, stream, adapter)]
+        )
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error  # the sentence, without the task's traceback around it
     return held_out(config), before, after
@@ -86,10 +94,14 @@ def judge_both(config: Config, adapter: str) -> tuple[list[ShardRow], Judged, Ju
 def held_out(config: Config) -> list[ShardRow]:
     """The drawings that are captioned: the first of the validation split."""
     shards = open_shards(config.data.shards)
-    return shards.read("validation", 0, min(config.evaluate.max_captions, shards.num_rows("validation")))
+    return shards.read(
+        "validation", 0, min(config.evaluate.max_captions, shards.num_rows("validation"))
+    )
 
 
-def figures(config: Config, rows: Sequence[ShardRow], before: Judged, after: Judged) -> dict[str, Any]:
+def figures(
+    config: Config, rows: Sequence[ShardRow], before: Judged, after: Judged
+) -> dict[str, Any]:
     """The comparison as numbers, each beside its baseline."""
     report: dict[str, Any] = {
         "eval_loss_before": before.eval_loss,
@@ -101,7 +113,9 @@ def figures(config: Config, rows: Sequence[ShardRow], before: Judged, after: Jud
     if not rows:
         return report
     references = [row.caption for row in rows]
-    constant, constant_score = best_constant_caption(open_shards(config.data.shards).captions("train"), references)
+    constant, constant_score = best_constant_caption(
+        open_shards(config.data.shards).captions("train"), references
+    )
     report |= {
         "bleu4_before": bleu4(before.captions, references),
         "bleu4_after": bleu4(after.captions, references),
@@ -130,12 +144,16 @@ def _judge(config: Config, stream: Stream, adapter: str | None) -> Judged:
         with ray.train.Checkpoint(adapter).as_directory() as local:
             require_base(Path(local), pin(config.model, config.quantization))
             model = load_adapter(base, local)
-    batches = validation_batches(stream, micro_batch_rows=config.evaluate.batch_rows, rank=0, num_workers=1)
+    batches = validation_batches(
+        stream, micro_batch_rows=config.evaluate.batch_rows, rank=0, num_workers=1
+    )
     loss = mean_loss(CaptionLoss(model, dtype), batches, Alone(device))
     name = "base" if adapter is None else "tuned"
     print(f"{name} model: evaluation loss {loss:.4f}", flush=True)
     rows = held_out(config)
-    gemma(model).set_attn_implementation("eager")  # batches of prompts have a mask and a cache, unlike packed rows
+    gemma(model).set_attn_implementation(
+        "eager"
+    )  # batches of prompts have a mask and a cache, unlike packed rows
     with evaluating(model), autocast(device, dtype):
         captions = caption(
             model,
@@ -143,7 +161,9 @@ def _judge(config: Config, stream: Stream, adapter: str | None) -> Judged:
             [row.svg for row in rows],
             batch=config.evaluate.generate_batch,
             max_new_tokens=config.evaluate.max_new_tokens,
-            on_progress=lambda done: print(f"{name} model: {done}/{len(rows)} captions", flush=True),
+            on_progress=lambda done: print(
+                f"{name} model: {done}/{len(rows)} captions", flush=True
+            ),
         )
     return Judged(loss, captions)
 

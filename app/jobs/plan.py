@@ -52,7 +52,9 @@ def gib_of(text: str) -> float:
     return float(found[1])
 
 
-def report(config: Config, gpus: Sequence[float], *, max_context: bool, speed: float | None) -> dict[str, Any]:
+def report(
+    config: Config, gpus: Sequence[float], *, max_context: bool, speed: float | None
+) -> dict[str, Any]:
     """The plan as `--json` prints it. gpus: cards (GiB); speed: tokens a second of the whole job, None if unknown."""
     found = peak(config)
     cap = _cap(config)
@@ -80,23 +82,37 @@ def report(config: Config, gpus: Sequence[float], *, max_context: bool, speed: f
 
 def in_words(plan: dict[str, Any]) -> str:
     """The plan for people."""
-    lines = [f"{plan['model']}, rows of {plan['row_tokens']:,} tokens, all labelled; GiB of a worker (parallel=ddp):"]
-    lines += [f"  {name:<12}{num_bytes / GIB:8.2f}" for name, num_bytes in plan["by_category"].items()]
+    lines = [
+        f"{plan['model']}, rows of {plan['row_tokens']:,} tokens, all labelled; GiB of a worker (parallel=ddp):"
+    ]
+    lines += [
+        f"  {name:<12}{num_bytes / GIB:8.2f}" for name, num_bytes in plan["by_category"].items()
+    ]
     lines += [f"  {'peak':<12}{plan['peak_bytes'] / GIB:8.2f}  in {plan['stage']}"]
     if plan["fits"] is not None:
-        lines += [f"{'fits' if plan['fits'] else 'does NOT fit'} into {plan['limit_bytes'] / GIB:.2f} GiB"]
+        lines += [
+            f"{'fits' if plan['fits'] else 'does NOT fit'} into {plan['limit_bytes'] / GIB:.2f} GiB"
+        ]
     lines += [
         f"{card['gib']:g} GiB: longest row {card['max_tokens']:,} tokens, "
         f"{card['max_tokens_labels_only']:,} with labels on captions only ({LABELS_ONLY:.0%})"
         for card in plan["cards"]
     ]
     sizes = plan["checkpoint_bytes"]
-    lines += [f"a checkpoint: adapter {sizes['adapter'] / GIB:.2f}, optimizer {sizes['optimizer'] / GIB:.2f} GiB"]
+    lines += [
+        f"a checkpoint: adapter {sizes['adapter'] / GIB:.2f}, optimizer {sizes['optimizer'] / GIB:.2f} GiB"
+    ]
     if plan["optimizer_steps"] is None:
         lines += ["steps and tokens: unknown, the shards or the tokenizer are not here"]
     else:
-        hours = "give --tokens-per-second for hours" if plan["hours"] is None else f"about {plan['hours']:.1f} hours"
-        lines += [f"about {plan['optimizer_steps']:,} optimizer steps, {plan['tokens']:,} tokens; {hours}"]
+        hours = (
+            "give --tokens-per-second for hours"
+            if plan["hours"] is None
+            else f"about {plan['hours']:.1f} hours"
+        )
+        lines += [
+            f"about {plan['optimizer_steps']:,} optimizer steps, {plan['tokens']:,} tokens; {hours}"
+        ]
     return "\n".join(lines)
 
 
@@ -124,8 +140,12 @@ def amount(config: Config) -> tuple[int, int] | tuple[None, None]:
         window = stream.window(0)
     except DataError:
         return None, None
-    windows = stream.epochs * stream.num_train_rows / min(stream.num_train_rows, config.data.window_rows)
-    rows_a_step = config.train.micro_batch_rows * config.train.accumulation * config.scaling.num_workers
+    windows = (
+        stream.epochs * stream.num_train_rows / min(stream.num_train_rows, config.data.window_rows)
+    )
+    rows_a_step = (
+        config.train.micro_batch_rows * config.train.accumulation * config.scaling.num_workers
+    )
     rows = windows * len(window["num_tokens"])
     steps = math.ceil(rows / rows_a_step)
     if config.train.max_steps is not None:
@@ -150,7 +170,8 @@ def require_fit(config: Config, limit_bytes: float | None) -> Peak | None:
 def limit_here(config: Config) -> float | None:
     """What the job may take of a GPU (bytes): memory.max_gib_per_gpu, and this machine's cards where it has some."""
     usable = [
-        torch.cuda.get_device_properties(i).total_memory - OUTSIDE_GIB * GIB for i in range(torch.cuda.device_count())
+        torch.cuda.get_device_properties(i).total_memory - OUTSIDE_GIB * GIB
+        for i in range(torch.cuda.device_count())
     ]
     return min([limit for limit in (_cap(config), *usable) if limit is not None], default=None)
 
@@ -161,7 +182,9 @@ def _fix(config: Config, limit_bytes: float) -> str:
     open_to = []
     for path, value in REMEDIES:
         section, name = path.split(".")
-        trained = path == "memory.embedding" and config.lora.train_embeddings  # on the host it can only be frozen
+        trained = (
+            path == "memory.embedding" and config.lora.train_embeddings
+        )  # on the host it can only be frozen
         if current[section][name] != value and not trained:
             open_to.append((path, value))
     singles = [[remedy] for remedy in open_to]
@@ -169,7 +192,11 @@ def _fix(config: Config, limit_bytes: float) -> str:
         if peak(override(config, dict(chosen)), labelled=LABELS_ONLY).num_bytes <= limit_bytes:
             return f"set {_settings(chosen)}"
     all_of_them = override(config, dict(open_to))
-    tokens = longest(lambda row: peak(all_of_them, row_tokens=row, labelled=LABELS_ONLY).num_bytes, limit_bytes, {})
+    tokens = longest(
+        lambda row: peak(all_of_them, row_tokens=row, labelled=LABELS_ONLY).num_bytes,
+        limit_bytes,
+        {},
+    )
     if not tokens:
         return "no row fits: take a smaller model or a larger card"
     return f"set {_settings([*open_to, ('data.max_row_tokens', tokens)])}"

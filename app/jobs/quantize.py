@@ -46,5 +46,7 @@ def quantize(model: ModelConfig, quantization: QuantizationConfig, out: Path) ->
             num_bytes = sum(file.stat().st_size for file in written.iterdir())
             os.replace(written, out)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"--out {out} cannot be written ({error}): make room, or give another folder") from error
+        raise UserError(
+            f"--out {out} cannot be written ({error}): make room, or give another folder"
+        ) from error
     return {**pin(ModelConfig(name=str(out)), quantization), "bytes": num_bytes}

@@ -86,7 +86,9 @@ def tracked(config: Config, folder: str, tags: Mapping[str, str] = {}) -> Iterat
         tracker.finish(final_status(error))
 
 
-def run_trial(config: Config, *, parent_run_id: str | None, tags: Mapping[str, str]) -> dict[str, Any]:
+def run_trial(
+    config: Config, *, parent_run_id: str | None, tags: Mapping[str, str]
+) -> dict[str, Any]:
     """One trial of a search, inside its Tune session: every evaluation goes to Tune as it comes.
 
     When Tune stops the trial this process just ends, and the trial's MLflow run stays RUNNING: whoever sees the
@@ -104,7 +106,9 @@ def run_trial(config: Config, *, parent_run_id: str | None, tags: Mapping[str, s
         tags=tags,
     )
     _describe(tracker, config)
-    metrics, _ = _fit(_trainer(config, stream, folder, tracker.run_id, callbacks=[TuneReportCallback()]))
+    metrics, _ = _fit(
+        _trainer(config, stream, folder, tracker.run_id, callbacks=[TuneReportCallback()])
+    )
     tracker.finish("FINISHED")
     return metrics
 
@@ -119,7 +123,9 @@ def _fit(trainer: ray.train.torch.TorchTrainer) -> tuple[dict[str, Any], Checkpo
         failures = getattr(error, "worker_failures", None) or {0: error}
         rank, first = next(iter(failures.items()))
         reason = str(first).strip().splitlines()[-1]
-        raise UserError(f"training failed on worker {rank}: {reason} (its traceback is above)") from error
+        raise UserError(
+            f"training failed on worker {rank}: {reason} (its traceback is above)"
+        ) from error
     returned: dict[str, Any] = dict(result.return_value or {})
     if "error" in returned:
         raise UserError(returned["error"])
@@ -138,12 +144,20 @@ def _describe(tracker: Tracker, config: Config) -> None:
             context=context,
             source=config.data.shards,
         )
-    refused = {f"prepare/quarantined/{reason}": number for reason, number in shards.quarantined.items()}
-    counted = {"prepare/duplicates": shards.duplicates, "prepare/quarantined": sum(refused.values()), **refused}
+    refused = {
+        f"prepare/quarantined/{reason}": number for reason, number in shards.quarantined.items()
+    }
+    counted = {
+        "prepare/duplicates": shards.duplicates,
+        "prepare/quarantined": sum(refused.values()),
+        **refused,
+    }
     tracker.log_metrics(0, counted)
 
 
-def _finish(metrics: dict[str, Any], checkpoints: Checkpoints, folder: str, tracker: Tracker) -> Trained:
+def _finish(
+    metrics: dict[str, Any], checkpoints: Checkpoints, folder: str, tracker: Tracker
+) -> Trained:
     adapter = None
     if checkpoints:
         best, best_metrics = min(checkpoints, key=lambda pair: float(pair[1]["eval_loss"]))
@@ -154,12 +168,18 @@ def _finish(metrics: dict[str, Any], checkpoints: Checkpoints, folder: str, trac
                 metrics={"eval/loss": best_metrics["eval_loss"]}, files=True,
             )  # fmt: skip
         metrics["best_step"] = best_metrics["step"]
-    write_json(join(folder, "result.json"), {**metrics, "adapter": adapter, "run_id": tracker.run_id})
+    write_json(
+        join(folder, "result.json"), {**metrics, "adapter": adapter, "run_id": tracker.run_id}
+    )
     return Trained(metrics, adapter, tracker.run_id)
 
 
 def _trainer(
-    config: Config, stream: Stream, folder: str, run_id: str | None, callbacks: list[Any] | None = None
+    config: Config,
+    stream: Stream,
+    folder: str,
+    run_id: str | None,
+    callbacks: list[Any] | None = None,
 ) -> ray.train.torch.TorchTrainer:
     scaling = config.scaling
     parent, _, name = folder.rpartition("/")

@@ -9,7 +9,12 @@ from app.storage import join, write_text
 from app.tracking import Status, Tracker, open_run
 from tune.search import SearchResult, TrialOutcome, search
 
-STATUS: dict[str, Status] = {"completed": "FINISHED", "pruned": "KILLED", "interrupted": "KILLED", "failed": "FAILED"}
+STATUS: dict[str, Status] = {
+    "completed": "FINISHED",
+    "pruned": "KILLED",
+    "interrupted": "KILLED",
+    "failed": "FAILED",
+}
 
 
 @dataclass(frozen=True)
@@ -32,11 +37,15 @@ def run_search(config: Config) -> Searched:
         parent.log_params(flat(config))
         run_ids: list[str] = []
         result = _search(config, folder, parent, run_ids)
-        best = override(config, {**result.best.overrides, "train.run_name": f"{config.train.run_name}-best"})
+        best = override(
+            config, {**result.best.overrides, "train.run_name": f"{config.train.run_name}-best"}
+        )
         best_file = join(folder, "best.yaml")
         write_text(best_file, to_yaml(best))
         parent.log_text(to_yaml(best), "best.yaml")
-        parent.log_metrics(result.best.step, {"search/best_eval_loss": float(result.best.eval_loss or 0.0)})
+        parent.log_metrics(
+            result.best.step, {"search/best_eval_loss": float(result.best.eval_loss or 0.0)}
+        )
         parent.set_tags({"best_trial": result.best.trial_id})
         return Searched(result, best_file, parent.run_id, tuple(run_ids))
 
@@ -61,8 +70,13 @@ def _search(config: Config, folder: str, parent: Tracker, run_ids: list[str]) ->
         return override(config, {**overrides, **own})
 
     def run_trial(overrides: dict[str, Any], trial_id: str) -> dict[str, Any]:
-        tags = {"kind": "trial", **{f"searched.{path}": str(value) for path, value in overrides.items()}}
-        return train.run_trial(trial_config(overrides, trial_id), parent_run_id=parent_run_id, tags=tags)
+        tags = {
+            "kind": "trial",
+            **{f"searched.{path}": str(value) for path, value in overrides.items()},
+        }
+        return train.run_trial(
+            trial_config(overrides, trial_id), parent_run_id=parent_run_id, tags=tags
+        )
 
     def on_trial_end(outcome: TrialOutcome) -> None:
         """Only here is it known how a trial ended; one that Tune stopped can't say it itself."""
@@ -73,7 +87,9 @@ def _search(config: Config, folder: str, parent: Tracker, run_ids: list[str]) ->
             job_dir=train.job_dir(trial),
             parent_run_id=parent_run_id,
         )
-        tracker.set_tags({"trial_status": outcome.status, "pruned": str(outcome.status == "pruned").lower()})
+        tracker.set_tags(
+            {"trial_status": outcome.status, "pruned": str(outcome.status == "pruned").lower()}
+        )
         tracker.finish(STATUS[outcome.status])
         if tracker.run_id is not None:
             run_ids.append(tracker.run_id)

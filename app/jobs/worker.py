@@ -85,12 +85,16 @@ class RayWorld:
         self.device = ray.train.torch.get_device()
         self._job, self._model, self._optimizer = job, model, optimizer
         first = context.get_local_rank() == 0
-        self.base = _agreed(gather(pin(job.config.model, job.config.quantization) if first else None, self))
+        self.base = _agreed(
+            gather(pin(job.config.model, job.config.quantization) if first else None, self)
+        )
         self._progress = Progress()
         self.ledger: Ledger | None = None
         if job.config.data.ledger:
             self.ledger = Ledger(join(job.job_dir, "ledger"), job.stream, rank=self.rank)
-        self.tracker: Tracker = attach(job.config.tracking, job.run_id if self.rank == 0 else None, job_dir=job.job_dir)
+        self.tracker: Tracker = attach(
+            job.config.tracking, job.run_id if self.rank == 0 else None, job_dir=job.job_dir
+        )
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
         self.tracker.log_metrics(step, metrics)
@@ -122,7 +126,9 @@ class RayWorld:
                     metrics={"eval/loss": eval_loss},
                     files=False,
                 )
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder) if writer else None)
+            ray.train.report(
+                metrics, checkpoint=ray.train.Checkpoint.from_directory(folder) if writer else None
+            )
 
 
 def work(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -155,10 +161,17 @@ def _work(job: Job) -> dict[str, Any]:
             state = loop.from_json(checkpoint.restore(Path(folder), model, optimizer)["state"])
     if world.rank == 0:
         world.tracker.set_tags(
-            {"trained_parameters": str(trained), "parameters": str(total), "base.sha256": world.base["sha256"]}
+            {
+                "trained_parameters": str(trained),
+                "parameters": str(total),
+                "base.sha256": world.base["sha256"],
+            }
         )
     validation = validation_batches(
-        job.stream, micro_batch_rows=config.evaluate.batch_rows, rank=world.rank, num_workers=world.size
+        job.stream,
+        micro_batch_rows=config.evaluate.batch_rows,
+        rank=world.rank,
+        num_workers=world.size,
     )
     unseen = torch.tensor(sum(int(batch["left_out"].sum()) for batch in validation))
     num_validation_left_out = int(all_reduce(unseen, world))
@@ -222,7 +235,9 @@ def prepare_device(config: Config, device: torch.device) -> None:
     torch.backends.cudnn.allow_tf32 = config.train.tf32
     if device.type == "cuda" and config.memory.max_gib_per_gpu is not None:
         card = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, config.memory.max_gib_per_gpu * 2**30 / card), device)
+        torch.cuda.set_per_process_memory_fraction(
+            min(1.0, config.memory.max_gib_per_gpu * 2**30 / card), device
+        )
 
 
 def _batches(config: Config, world: World) -> Iterator[tuple[Batch, Position]]:
@@ -232,7 +247,10 @@ def _batches(config: Config, world: World) -> Iterator[tuple[Batch, Position]]:
     )  # fmt: skip
     if world.device.type != "cuda" or not config.memory.pin_memory:
         return batches
-    return (({name: _pinned(column) for name, column in batch.items()}, after) for batch, after in batches)
+    return (
+        ({name: _pinned(column) for name, column in batch.items()}, after)
+        for batch, after in batches
+    )
 
 
 def _pinned(column: Any) -> Any:
@@ -240,7 +258,9 @@ def _pinned(column: Any) -> Any:
     return torch.from_numpy(column).pin_memory().numpy()
 
 
-def _from_position(batches: Iterator[tuple[Batch, Position]], start: Position) -> Iterator[tuple[Batch, Position]]:
+def _from_position(
+    batches: Iterator[tuple[Batch, Position]], start: Position
+) -> Iterator[tuple[Batch, Position]]:
     """The driver started the stream at the newest checkpoint; it must be the one that was restored."""
     for i, (batch, after) in enumerate(batches):
         first = (int(batch["window"][0]), int(batch["index"][0]))

@@ -17,7 +17,16 @@ from app.config import Config
 from app.gemma.activation_checkpoint import save_memory
 from app.gemma.load import DTYPES, CaptionLoss, add_lora, gemma
 from app.gemma.published import config_of
-from app.memory_plan.simulate import CATEGORIES, FUSED, Bytes, Timeline, materialise, meta_base, stored_in, watch
+from app.memory_plan.simulate import (
+    CATEGORIES,
+    FUSED,
+    Bytes,
+    Timeline,
+    materialise,
+    meta_base,
+    stored_in,
+    watch,
+)
 from app.training.optim import adamw
 from app.training.parallel import Alone
 from app.training.step import train_step
@@ -45,7 +54,9 @@ class Peak:
         return sum(self.by_category.values())
 
 
-def peak(config: Config, *, row_tokens: int | None = None, labelled: float = 1.0, on_gpu: bool = True) -> Peak:
+def peak(
+    config: Config, *, row_tokens: int | None = None, labelled: float = 1.0, on_gpu: bool = True
+) -> Peak:
     """The peak of a step in the middle of the job, on one of its workers.
 
     row_tokens: instead of data.max_row_tokens. labelled: share of the tokens that have a label. on_gpu: blockwise
@@ -66,10 +77,18 @@ def peak(config: Config, *, row_tokens: int | None = None, labelled: float = 1.0
             for number in (FEW_LAYERS, MORE_LAYERS)
         )
         stages = _of_layers(layers, few, more)
-    return max((_highest(name, live) for name, live in stages.items()), key=lambda found: found.num_bytes)
+    return max(
+        (_highest(name, live) for name, live in stages.items()), key=lambda found: found.num_bytes
+    )
 
 
-def longest(peak_bytes: Callable[[int], int], limit_bytes: float, known: dict[int, int], *, most: int = 2**20) -> int:
+def longest(
+    peak_bytes: Callable[[int], int],
+    limit_bytes: float,
+    known: dict[int, int],
+    *,
+    most: int = 2**20,
+) -> int:
     """The longest row (tokens, a multiple of GRAIN) whose peak is within a limit, 0 if none is.
 
     The peak is the highest of moments that each grow evenly with the row, hence convex: below its chords, above its
@@ -94,7 +113,11 @@ def longest(peak_bytes: Callable[[int], int], limit_bytes: float, known: dict[in
         above = sorted(tokens for tokens in known if not fits(tokens))[:2]
         low, high = below[-1], above[0]
         surely = low + int((_meets(known, low, high, limit_bytes) - low) / GRAIN) * GRAIN
-        ends = [_meets(known, pair[0], pair[1], limit_bytes) for pair in (below, above) if len(pair) == 2]
+        ends = [
+            _meets(known, pair[0], pair[1], limit_bytes)
+            for pair in (below, above)
+            if len(pair) == 2
+        ]
         if min([high - 1.0, *ends]) < surely + GRAIN:
             return surely
         fits(surely if surely > low else (low + high) // 2 // GRAIN * GRAIN)
@@ -107,10 +130,14 @@ def _meets(known: dict[int, int], left: int, right: int, limit_bytes: float) -> 
 
 
 def _with_layers(model: Gemma2Config, number: int) -> Gemma2Config:
-    return Gemma2Config.from_dict({**model.to_dict(), "num_hidden_layers": number, "layer_types": None})
+    return Gemma2Config.from_dict(
+        {**model.to_dict(), "num_hidden_layers": number, "layer_types": None}
+    )
 
 
-def _step(config: Config, model: Gemma2Config, tokens: int, num_labels: int, on_gpu: bool) -> dict[str, Bytes]:
+def _step(
+    config: Config, model: Gemma2Config, tokens: int, num_labels: int, on_gpu: bool
+) -> dict[str, Bytes]:
     """Live bytes [moments, len(CATEGORIES)] of each stage of a step, simulated."""
     dtype = DTYPES[config.train.precision]
     attention = FUSED if on_gpu and config.model.attention != "eager" else config.model.attention
@@ -120,7 +147,9 @@ def _step(config: Config, model: Gemma2Config, tokens: int, num_labels: int, on_
     with FakeTensorMode(), Timeline(num_labels, on_gpu=on_gpu) as timeline:
         materialise(adapted, dtype)
         save_memory(base, config.memory, where="meta" if on_gpu else "cpu")
-        return traced(config, CaptionLoss(adapted, dtype).train(), timeline, _row(config, tokens), num_labels)
+        return traced(
+            config, CaptionLoss(adapted, dtype).train(), timeline, _row(config, tokens), num_labels
+        )
 
 
 def traced(
@@ -128,14 +157,30 @@ def traced(
 ) -> dict[str, Bytes]:
     """Live bytes [moments, len(CATEGORIES)] of each stage of a real or fake step, inside its timeline."""
     paged = config.optim.kind == "paged_adamw_8bit"  # counted as if all of them were on the GPU
-    optimizer = adamw(objective, config.optim.model_copy(update={"kind": "adamw_8bit"}) if paged else config.optim)
+    optimizer = adamw(
+        objective, config.optim.model_copy(update={"kind": "adamw_8bit"}) if paged else config.optim
+    )
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     gradients = in_the_middle(config, optimizer, trained)
     for parameter in trained:
-        parameter.register_post_accumulate_grad_hook(lambda done: timeline.assign(done.grad, "gradients"))
+        parameter.register_post_accumulate_grad_hook(
+            lambda done: timeline.assign(done.grad, "gradients")
+        )
     watch(timeline, gemma(objective.model))
-    moments = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
-    timeline.start({"weights": stored_in(objective), "lora": trained, "optimizer": moments, "gradients": gradients})
+    moments = [
+        value
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, Tensor)
+    ]
+    timeline.start(
+        {
+            "weights": stored_in(objective),
+            "lora": trained,
+            "optimizer": moments,
+            "gradients": gradients,
+        }
+    )
     train_step(
         objective, optimizer, [batch], num_targets=num_labels, rate=config.optim.learning_rate,
         max_grad_norm=config.optim.max_grad_norm, seed=(0, 0), world=Alone(HOST),
@@ -143,7 +188,9 @@ def traced(
     return timeline.by_stage()
 
 
-def in_the_middle(config: Config, optimizer: torch.optim.Optimizer, trained: list[Any]) -> list[Tensor]:
+def in_the_middle(
+    config: Config, optimizer: torch.optim.Optimizer, trained: list[Any]
+) -> list[Tensor]:
     """Give the optimizer moments, as earlier steps would; returns the gradients that a micro-batch finds there."""
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)

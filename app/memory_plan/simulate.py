@@ -43,7 +43,9 @@ _COPYING_ON_GPU = _COPYING | {torch.ops.aten._softmax_backward_data.default}
 Bytes = npt.NDArray[np.float64]
 
 
-def meta_base(config: Gemma2Config, quantization: QuantizationConfig, *, attention: str, dtype: torch.dtype) -> Any:
+def meta_base(
+    config: Gemma2Config, quantization: QuantizationConfig, *, attention: str, dtype: torch.dtype
+) -> Any:
     """The frozen base as `load_base` gives it, on the meta device."""
     with torch.device("meta"):
         base = Gemma2ForCausalLM._from_config(config, dtype=dtype, attn_implementation=attention)
@@ -57,19 +59,27 @@ def meta_base(config: Gemma2Config, quantization: QuantizationConfig, *, attenti
         replace_with_bnb_linear(base, ["lm_head"], stored)
         base.is_loaded_in_4bit = True
     if dtype == torch.float16:
-        base.get_input_embeddings().register_forward_hook(lambda _module, _inputs, output: output.float())
+        base.get_input_embeddings().register_forward_hook(
+            lambda _module, _inputs, output: output.float()
+        )
     return base.requires_grad_(False)
 
 
 def materialise(model: nn.Module, dtype: torch.dtype) -> None:
     """Give every parameter and buffer of a meta model its fake storage. Call it inside a FakeTensorMode."""
     given: dict[nn.Parameter, Any] = {}  # tied weights stay one
-    real = dict(name2qmap)  # bitsandbytes keeps its code book for the process: a fake one must not stay in it
+    real = dict(
+        name2qmap
+    )  # bitsandbytes keeps its code book for the process: a fake one must not stay in it
     name2qmap.clear()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter not in given:
-                given[parameter] = _quantised(parameter, dtype) if isinstance(module, Linear4bit) else _empty(parameter)
+                given[parameter] = (
+                    _quantised(parameter, dtype)
+                    if isinstance(module, Linear4bit)
+                    else _empty(parameter)
+                )
             module._parameters[name] = given[parameter]
             if isinstance(module, Linear4bit):
                 module.quant_state = given[parameter].quant_state
@@ -81,15 +91,30 @@ def materialise(model: nn.Module, dtype: torch.dtype) -> None:
 
 def stored_in(model: nn.Module) -> list[Tensor]:
     """Every tensor that a frozen base consists of, with the constants of 4-bit weights."""
-    found = [tensor for tensor in (*model.parameters(), *model.buffers()) if not tensor.requires_grad]
-    found += [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
-    states = [parameter.quant_state for parameter in model.parameters() if hasattr(parameter, "quant_state")]
+    found = [
+        tensor for tensor in (*model.parameters(), *model.buffers()) if not tensor.requires_grad
+    ]
+    found += [
+        value
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor)
+    ]
+    states = [
+        parameter.quant_state
+        for parameter in model.parameters()
+        if hasattr(parameter, "quant_state")
+    ]
     states += [state.state2 for state in states if state.nested]
-    return found + [leaf for state in states for leaf in vars(state).values() if isinstance(leaf, Tensor)]
+    return found + [
+        leaf for state in states for leaf in vars(state).values() if isinstance(leaf, Tensor)
+    ]
 
 
 def _empty(parameter: nn.Parameter) -> nn.Parameter:
-    return nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype), requires_grad=parameter.requires_grad)
+    return nn.Parameter(
+        torch.empty(parameter.shape, dtype=parameter.dtype), requires_grad=parameter.requires_grad
+    )
 
 
 def _quantised(weight: Any, dtype: torch.dtype) -> nn.Parameter:
@@ -177,14 +202,21 @@ class Timeline(TorchDispatchMode):
     def _see(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         key = id(storage)
-        if key in self._live or (isinstance(tensor, FakeTensor) and tensor.fake_device.type == "meta"):
+        if key in self._live or (
+            isinstance(tensor, FakeTensor) and tensor.fake_device.type == "meta"
+        ):
             return
         stage = self._stages[-1][1] if self._stages else ""
         forward = torch._C._current_graph_task_id() == -1
         if forward and stage.startswith("backward"):
             self.stage("update")
         self._now += 1
-        stored = _Stored(storage.nbytes(), "loss" if stage == "loss" and forward else None, self._now, kept=forward)
+        stored = _Stored(
+            storage.nbytes(),
+            "loss" if stage == "loss" and forward else None,
+            self._now,
+            kept=forward,
+        )
         self._stored.append(stored)
 
         def freed(_: Any) -> None:
@@ -195,10 +227,14 @@ class Timeline(TorchDispatchMode):
     def by_stage(self) -> dict[str, Bytes]:
         """Live bytes [moments, len(CATEGORIES)] of each stage, in their order."""
         changes = np.zeros((self._now + 2, len(CATEGORIES)))
-        first_backward = next((at for at, name in self._stages if name.startswith("backward")), self._now)
+        first_backward = next(
+            (at for at, name in self._stages if name.startswith("backward")), self._now
+        )
         for stored in self._stored:
             outlives = stored.died is None or stored.died > first_backward
-            category = stored.category or ("activations" if stored.kept and outlives else "temporary")
+            category = stored.category or (
+                "activations" if stored.kept and outlives else "temporary"
+            )
             changes[stored.born, CATEGORIES.index(category)] += stored.num_bytes
             if stored.died is not None:
                 changes[stored.died, CATEGORIES.index(category)] -= stored.num_bytes
@@ -246,9 +282,9 @@ def _attend(
     """transformers' attention interface: what a fused kernel on a GPU allocates, nothing computed."""
     rows = len(query)
     ids = once(position_ids, ("rows", rows), lambda: position_ids.expand(rows, -1))
-    mask = flex_attention.arguments(query, scale=scaling, softcap=softcap, window=sliding_window, document_ids=ids)[
-        "block_mask"
-    ]
+    mask = flex_attention.arguments(
+        query, scale=scaling, softcap=softcap, window=sliding_window, document_ids=ids
+    )["block_mask"]
     attended: Tensor = _FusedAttention.apply(query, key, value, mask)  # type: ignore[no-untyped-call]
     return attended.transpose(1, 2), None
 

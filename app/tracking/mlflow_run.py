@@ -22,7 +22,9 @@ MAX_PARAM_CHARACTERS = 6000  # this and the next three: mlflow.utils.validation
 MAX_TAG_CHARACTERS = 8000
 MAX_DIGEST_CHARACTERS = 36
 MAX_METRICS_PER_REQUEST = 1000
-UPLOAD_TIMEOUT_SECONDS = 600  # a proxying server answers only when it has itself stored the whole file
+UPLOAD_TIMEOUT_SECONDS = (
+    600  # a proxying server answers only when it has itself stored the whole file
+)
 _TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 
 Point = list[Any]  # metric name, value, time (ms since 1970), step; a list, as JSON gives it back
@@ -55,7 +57,9 @@ class MlflowRun:
     step, and what is unsent at a checkpoint is kept in the job's folder for whoever resumes from it.
     """
 
-    def __init__(self, uri: str, run_id: str, *, timeout_seconds: int, job_dir: str | None, is_driver: bool) -> None:
+    def __init__(
+        self, uri: str, run_id: str, *, timeout_seconds: int, job_dir: str | None, is_driver: bool
+    ) -> None:
         self.run_id = run_id
         self._uri = uri
         self._timeout_seconds = timeout_seconds
@@ -87,10 +91,14 @@ class MlflowRun:
         else:
             self._do("metrics", points)
 
-    def log_dataset(self, name: str, *, digest: str, num_rows: int, context: str, source: str) -> None:
+    def log_dataset(
+        self, name: str, *, digest: str, num_rows: int, context: str, source: str
+    ) -> None:
         self._do("dataset", name, digest, num_rows, context, mask(source))
 
-    def log_checkpoint(self, step: int, folder: Path, *, name: str, metrics: Mapping[str, float], files: bool) -> None:
+    def log_checkpoint(
+        self, step: int, folder: Path, *, name: str, metrics: Mapping[str, float], files: bool
+    ) -> None:
         self._do("checkpoint", step, str(folder), name, _points(step, metrics), files)
         if self._unsent:
             self._keep()
@@ -146,7 +154,9 @@ class MlflowRun:
             # a refusal costs a millisecond, silence costs the timeout: at most a tenth of the time is waited
             self._retry_at = time.monotonic() + 9 * (time.monotonic() - started)
             if not self._is_down:
-                _say(f"{mask(self._uri)} takes nothing now ({reason(error)}); what it misses is sent later")
+                _say(
+                    f"{mask(self._uri)} takes nothing now ({reason(error)}); what it misses is sent later"
+                )
             self._is_down = True
             return
         if self._is_down:
@@ -159,7 +169,9 @@ class MlflowRun:
     def _keep(self) -> None:
         if self._unsent_file is None:
             return
-        unsent = [entry for entry in self._unsent if entry[0] != "status"]  # a job that goes on has not ended
+        unsent = [
+            entry for entry in self._unsent if entry[0] != "status"
+        ]  # a job that goes on has not ended
         write_json(self._unsent_file, {"run_id": self.run_id, "unsent": unsent})
         self._is_kept = True
 
@@ -167,11 +179,15 @@ class MlflowRun:
         """Put what an earlier process of the job could not send before what this one has to send."""
         kept = (read_json(self._unsent_file) if self._unsent_file else None) or {}
         if kept.get("run_id") == self.run_id:
-            self._unsent.extendleft(entry for entry in reversed(kept["unsent"]) if entry not in self._unsent)
+            self._unsent.extendleft(
+                entry for entry in reversed(kept["unsent"]) if entry not in self._unsent
+            )
             self._is_kept = True
 
     def _read_run(self) -> None:
-        if self._is_driver or not self._experiment_id:  # a driver calls seldom, after a worker wrote
+        if (
+            self._is_driver or not self._experiment_id
+        ):  # a driver calls seldom, after a worker wrote
             run = self._client.get_run(self.run_id)
             self._last = {
                 metric.key: [metric.key, metric.value, metric.timestamp, metric.step]
@@ -186,15 +202,21 @@ class MlflowRun:
         from mlflow.entities import Param
 
         new = {key: value for key, value in params.items() if key not in self._params}
-        self._client.log_batch(self.run_id, params=[Param(*item) for item in new.items()], synchronous=True)
+        self._client.log_batch(
+            self.run_id, params=[Param(*item) for item in new.items()], synchronous=True
+        )
         self._params |= new
         resumed = {f"resumed.{key}": (value, self._params[key]) for key, value in params.items()}
-        self._send_tags({key: new for key, (new, old) in resumed.items() if new != old or key in self._tags})
+        self._send_tags(
+            {key: new for key, (new, old) in resumed.items() if new != old or key in self._tags}
+        )
 
     def _send_tags(self, tags: dict[str, str]) -> None:
         from mlflow.entities import RunTag
 
-        self._client.log_batch(self.run_id, tags=[RunTag(*item) for item in tags.items()], synchronous=True)
+        self._client.log_batch(
+            self.run_id, tags=[RunTag(*item) for item in tags.items()], synchronous=True
+        )
         self._tags |= tags
 
     def _send_metrics(self, points: list[Point]) -> None:
@@ -208,7 +230,9 @@ class MlflowRun:
         self._client.log_batch(self.run_id, metrics=new, synchronous=True)
         self._last = last
 
-    def _send_dataset(self, name: str, digest: str, num_rows: int, context: str, source: str) -> None:
+    def _send_dataset(
+        self, name: str, digest: str, num_rows: int, context: str, source: str
+    ) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         dataset = Dataset(
@@ -221,7 +245,9 @@ class MlflowRun:
         inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])]
         self._client.log_inputs(self.run_id, datasets=inputs)
 
-    def _send_checkpoint(self, step: int, folder: str, name: str, points: list[Point], files: bool) -> None:
+    def _send_checkpoint(
+        self, step: int, folder: str, name: str, points: list[Point], files: bool
+    ) -> None:
         from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 
         same = f"name = '{name}' AND source_run_id = '{self.run_id}' AND tags.step = '{step}'"
@@ -247,7 +273,9 @@ class MlflowRun:
         elif files:
             _say(f"the files of {name} were removed before {mask(self._uri)} could take them")
         outputs = self._client.get_run(self.run_id).outputs
-        if outputs is None or all(output.model_id != model.model_id for output in outputs.model_outputs):
+        if outputs is None or all(
+            output.model_id != model.model_id for output in outputs.model_outputs
+        ):
             self._client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step)])
         self._client.finalize_logged_model(model.model_id, "READY")
 

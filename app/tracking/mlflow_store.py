@@ -34,7 +34,8 @@ class TrackingConfig(BaseModel):
     )
     experiment: str = Field("svgscribe", min_length=1, description="MLflow experiment")
     timeout_seconds: Annotated[int, Field(ge=1, le=600)] = Field(
-        10, description="longest wait for the tracking server before the job says that it is unreachable"
+        10,
+        description="longest wait for the tracking server before the job says that it is unreachable",
     )
 
 
@@ -56,10 +57,14 @@ class Tracker(Protocol):
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """One request. The steps of each metric only go up: one that the run has already is skipped."""
 
-    def log_dataset(self, name: str, *, digest: str, num_rows: int, context: str, source: str) -> None:
+    def log_dataset(
+        self, name: str, *, digest: str, num_rows: int, context: str, source: str
+    ) -> None:
         """Data that the run read; `context` says what for: "training", "validation"."""
 
-    def log_checkpoint(self, step: int, folder: Path, *, name: str, metrics: Mapping[str, float], files: bool) -> None:
+    def log_checkpoint(
+        self, step: int, folder: Path, *, name: str, metrics: Mapping[str, float], files: bool
+    ) -> None:
         """A model that the run made at this step; with `files`, the content of its folder too.
 
         Call it before anyone can resume from the checkpoint: unsent records are put into the job's folder
@@ -95,7 +100,9 @@ class NullTracker:
     def log_params(self, params: Mapping[str, Any]) -> None: ...
     def set_tags(self, tags: Mapping[str, str]) -> None: ...
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None: ...
-    def log_dataset(self, name: str, *, digest: str, num_rows: int, context: str, source: str) -> None: ...
+    def log_dataset(
+        self, name: str, *, digest: str, num_rows: int, context: str, source: str
+    ) -> None: ...
     def log_checkpoint(
         self, step: int, folder: Path, *, name: str, metrics: Mapping[str, float], files: bool
     ) -> None: ...
@@ -109,7 +116,9 @@ def resolve(config: TrackingConfig) -> TrackingConfig:
     """A relative sqlite path made absolute, so that it means the same file to Ray's workers."""
     if config.uri is None or not config.uri.startswith("sqlite:///"):
         return config
-    return config.model_copy(update={"uri": "sqlite:///" + os.path.abspath(config.uri[len("sqlite:///") :])})
+    return config.model_copy(
+        update={"uri": "sqlite:///" + os.path.abspath(config.uri[len("sqlite:///") :])}
+    )
 
 
 def check(config: TrackingConfig) -> None:
@@ -121,7 +130,9 @@ def check(config: TrackingConfig) -> None:
     if config.uri is None:
         return
     uri = mask(config.uri)
-    is_file = config.uri.startswith("sqlite:///") and ":memory:" not in config.uri  # shared by processes
+    is_file = (
+        config.uri.startswith("sqlite:///") and ":memory:" not in config.uri
+    )  # shared by processes
     if not is_file and _scheme(config) not in (*SERVERS, *DATABASES):
         raise UserError(
             f"tracking.uri={uri!r} is neither a tracking server nor a database (MLflow's file store is not "
@@ -159,7 +170,9 @@ def open_run(
         experiment_id = _experiment_id(client, config)
         run_id = client.create_run(experiment_id, run_name=run_name, tags=parent).info.run_id
         write_json(run_file, {"run_id": run_id, "tracking_uri": mask(config.uri)})
-    tracker = MlflowRun(config.uri, run_id, timeout_seconds=config.timeout_seconds, job_dir=job_dir, is_driver=True)
+    tracker = MlflowRun(
+        config.uri, run_id, timeout_seconds=config.timeout_seconds, job_dir=job_dir, is_driver=True
+    )
     tracker.set_tags(tags)
     return tracker
 
@@ -171,7 +184,9 @@ def attach(config: TrackingConfig, run_id: str | None, *, job_dir: str | None = 
     """
     if config.uri is None or run_id is None:
         return NullTracker()
-    return MlflowRun(config.uri, run_id, timeout_seconds=config.timeout_seconds, job_dir=job_dir, is_driver=False)
+    return MlflowRun(
+        config.uri, run_id, timeout_seconds=config.timeout_seconds, job_dir=job_dir, is_driver=False
+    )
 
 
 def final_status(error: BaseException | None) -> Status:
@@ -217,7 +232,9 @@ def _reach(config: TrackingConfig) -> "MlflowClient":
         file = _sqlite_file(uri)
         os.makedirs(os.path.dirname(file), exist_ok=True)
         with closing(sqlite3.connect(file, timeout=config.timeout_seconds)) as database:
-            database.execute("BEGIN IMMEDIATE")  # fails unless this is a database, or new, and can be written
+            database.execute(
+                "BEGIN IMMEDIATE"
+            )  # fails unless this is a database, or new, and can be written
     elif _scheme(config) in DATABASES:
         from sqlalchemy import create_engine
 

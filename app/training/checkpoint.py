@@ -26,15 +26,23 @@ K = TypeVar("K")
 STATE = "state.json"
 
 
-def save(folder: Path | None, model: PeftModel, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def save(
+    folder: Path | None, model: PeftModel, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> None:
     """Write all of it into an existing folder. Of sharded weights every rank calls this, and one has a folder."""
     trained, keep = _trained(model), folder is not None
     weights = _gathered({parameter: parameter for parameter in trained.values()}, keep=keep)
-    kept = {f"{name}/{key}": value for name, own in trained.items() for key, value in moments(optimizer, own).items()}
+    kept = {
+        f"{name}/{key}": value
+        for name, own in trained.items()
+        for key, value in moments(optimizer, own).items()
+    }
     remembered = _gathered(kept, keep=keep)
     if folder is not None:
         named = _trained(model, tied=True)
-        model.save_pretrained(str(folder), state_dict={name: weights[own] for name, own in named.items()})
+        model.save_pretrained(
+            str(folder), state_dict={name: weights[own] for name, own in named.items()}
+        )
         save_file(remembered, folder / "optimizer.safetensors")
         (folder / STATE).write_text(json.dumps(state, indent=2) + "\n")
 
@@ -44,8 +52,14 @@ def restore(folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer) ->
     restore_weights(folder, model)
     saved = load_file(folder / "optimizer.safetensors")
     for name, parameter in _trained(model).items():
-        own = {key.rpartition("/")[2]: value for key, value in saved.items() if key.rpartition("/")[0] == name}
-        parts = {key: _part(v, parameter) if v.ndim else v.to(parameter.device) for key, v in own.items()}
+        own = {
+            key.rpartition("/")[2]: value
+            for key, value in saved.items()
+            if key.rpartition("/")[0] == name
+        }
+        parts = {
+            key: _part(v, parameter) if v.ndim else v.to(parameter.device) for key, v in own.items()
+        }
         restore_moments(optimizer, parameter, parts)
     state: dict[str, Any] = json.loads((folder / STATE).read_text())
     return state
@@ -55,7 +69,9 @@ def restore_weights(folder: Path, model: PeftModel) -> None:
     """Load the adapter (and trained embeddings) in place, exactly as they were trained."""
     weights = load_file(folder / "adapter_model.safetensors")
     # Given the parameters themselves as "state", PEFT says under which name each is in the file.
-    own = get_peft_model_state_dict(model, state_dict=_trained(model, tied=True), save_embedding_layers=False)
+    own = get_peft_model_state_dict(
+        model, state_dict=_trained(model, tied=True), save_embedding_layers=False
+    )
     assert own.keys() == weights.keys(), own.keys() ^ weights.keys()
     with torch.no_grad():
         for name, parameter in own.items():
@@ -71,7 +87,10 @@ def require_base(folder: Path, base: Base) -> None:
     state = folder / STATE
     pinned: Base | None = json.loads(state.read_text()).get("base") if state.is_file() else None
     if pinned is None:
-        print(f"the adapter does not say its base; it is taken for one of {_in_words(base)}", file=sys.stderr)
+        print(
+            f"the adapter does not say its base; it is taken for one of {_in_words(base)}",
+            file=sys.stderr,
+        )
     elif any(pinned[key] != base[key] for key in ("sha256", "quantization")):
         raise UserError(
             f"the checkpoint was trained on the base {_in_words(pinned)}, not on {_in_words(base)}: "

@@ -17,9 +17,12 @@ class OptimConfig(BaseModel):
         description="moments in fp32; or in 8 bits (bitsandbytes, arXiv:2110.02861); or these in memory that a GPU "
         "moves to the host when it is short of its own",
     )
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(1e-4, description="peak learning rate")
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(
+        1e-4, description="peak learning rate"
+    )
     schedule: Literal["cosine_with_restarts", "cosine", "linear", "constant"] = Field(
-        "cosine_with_restarts", description="shape after the warm-up, as a function of the job's progress"
+        "cosine_with_restarts",
+        description="shape after the warm-up, as a function of the job's progress",
     )
     restarts: Annotated[int, Field(ge=1, le=100)] = Field(
         1, description="cosine cycles of `cosine_with_restarts` (1: no restart inside the job)"
@@ -27,10 +30,16 @@ class OptimConfig(BaseModel):
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.05, description="share of the job in which the learning rate rises linearly from 0"
     )
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(0.01, description="decoupled weight decay")
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.01, description="decoupled weight decay"
+    )
     beta1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="decay of the first moment")
-    beta2: Annotated[float, Field(ge=0, lt=1)] = Field(0.95, description="decay of the second moment")
-    epsilon: Annotated[float, Field(gt=0)] = Field(1e-8, description="added to the root of the second moment")
+    beta2: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.95, description="decay of the second moment"
+    )
+    epsilon: Annotated[float, Field(gt=0)] = Field(
+        1e-8, description="added to the root of the second moment"
+    )
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(
         0.5, description="global gradient norm above which gradients are scaled down"
     )
@@ -45,8 +54,12 @@ class TrainConfig(BaseModel):
         "svgscribe", min_length=1, pattern=r"^[A-Za-z0-9._-]+$",
         description="the job's name; the same name continues the job from its last checkpoint",
     )  # fmt: skip
-    output_dir: str = Field("outputs", description="folder or URI that keeps checkpoints and reports")
-    epochs: Annotated[int, Field(ge=1, le=10_000)] = Field(1, description="passes over the train split")
+    output_dir: str = Field(
+        "outputs", description="folder or URI that keeps checkpoints and reports"
+    )
+    epochs: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        1, description="passes over the train split"
+    )
     max_steps: Annotated[int, Field(ge=1)] | None = Field(
         None, description="stop after N optimizer steps (steps); null: after all epochs"
     )
@@ -78,11 +91,14 @@ class TrainConfig(BaseModel):
         "stream in fp32",
     )
     non_finite: Literal["stop", "skip"] = Field(
-        "stop", description="what a step does whose loss or gradient is not finite; either way it is reported"
+        "stop",
+        description="what a step does whose loss or gradient is not finite; either way it is reported",
     )
     tf32: bool = Field(True, description="allow TF32 in fp32 matrix products on GPUs that have it")
     compile: bool = Field(False, description="torch.compile the model")
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="seed of adapter weights and dropout")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
+        0, description="seed of adapter weights and dropout"
+    )
     max_failures: Annotated[int, Field(ge=0)] = Field(
         3, description="restarts of the worker group from its last checkpoint before the job fails"
     )

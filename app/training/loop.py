@@ -82,7 +82,9 @@ def train(
         micro_batches, state.position = [batch for batch, _ in taken], taken[-1][1]
         totals = step_totals(micro_batches, world)
         # The rate in the middle of the step: neither the first nor the last step is spent at 0.
-        done = (state.step + 1) / config.max_steps if config.max_steps else progress_of(state.position)
+        done = (
+            (state.step + 1) / config.max_steps if config.max_steps else progress_of(state.position)
+        )
         rate, state.progress = learning_rate(optim, (state.progress + done) / 2), done
         loss, norm, stepped = _step_or_skip(
             objective, optimizer, micro_batches, totals.targets, rate, config, optim, state, world
@@ -141,12 +143,16 @@ def _step_or_skip(
     same: dict[str, Any] = {
         "num_targets": num_targets, "seed": (config.seed, state.step), "world": world, "scale": scale if fp16 else 1.0,
     }  # fmt: skip
-    loss, norm = train_step(objective, optimizer, micro_batches, rate=rate, max_grad_norm=optim.max_grad_norm, **same)
+    loss, norm = train_step(
+        objective, optimizer, micro_batches, rate=rate, max_grad_norm=optim.max_grad_norm, **same
+    )
     stepped = math.isfinite(loss) and math.isfinite(norm)
     if fp16:
         state.loss_scale, state.good_steps = next_scale(scale, state.good_steps, finite=stepped)
     if not stepped:
-        where = culprit(objective, functools.partial(gradients, micro_batches=micro_batches, **same), world)
+        where = culprit(
+            objective, functools.partial(gradients, micro_batches=micro_batches, **same), world
+        )
         optimizer.zero_grad(set_to_none=True)
         overflow = state.loss_scale < scale and math.isfinite(loss)
         not_finite(
@@ -177,7 +183,9 @@ def evaluate(
     """Evaluation loss of the current weights: recorded, reported, and counted for early stopping."""
     loss = mean_loss(objective, validation, world)
     if not math.isfinite(loss):
-        where = culprit(objective, functools.partial(mean_loss, batches=validation, world=world), world)
+        where = culprit(
+            objective, functools.partial(mean_loss, batches=validation, world=world), world
+        )
         not_finite(
             state.step, f"evaluation loss {loss}; first in {where}", world=world, fate="it is no checkpoint",
             stop=config.non_finite == "stop" and state.step > 0,  # before any step, the first one will say it

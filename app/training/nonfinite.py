@@ -45,7 +45,11 @@ def culprit(objective: nn.Module, run: Callable[[nn.Module], object], world: Wor
     `run` repeats what went wrong, with a look at every module: dear, but nothing that a good step pays for. All
     workers call it; each looks at its own rows.
     """
-    inner = objective.module if isinstance(objective, nn.parallel.DistributedDataParallel) else objective
+    inner = (
+        objective.module
+        if isinstance(objective, nn.parallel.DistributedDataParallel)
+        else objective
+    )
     found: list[str] = []
 
     def look(tensor: Tensor, what: str) -> None:
@@ -59,13 +63,21 @@ def culprit(objective: nn.Module, run: Callable[[nn.Module], object], world: Wor
                 if isinstance(tensor, Tensor):
                     look(tensor, f"output of {name}")
                     if tensor.requires_grad:
-                        tensor.register_hook(lambda gradient: look(gradient, f"gradient of the output of {name}"))
+                        tensor.register_hook(
+                            lambda gradient: look(gradient, f"gradient of the output of {name}")
+                        )
 
         return hook
 
-    hooks = [module.register_forward_hook(watch(_short(name))) for name, module in inner.named_modules()]
+    hooks = [
+        module.register_forward_hook(watch(_short(name))) for name, module in inner.named_modules()
+    ]
     # A compiled model calls no hooks. Attention stays compiled: on a GPU it would need [S, S] scores otherwise.
-    compiled = {module: module._compiled_call_impl for module in inner.modules() if module._compiled_call_impl}
+    compiled = {
+        module: module._compiled_call_impl
+        for module in inner.modules()
+        if module._compiled_call_impl
+    }
     try:
         for module in compiled:
             module._compiled_call_impl = None
@@ -78,7 +90,11 @@ def culprit(objective: nn.Module, run: Callable[[nn.Module], object], world: Wor
     for name, parameter in inner.named_parameters():
         if parameter.grad is not None:
             look(parameter.grad, f"gradient of {_short(name)}")
-    places = [f"the {what} (worker {rank})" for rank, what in enumerate(gather("".join(found), world)) if what]
+    places = [
+        f"the {what} (worker {rank})"
+        for rank, what in enumerate(gather("".join(found), world))
+        if what
+    ]
     return places[0] if places else "nothing that a second run shows"
 
 

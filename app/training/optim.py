@@ -49,7 +49,9 @@ def restore_moments(optimizer: Any, parameter: nn.Parameter, values: Mapping[str
         optimizer.state[parameter] = dict(values)
         return
     optimizer.state[parameter] = {}
-    optimizer.init_state(optimizer.param_groups[0], parameter, 0, 0)  # buffers where bitsandbytes wants them: paged
+    optimizer.init_state(
+        optimizer.param_groups[0], parameter, 0, 0
+    )  # buffers where bitsandbytes wants them: paged
     for key, value in values.items():
         if value.ndim:
             optimizer.state[parameter][key].copy_(value)

@@ -29,7 +29,9 @@ class World(Protocol):
         """Tell the job of an evaluation, and save a checkpoint (called on every rank)."""
 
 
-def wrap(objective: CaptionLoss, strategy: Strategy, *, size: int, device: torch.device) -> nn.Module:
+def wrap(
+    objective: CaptionLoss, strategy: Strategy, *, size: int, device: torch.device
+) -> nn.Module:
     """What a step calls; build the optimizer after it, over what this worker then holds.
 
     `ddp`: every worker holds the whole model. `zero2`: the trained weights, their gradients and moments are cut over
@@ -46,8 +48,14 @@ def wrap(objective: CaptionLoss, strategy: Strategy, *, size: int, device: torch
     mesh = init_device_mesh(device.type, (size,))
     frozen = {parameter for parameter in objective.parameters() if not parameter.requires_grad}
     # PEFT keeps the embedding that a trained one replaces: in a group of its own it is cut and never gathered.
-    replaced = [m.original_module for m in objective.modules() if isinstance(m, ModulesToSaveWrapper)]
-    for group in [*gemma(objective.model).model.layers, *([replaced] if replaced else []), objective]:
+    replaced = [
+        m.original_module for m in objective.modules() if isinstance(m, ModulesToSaveWrapper)
+    ]
+    for group in [
+        *gemma(objective.model).model.layers,
+        *([replaced] if replaced else []),
+        objective,
+    ]:
         fully_shard(
             group, mesh=mesh,
             reshard_after_forward=False if strategy == "zero2" else None,  # None: all but the outermost group

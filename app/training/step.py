@@ -38,7 +38,9 @@ def step_totals(micro_batches: Sequence[Batch], world: World) -> StepTotals:
         )
         for batch in micro_batches
     ]  # fmt: skip
-    return StepTotals(*map(int, all_reduce(torch.tensor(sums, dtype=torch.int64).sum(dim=0), world).tolist()))
+    return StepTotals(
+        *map(int, all_reduce(torch.tensor(sums, dtype=torch.int64).sum(dim=0), world).tolist())
+    )
 
 
 def train_step(
@@ -55,7 +57,9 @@ def train_step(
 ) -> tuple[float, float]:
     """One optimizer step; returns (mean loss in nats per target, gradient norm before clipping). Where either is not
     finite, nothing is changed."""
-    loss = gradients(objective, micro_batches, num_targets=num_targets, seed=seed, world=world, scale=scale)
+    loss = gradients(
+        objective, micro_batches, num_targets=num_targets, seed=seed, world=world, scale=scale
+    )
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     norm = float(nn.utils.clip_grad_norm_(trained, max_grad_norm))
     if math.isfinite(loss) and math.isfinite(norm):
@@ -83,8 +87,13 @@ def gradients(
     """
     loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
     for i, batch in enumerate(micro_batches):
-        torch.manual_seed(int(np.random.SeedSequence((*seed, i * world.size + world.rank)).generate_state(1)[0]))
-        summed_later = isinstance(objective, nn.parallel.DistributedDataParallel) and i < len(micro_batches) - 1
+        torch.manual_seed(
+            int(np.random.SeedSequence((*seed, i * world.size + world.rank)).generate_state(1)[0])
+        )
+        summed_later = (
+            isinstance(objective, nn.parallel.DistributedDataParallel)
+            and i < len(micro_batches) - 1
+        )
         with objective.no_sync() if summed_later else nullcontext():  # type: ignore[operator]
             part, _ = objective(**tensors(batch, world.device))
             # Gradients are averaged over workers; the loss is a mean over the targets of all of them.
@@ -99,7 +108,11 @@ def gradients(
 
 def mean_loss(objective: nn.Module, batches: Iterable[Batch], world: World) -> float:
     """Mean loss (nats per target) over this worker's batches and those of all others."""
-    inner = objective.module if isinstance(objective, nn.parallel.DistributedDataParallel) else objective
+    inner = (
+        objective.module
+        if isinstance(objective, nn.parallel.DistributedDataParallel)
+        else objective
+    )
     sums = torch.zeros(2, dtype=torch.float64, device=world.device)
     with evaluating(inner):
         for batch in batches:
@@ -113,4 +126,7 @@ def mean_loss(objective: nn.Module, batches: Iterable[Batch], world: World) -> f
 def tensors(batch: Batch, device: torch.device) -> dict[str, Tensor]:
     """The objective's arguments, int64 on the device."""
     names = ("input_ids", "position_ids", "targets")
-    return {name: torch.as_tensor(batch[name]).to(device, torch.int64, non_blocking=True) for name in names}
+    return {
+        name: torch.as_tensor(batch[name]).to(device, torch.int64, non_blocking=True)
+        for name in names
+    }

@@ -22,7 +22,9 @@ from data_pipeline.svg import SVGRefused, canonicalise
 
 _FIRST_BYTES = 256  # of a refused drawing are kept
 _BATCH_ROWS = 128
-_BATCH_BYTES = 1 << 22  # raw drawings of a batch, more or less: a batch is in memory at three places
+_BATCH_BYTES = (
+    1 << 22
+)  # raw drawings of a batch, more or less: a batch is in memory at three places
 _INLINE_BATCHES = 8  # a smaller corpus is cleaned before a pool would be warm
 _BATCHES_AHEAD = 3  # of each process: bounds the memory, and keeps the order cheap
 
@@ -76,7 +78,9 @@ def clean_batch(rows: list[Row], config: PrepareConfig) -> list[CleanRow | Quara
         try:
             if not caption:
                 raise SVGRefused("no_caption", "the caption is empty")
-            if raw is None or row.svg is not raw:  # neighbours may be one drawing with several captions
+            if (
+                raw is None or row.svg is not raw
+            ):  # neighbours may be one drawing with several captions
                 raw = None
                 svg = canonicalise(row.svg, max_bytes=config.max_svg_bytes)
                 raw = row.svg
@@ -85,7 +89,9 @@ def clean_batch(rows: list[Row], config: PrepareConfig) -> list[CleanRow | Quara
             first = row.svg[:_FIRST_BYTES]
             first_bytes = first.encode("utf-8", "replace") if isinstance(first, str) else first
             detail = _text(refusal.detail)
-            cleaned.append(QuarantineRow(_text(row.id), row.source, refusal.reason, detail, first_bytes))
+            cleaned.append(
+                QuarantineRow(_text(row.id), row.source, refusal.reason, detail, first_bytes)
+            )
     return cleaned
 
 
@@ -97,7 +103,8 @@ def _cleaned(row: Row, svg: str, caption: str, config: PrepareConfig) -> CleanRo
         drawing=content_hash(svg),
         content=content_hash(svg, caption),
         concept=content_hash(row.concept),
-        validation=split_of(row.concept, seed=config.seed, validation_share=config.validation_share) == "validation",
+        validation=split_of(row.concept, seed=config.seed, validation_share=config.validation_share)
+        == "validation",
         tells=tells_its_caption(svg, caption),
     )
 

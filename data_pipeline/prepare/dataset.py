@@ -52,7 +52,9 @@ class PrepareReport:
     seconds: float
 
     def __str__(self) -> str:
-        quarantined = ", ".join(f"{reason} {number:,}" for reason, number in self.quarantined.items())
+        quarantined = ", ".join(
+            f"{reason} {number:,}" for reason, number in self.quarantined.items()
+        )
         seen = self.leakage
         return (
             f"{self.read:,} examples read = {self.written:,} written + {self.duplicates:,} duplicates + "
@@ -66,7 +68,9 @@ class PrepareReport:
         )
 
 
-def prepare(sources: Sequence[str], config: PrepareConfig, *, progress: bool = True) -> PrepareReport:
+def prepare(
+    sources: Sequence[str], config: PrepareConfig, *, progress: bool = True
+) -> PrepareReport:
     """Read the sources (see `mix` and `read_source`) and put a dataset (see `shards`) into `config.out`.
 
     Rows are in an order that depends on seed and ids, not on the order of the sources. Of equal examples (same
@@ -80,11 +84,20 @@ def prepare(sources: Sequence[str], config: PrepareConfig, *, progress: bool = T
         with tempfile.TemporaryDirectory(prefix="svgscribe-") as folder:
             counts, rows = _Counts(left_out=mixture.left_out), Fingerprints()
             bar = partial(tqdm, unit=" rows", mininterval=1.0, disable=not progress)
-            _spool(bar(chain.from_iterable(mixture.rows), desc="clean"), Path(folder), config, writer, counts, rows)
+            _spool(
+                bar(chain.from_iterable(mixture.rows), desc="clean"),
+                Path(folder),
+                config,
+                writer,
+                counts,
+                rows,
+            )
             decision = decide(rows)
             counts.decided(rows, decision)
             _check(counts, sources, config)
-            for split, row in bar(_shuffled(Path(folder), decision), desc="write", total=counts.written):
+            for split, row in bar(
+                _shuffled(Path(folder), decision), desc="write", total=counts.written
+            ):
                 writer.add(split, row)
                 counts.sources[row.source] += 1
         digest = writer.close()
@@ -139,7 +152,9 @@ class _Counts:
 def _check(counts: _Counts, sources: Sequence[str], config: PrepareConfig) -> None:
     """Raises DataError for a corpus that is no use, before it is written."""
     if counts.written == counts.validation:
-        refused = ", ".join(f"{reason} {number}" for reason, number in sorted(counts.quarantined.items()))
+        refused = ", ".join(
+            f"{reason} {number}" for reason, number in sorted(counts.quarantined.items())
+        )
         raise DataError(
             f"no row to train on in {', '.join(sources)}: {counts.read} read, "
             f"{counts.validation} for validation, refused: {refused or 'none'}"
@@ -170,7 +185,9 @@ def _spool(
                 writer.refuse(cleaned)
                 continue
             record = cleaned.place, tuple(cleaned.row), cleaned.content, len(rows)
-            pickle.dump(record, buckets[cleaned.place % _NUM_BUCKETS], protocol=pickle.HIGHEST_PROTOCOL)
+            pickle.dump(
+                record, buckets[cleaned.place % _NUM_BUCKETS], protocol=pickle.HIGHEST_PROTOCOL
+            )
             rows.content.append(cleaned.content)
             rows.drawing.append(cleaned.drawing)
             rows.concept.append(cleaned.concept)

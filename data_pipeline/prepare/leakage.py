@@ -29,9 +29,13 @@ def tells_its_caption(svg: str, caption: str) -> bool:
     """
     words = _WORD.findall(caption.lower())
     svg = svg.lower()
-    if not words or max(words, key=len) not in svg:  # nearly always, and a hundred times cheaper than the rest
+    if (
+        not words or max(words, key=len) not in svg
+    ):  # nearly always, and a hundred times cheaper than the rest
         return False
-    texts = [" ".join(_CHARACTER_DATA.findall(svg))] + (_VALUE.findall(svg) if len(words) > 1 else [])
+    texts = [" ".join(_CHARACTER_DATA.findall(svg))] + (
+        _VALUE.findall(svg) if len(words) > 1 else []
+    )
     phrase = f" {' '.join(words)} "
     return any(phrase in f" {' '.join(_WORD.findall(unescape(text)))} " for text in texts)
 

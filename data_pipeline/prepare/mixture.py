@@ -30,7 +30,9 @@ def parse_weight(spec: str) -> tuple[str, float | None]:
     if parts is None:
         return spec, None
     if float(parts[2]) == 0:
-        raise DataError(f"source {spec!r} has weight 0: give a positive weight, or leave the source out")
+        raise DataError(
+            f"source {spec!r} has weight 0: give a positive weight, or leave the source out"
+        )
     return parts[1], float(parts[2])
 
 
@@ -44,19 +46,27 @@ def mix(sources: Sequence[str], config: PrepareConfig, *, progress: bool = False
     rows = [islice(read_source(spec, config), config.max_rows) for spec, _ in specs]
     if all(weight is None for _, weight in specs):
         return Mixture([*rows], 0)
-    counted = [tqdm(source, desc="count", unit=" rows", mininterval=1.0, disable=not progress) for source in rows]
+    counted = [
+        tqdm(source, desc="count", unit=" rows", mininterval=1.0, disable=not progress)
+        for source in rows
+    ]
     sizes = [sum(1 for _ in source) for source in counted]
     weights = [1.0 if weight is None else weight for _, weight in specs]
     share = min(size / weight for size, weight in zip(sizes, weights, strict=True))
     chosen = [min(round(share * weight), size) for weight, size in zip(weights, sizes, strict=True)]
     mixed = [
-        compress(islice(read_source(spec, config), config.max_rows), _sample(num, size, config.seed, spec))
+        compress(
+            islice(read_source(spec, config), config.max_rows),
+            _sample(num, size, config.seed, spec),
+        )
         for (spec, _), num, size in zip(specs, chosen, sizes, strict=True)
     ]
     return Mixture([*mixed], sum(sizes) - sum(chosen))
 
 
-def _sample(num: int, size: int, seed: int, spec: str) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
+def _sample(
+    num: int, size: int, seed: int, spec: str
+) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
     """bool [size], `num` of them True."""
     mask = np.zeros(size, np.bool_)
     mask[np.random.default_rng(stable_hash(seed, spec)).permutation(size)[:num]] = True

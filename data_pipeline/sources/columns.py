@@ -54,7 +54,13 @@ def find_columns(found: Sequence[str], config: PrepareConfig, where: str) -> Col
         drawings = [spelt[name] for name in SVG_COLUMNS if name in spelt]
         if not drawings:
             raise DataError(
-                _missing(where, "drawings", found, (*SVG_COLUMNS, "the pair input, output"), "--svg-column")
+                _missing(
+                    where,
+                    "drawings",
+                    found,
+                    (*SVG_COLUMNS, "the pair input, output"),
+                    "--svg-column",
+                )
             )
         svg = drawings[0]
     else:
@@ -68,12 +74,20 @@ def _find_captions(found: Sequence[str], config: PrepareConfig, where: str) -> t
     spelt = {name.lower(): name for name in reversed(found)}
     captions = tuple(spelt[name] for name in CAPTION_COLUMNS if name in spelt)
     if not captions:
-        hint = "; svg-stack has none, text2svg-stack has" if {"filename", "svg"} <= spelt.keys() else ""
-        raise DataError(_missing(where, "captions", found, CAPTION_COLUMNS, "--caption-column") + hint)
+        hint = (
+            "; svg-stack has none, text2svg-stack has"
+            if {"filename", "svg"} <= spelt.keys()
+            else ""
+        )
+        raise DataError(
+            _missing(where, "captions", found, CAPTION_COLUMNS, "--caption-column") + hint
+        )
     return captions
 
 
-def _missing(where: str, what: str, found: Iterable[str], expected: Iterable[str], flag: str) -> str:
+def _missing(
+    where: str, what: str, found: Iterable[str], expected: Iterable[str], flag: str
+) -> str:
     return (
         f"{where} has no column of {what}, only {', '.join(sorted(found)) or 'none'}: "
         f"expected one of {', '.join(expected)}, or name it with {flag}"
@@ -107,14 +121,20 @@ def rows_of_record(
 
 
 def examples(
-    id_: str, svg: object, captions: Iterable[tuple[str, object]], source: str, config: PrepareConfig
+    id_: str,
+    svg: object,
+    captions: Iterable[tuple[str, object]],
+    source: str,
+    config: PrepareConfig,
 ) -> Iterator[Row]:
     """One drawing with the captions that `config.captions` chooses: each is a row, an example, the unit of all counts.
 
     Rows whose first captions are the same, whatever their case and spacing, are one concept. A drawing without
     a caption is a row with an empty one, and what is no drawing is an empty one: both go to quarantine.
     """
-    texts = [(name, text) for name, value in captions if (text := _text(value)).strip()] or [("", "")]
+    texts = [(name, text) for name, value in captions if (text := _text(value)).strip()] or [
+        ("", "")
+    ]
     drawing = svg if isinstance(svg, str | bytes) else ""
     concept = " ".join(texts[0][1].lower().split())
     if config.captions == "all" and len(texts) > 1:

@@ -24,7 +24,12 @@ def filesystem(folder: str) -> tuple[pyarrow.fs.FileSystem, str]:
         return pyarrow.fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(folder))
     try:
         fs, path = pyarrow.fs.FileSystem.from_uri(folder)
-    except (pa.ArrowInvalid, OSError, ValueError, ImportError) as error:  # the last two are fsspec's
+    except (
+        pa.ArrowInvalid,
+        OSError,
+        ValueError,
+        ImportError,
+    ) as error:  # the last two are fsspec's
         raise DataError(f"cannot open {folder!r}: {' '.join(str(error).split())}") from None
     return fs, str(path).rstrip("/")
 
@@ -75,8 +80,12 @@ def find_files(spec: str) -> tuple[str, list[SourceFile]]:
         raise DataError(
             f"source {spec!r} does not exist: give a file or folder of drawings, phosphor or scenes:N"
         ) from None
-    except Exception as error:  # the first contact: a hub raises what its library raises, httpx.ConnectError say
+    except (
+        Exception
+    ) as error:  # the first contact: a hub raises what its library raises, httpx.ConnectError say
         raise DataError(f"cannot read source {spec!r}: {' '.join(str(error).split())}") from error
     names = {file.path[len(path) :].lstrip("/"): file.path for file in found if file.is_file}
     hidden = {name for name in names if any(part.startswith(".") for part in name.split("/"))}
-    return info.base_name, [SourceFile(fs, names[name], name) for name in sorted(names.keys() - hidden)]
+    return info.base_name, [
+        SourceFile(fs, names[name], name) for name in sorted(names.keys() - hidden)
+    ]

@@ -33,7 +33,9 @@ def set_rows(icons: Mapping[str, Any]) -> Iterator[Row]:
         yield Row(f"{prefix}:{name}", svg, " ".join(words), prefix, concept(words[0].lower()))
 
 
-def _resolve(name: str, icons: Mapping[str, Any], aliases: Mapping[str, Any]) -> dict[str, Any] | None:
+def _resolve(
+    name: str, icons: Mapping[str, Any], aliases: Mapping[str, Any]
+) -> dict[str, Any] | None:
     """The icon with what its aliases change: sides are replaced, turns added, flips undo each other."""
     changes: dict[str, Any] = {}
     for _ in range(_MAX_PARENTS):
@@ -59,7 +61,9 @@ def _turns(entry: Mapping[str, Any]) -> int:
 
 def _is_sound(icon: Mapping[str, Any]) -> bool:
     numbers = (icon.get(key, 0) for key in _BOX)
-    return isinstance(icon.get("body"), str) and all(isinstance(number, int | float) for number in numbers)
+    return isinstance(icon.get("body"), str) and all(
+        isinstance(number, int | float) for number in numbers
+    )
 
 
 def _svg(icon: Mapping[str, Any]) -> str:

@@ -33,10 +33,15 @@ def line_drawings(num: int, *, seed: int = 0) -> Iterator[Row]:
     for i in range(num):
         random = np.random.default_rng((seed, i, 1))
         pen = str(random.choice(list(PENS)))
-        kinds = [str(random.choice(_CLOSED)), *map(str, random.choice(list(_PARTS), size=int(random.integers(0, 3))))]
+        kinds = [
+            str(random.choice(_CLOSED)),
+            *map(str, random.choice(list(_PARTS), size=int(random.integers(0, 3)))),
+        ]
         (outer, inner), *others = (_PARTS[kind](random, PENS[pen]) for kind in kinds)
         drawn = outer + ("" if pen == "filled" else inner) + "".join(map("".join, others))
-        body = (f'<path opacity=".2" d="{outer}"/>' if pen == "tinted" else "") + f'<path d="{drawn}"/>'
+        body = (
+            f'<path opacity=".2" d="{outer}"/>' if pen == "tinted" else ""
+        ) + f'<path d="{drawn}"/>'
         named = list(dict.fromkeys(kinds))
         parts = " and ".join([", ".join(named[:-1]), named[-1]] if named[1:] else named)
         caption = CAPTIONS[int(random.integers(len(CAPTIONS)))](pen, parts)
@@ -52,10 +57,16 @@ def _point(random: np.random.Generator, margin: float) -> tuple[float, float]:
 def _stroke(random: np.random.Generator, p: int) -> Outline:
     """A line of one or two segments with round ends, each segment across, down or in any direction."""
     points = [_point(random, p)]
-    angle = math.pi / 4 * int(random.integers(8)) if random.random() < 0.75 else random.uniform(0, 2 * math.pi)
+    angle = (
+        math.pi / 4 * int(random.integers(8))
+        if random.random() < 0.75
+        else random.uniform(0, 2 * math.pi)
+    )
     for _ in range(int(random.integers(1, 3))):
         length = random.uniform(20, 110)
-        points.append((points[-1][0] + length * math.cos(angle), points[-1][1] + length * math.sin(angle)))
+        points.append(
+            (points[-1][0] + length * math.cos(angle), points[-1][1] + length * math.sin(angle))
+        )
         angle += float(random.choice([-1, 1])) * random.uniform(math.pi / 4, 2 * math.pi / 3)
     there, back = _side(points, p), _side(points[::-1], p)
     arc = f"A{p} {p} 0 0 1 "
@@ -138,8 +149,13 @@ def _blob(random: np.random.Generator, p: int) -> Outline:
 def _loop(x: float, y: float, radii: list[float], way: int) -> str:
     turn = way * 2 * math.pi / len(radii)
     points = [(x + q * math.cos(k * turn), y + q * math.sin(k * turn)) for k, q in enumerate(radii)]
-    reach = 4 / 3 * math.tan(turn / 4)  # of the control points: exact to 1e-3 where the radii are equal
-    reaches = [(-q * reach * math.sin(k * turn), q * reach * math.cos(k * turn)) for k, q in enumerate(radii)]
+    reach = (
+        4 / 3 * math.tan(turn / 4)
+    )  # of the control points: exact to 1e-3 where the radii are equal
+    reaches = [
+        (-q * reach * math.sin(k * turn), q * reach * math.cos(k * turn))
+        for k, q in enumerate(radii)
+    ]
     path = f"M{_line(points[:1])}"
     for k in range(len(points)):
         (ax, ay), (bx, by) = points[k], points[(k + 1) % len(points)]

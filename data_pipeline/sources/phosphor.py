@@ -30,7 +30,9 @@ def _metadata() -> tuple[dict[str, Any], ...]:
     try:
         text = (files("py_phosphor_icons") / "search" / "metadata.json").read_text(encoding="utf-8")
     except ModuleNotFoundError:
-        raise DataError("the source 'phosphor' needs a package: pip install py-phosphor-icons==0.1.1") from None
+        raise DataError(
+            "the source 'phosphor' needs a package: pip install py-phosphor-icons==0.1.1"
+        ) from None
     return tuple(json.loads(text))
 
 
@@ -56,7 +58,9 @@ def caption(name: str, weight: str, category: str, tags: list[str]) -> str:
         sentence += f", from the {category} category"
     about = [tag for tag in tags if not tag.startswith("*") and tag != words][:NUM_CAPTION_TAGS]
     if about:
-        sentence += f", about {' and '.join([', '.join(about[:-1]), about[-1]] if about[1:] else about)}"
+        sentence += (
+            f", about {' and '.join([', '.join(about[:-1]), about[-1]] if about[1:] else about)}"
+        )
     return f"{sentence}."
 
 

@@ -46,7 +46,9 @@ def read_source(spec: str, config: PrepareConfig) -> Iterator[Row]:
     if spec.startswith("scenes:"):
         return _scenes(spec)
     source, files = find_files(spec)
-    files = [file for file in files if file.name != QUARANTINE]  # of a prepared dataset, which is a source too
+    files = [
+        file for file in files if file.name != QUARANTINE
+    ]  # of a prepared dataset, which is a source too
     if found := _ending(files, PARQUET):
         return chain.from_iterable([parquet_rows(file, source, config) for file in found])
     if found := _ending(files, TARS):
@@ -55,11 +57,17 @@ def read_source(spec: str, config: PrepareConfig) -> Iterator[Row]:
         return folder_rows(found, files, source, config)
     if found := _ending(files, JSONS):
         sets = [file for file in found if _is_iconify(file)]
-        return _chained(_icon_set, sets, source, config) if sets else _chained(json_rows, found, source, config)
+        return (
+            _chained(_icon_set, sets, source, config)
+            if sets
+            else _chained(json_rows, found, source, config)
+        )
     if not files:
         raise DataError(f"source {spec!r} is an empty folder: {_EXPECTED}")
     suffixes = sorted({"." + file.name.rpartition(".")[2] for file in files})
-    raise DataError(f"source {spec!r} holds no drawings, only {', '.join(suffixes[:5])}: {_EXPECTED}")
+    raise DataError(
+        f"source {spec!r} holds no drawings, only {', '.join(suffixes[:5])}: {_EXPECTED}"
+    )
 
 
 def _ending(files: Sequence[SourceFile], suffixes: tuple[str, ...]) -> list[SourceFile]:
@@ -90,13 +98,17 @@ def _icon_set(file: SourceFile, source: str, config: PrepareConfig) -> Iterator[
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file.path} is not JSON: {error}") from None
     if not is_set(icons):
-        raise DataError(f"{file.path} is not an Iconify set: expected an object with prefix and icons")
+        raise DataError(
+            f"{file.path} is not an Iconify set: expected an object with prefix and icons"
+        )
     return set_rows(icons)
 
 
 def _scenes(spec: str) -> Iterator[Row]:
     parts = re.fullmatch(r"scenes:(\d+)(?::(\d+))?(?::(plain|list))?", spec)
     if not parts:
-        raise DataError(f"source {spec!r}: write scenes:N, scenes:N:SEED or scenes:N:SEED:STYLE (plain or list)")
+        raise DataError(
+            f"source {spec!r}: write scenes:N, scenes:N:SEED or scenes:N:SEED:STYLE (plain or list)"
+        )
     style: Style = "list" if parts[3] == "list" else "plain"
     return scenes(int(parts[1]), seed=int(parts[2] or 0), style=style)

@@ -88,7 +88,9 @@ def _sentence(first: Thing, relation: str | None = None, second: Thing | None = 
 
 def _table(first: Thing, relation: str | None = None, second: Thing | None = None) -> str:
     things = [first] if second is None else [first, second]
-    colours, sizes, shapes = (", ".join(getattr(t, name) for t in things) for name in ("colour", "size", "shape"))
+    colours, sizes, shapes = (
+        ", ".join(getattr(t, name) for t in things) for name in ("colour", "size", "shape")
+    )
     last = f"first {relation} second" if second else f"{first.count} in a row"
     return f"Colours {colours}; sizes {sizes}; shapes {shapes}; {last}"
 
@@ -113,7 +115,12 @@ def _list(first: Thing, relation: str | None = None, second: Thing | None = None
     return f"{listed} at the {where}; {second.shape} x1 ({second.colour}, {second.size}) opposite."
 
 
-_OPPOSITE = {"left": "to the right of", "right": "to the left of", "top": "below", "bottom": "above"}
+_OPPOSITE = {
+    "left": "to the right of",
+    "right": "to the left of",
+    "top": "below",
+    "bottom": "above",
+}
 _SHORT = {"to the left of": "left", "to the right of": "right", "above": "top", "below": "bottom"}
 _CAPTIONS: dict[Style, Callable[..., str]] = {
     "plain": _plain, "sentence": _sentence, "table": _table, "compact": _compact, "where": _where, "list": _list,
@@ -177,4 +184,6 @@ def _outline(shape: str, x: int, y: int, r: int) -> str:
     if shape == "diamond":
         return f"m{x} {y - r} {r} {r} -{r} {r} -{r} -{r}z".replace(" -", "-")
     a, b = r // 3, r - r // 3  # a four-pointed star: inner corners at (±a, ±a)
-    return f"m{x} {y - r} {a} {b} {b} {a} -{b} {a} -{a} {b} -{a} -{b} -{b} -{a} {b} -{a}z".replace(" -", "-")
+    return f"m{x} {y - r} {a} {b} {b} {a} -{b} {a} -{a} {b} -{a} -{b} -{b} -{a} {b} -{a}z".replace(
+        " -", "-"
+    )

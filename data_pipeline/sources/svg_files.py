@@ -15,7 +15,13 @@ from data_pipeline.sources.record import Row
 from data_pipeline.sources.tabular import json_records
 
 SVG_SUFFIXES = (".svg", ".svgz")
-CAPTION_FILES = ("captions.json", "captions.jsonl", "captions.csv", "metadata.jsonl", "metadata.csv")
+CAPTION_FILES = (
+    "captions.json",
+    "captions.jsonl",
+    "captions.csv",
+    "metadata.jsonl",
+    "metadata.csv",
+)
 _MAX_CAPTION_BYTES = 1 << 20
 _HEAD_SAMPLES = 100  # of a tar: without any caption in them there is none
 
@@ -29,7 +35,9 @@ def folder_rows(
     by_name = {file.name: file for file in files}
     captions = _caption_file(by_name, config)
     if not captions and not any(_stem(drawing.name) + ".txt" in by_name for drawing in drawings):
-        raise DataError(f"{source} has no captions: put {', '.join(CAPTION_FILES)} or a .txt beside each .svg into it")
+        raise DataError(
+            f"{source} has no captions: put {', '.join(CAPTION_FILES)} or a .txt beside each .svg into it"
+        )
     return _folder_rows(drawings, by_name, captions, source, config)
 
 
@@ -78,7 +86,9 @@ def _caption_file(by_name: dict[str, SourceFile], config: PrepareConfig) -> dict
     stand_in = {"svg_column": names[0], "id_column": config.id_column or None}
     columns = find_columns(names, config.model_copy(update=stand_in), found.path)
     if not columns.id:
-        raise DataError(f"{found.path} has no column of files, only {', '.join(names)}: name it with --id-column")
+        raise DataError(
+            f"{found.path} has no column of files, only {', '.join(names)}: name it with --id-column"
+        )
     captions: dict[str, Captions] = {}
     for record in records:
         texts = [(name, record.get(name)) for name in columns.captions]
@@ -95,7 +105,9 @@ def _caption_object(file: SourceFile) -> dict[str, Captions]:
     if not isinstance(captions, dict):
         raise DataError(f"{file.path} must be an object of file names and captions")
     return {
-        name: [(str(n), text) for n, text in enumerate(value)] if isinstance(value, list) else [("0", value)]
+        name: [(str(n), text) for n, text in enumerate(value)]
+        if isinstance(value, list)
+        else [("0", value)]
         for name, value in captions.items()
     }
 
@@ -125,9 +137,13 @@ def _samples(file: SourceFile, config: PrepareConfig) -> Iterator[tuple[str, byt
                     if suffix in SVG_SUFFIXES:
                         svg = _read(archive, member, config.max_svg_bytes + 1)
                     elif suffix == ".txt":
-                        captions.append(("txt", _caption_text(_read(archive, member, _MAX_CAPTION_BYTES))))
+                        captions.append(
+                            ("txt", _caption_text(_read(archive, member, _MAX_CAPTION_BYTES)))
+                        )
                     elif suffix == ".json":
-                        captions += _json_captions(_read(archive, member, _MAX_CAPTION_BYTES), config)
+                        captions += _json_captions(
+                            _read(archive, member, _MAX_CAPTION_BYTES), config
+                        )
                 if svg is not None:
                     yield key, svg, captions
     except (tarfile.TarError, EOFError, OSError) as error:

@@ -45,7 +45,9 @@ def parquet_rows(file: SourceFile, source: str, config: PrepareConfig) -> Iterat
 def _check_types(schema: pa.Schema, columns: Columns, where: str) -> None:
     for column in (columns.svg, *columns.captions):
         found = kind = schema.field(column).type
-        may_be_list = column != columns.svg and (pa.types.is_list(kind) or pa.types.is_large_list(kind))
+        may_be_list = column != columns.svg and (
+            pa.types.is_list(kind) or pa.types.is_large_list(kind)
+        )
         if may_be_list or pa.types.is_dictionary(kind):
             kind = kind.value_type
         if kind not in _TEXT and not (kind in _BYTES and (column == columns.svg or columns.pair)):
@@ -58,7 +60,9 @@ def _parquet_records(file: SourceFile, columns: Columns) -> Iterator[dict[str, A
             for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns.all()):
                 yield from _readable(batch)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file.path} cannot be read to its end: {' '.join(str(error).split())}") from None
+        raise DataError(
+            f"{file.path} cannot be read to its end: {' '.join(str(error).split())}"
+        ) from None
 
 
 def _readable(batch: pa.RecordBatch) -> list[dict[str, Any]]:
@@ -67,7 +71,10 @@ def _readable(batch: pa.RecordBatch) -> list[dict[str, Any]]:
         return list(batch.to_pylist())
     except UnicodeDecodeError:
         columns = [_decoded(column) for column in batch.columns]
-        return [dict(zip(batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
+        return [
+            dict(zip(batch.schema.names, values, strict=True))
+            for values in zip(*columns, strict=True)
+        ]
 
 
 def _decoded(column: pa.Array) -> list[Any]:
@@ -96,7 +103,9 @@ def json_rows(file: SourceFile, source: str, config: PrepareConfig) -> Iterator[
 def _check_pair(records: Iterator[dict[str, Any]], columns: Columns, where: str) -> None:
     sides = (columns.svg, *columns.captions)
     if not any(is_drawing(record.get(side)) for record in records for side in sides):
-        raise DataError(f"{where}: neither {' nor '.join(sides)} holds an SVG in the first {_HEAD_RECORDS} records")
+        raise DataError(
+            f"{where}: neither {' nor '.join(sides)} holds an SVG in the first {_HEAD_RECORDS} records"
+        )
 
 
 def json_records(file: SourceFile) -> Iterator[dict[str, Any]]:

@@ -20,7 +20,9 @@ from data_pipeline.stream.encode import Example, PromptEncoder
 _CHECKSUM_BYTES = 32
 
 
-def encode_cached(encoder: PromptEncoder, pairs: Sequence[tuple[str, str]], folder: str) -> list[Example]:
+def encode_cached(
+    encoder: PromptEncoder, pairs: Sequence[tuple[str, str]], folder: str
+) -> list[Example]:
     """`encoder.encode_batch(pairs)`, read from the folder if it is there, else put there.
 
     Any number of processes may share the folder. Raises DataError when it cannot be read or written.
@@ -34,7 +36,9 @@ def encode_cached(encoder: PromptEncoder, pairs: Sequence[tuple[str, str]], fold
             _write(fs, path, name, _to_bytes(examples))
             return examples
     except OSError as error:
-        raise DataError(f"cannot use data.cache={folder!r}: {error}; choose another folder, or null") from error
+        raise DataError(
+            f"cannot use data.cache={folder!r}: {error}; choose another folder, or null"
+        ) from error
     return _from_bytes(content)
 
 
@@ -47,7 +51,9 @@ def _read(fs: pyarrow.fs.FileSystem, path: str, name: str) -> bytes | None:
         return None
     content = found[_CHECKSUM_BYTES:]
     if found[:_CHECKSUM_BYTES] != _checksum(name, content):
-        warnings.warn(f"{file} does not hold what was written there: it is encoded anew", stacklevel=3)
+        warnings.warn(
+            f"{file} does not hold what was written there: it is encoded anew", stacklevel=3
+        )
         return None
     return content
 
@@ -79,12 +85,18 @@ def _to_bytes(examples: Sequence[Example]) -> bytes:
     sizes = [len(example.input_ids) for example in examples]
     prompts = [example.num_prompt_tokens for example in examples]
     head = np.array([len(examples), *sizes, *prompts], "<i4")
-    return b"".join([head.tobytes(), *(example.input_ids.astype("<i4").tobytes() for example in examples)])
+    return b"".join(
+        [head.tobytes(), *(example.input_ids.astype("<i4").tobytes() for example in examples)]
+    )
 
 
 def _from_bytes(content: bytes) -> list[Example]:
     numbers: npt.NDArray[np.int32] = np.frombuffer(content, "<i4").astype(np.int32)
     count = int(numbers[0])
-    sizes, prompts, tokens = numbers[1 : 1 + count], numbers[1 + count : 1 + 2 * count], numbers[1 + 2 * count :]
+    sizes, prompts, tokens = (
+        numbers[1 : 1 + count],
+        numbers[1 + count : 1 + 2 * count],
+        numbers[1 + 2 * count :],
+    )
     parts = np.split(tokens, np.cumsum(sizes)[:-1])
     return [Example.of(ids, int(prompt)) for ids, prompt in zip(parts, prompts, strict=True)]

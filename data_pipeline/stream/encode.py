@@ -114,7 +114,9 @@ class PromptEncoder:
     def _control_id(self, token: str) -> int:
         index = self._template.token_to_id(token)
         if index is None:
-            raise DataError(f"the tokenizer has no token {token}: give the tokenizer of a Gemma 2 model")
+            raise DataError(
+                f"the tokenizer has no token {token}: give the tokenizer of a Gemma 2 model"
+            )
         return int(index)
 
     @staticmethod
@@ -127,7 +129,9 @@ def _load(tokenizer: str) -> Tokenizer:
     if file.is_file():
         return Tokenizer.from_file(str(file))
     if Path(tokenizer).exists():
-        raise DataError(f"{tokenizer} holds no tokenizer.json: save the model's tokenizer beside its weights")
+        raise DataError(
+            f"{tokenizer} holds no tokenizer.json: save the model's tokenizer beside its weights"
+        )
     try:
         return Tokenizer.from_pretrained(tokenizer)
     except Exception as error:  # the hub client raises bare Exceptions of many kinds
@@ -139,7 +143,9 @@ def _load(tokenizer: str) -> Tokenizer:
 def _without_control_tokens(template: Tokenizer) -> Tokenizer:
     spec = json.loads(template.to_str())
     spec["added_tokens"] = [
-        token for token in spec["added_tokens"] if not token["special"] and _PLAIN_ADDED.fullmatch(token["content"])
+        token
+        for token in spec["added_tokens"]
+        if not token["special"] and _PLAIN_ADDED.fullmatch(token["content"])
     ]
     content = Tokenizer.from_str(json.dumps(spec))
     content.no_truncation()

@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 from data_pipeline.shards import filesystem
 from data_pipeline.stream.token_stream import Batch, Stream
 
-_SCHEMA = pa.schema([("epoch", pa.int32()), ("step", pa.int32()), ("rank", pa.int32()), ("row_id", pa.string())])
+_SCHEMA = pa.schema(
+    [("epoch", pa.int32()), ("step", pa.int32()), ("rank", pa.int32()), ("row_id", pa.string())]
+)
 
 
 class Ledger:
@@ -35,7 +37,9 @@ class Ledger:
         selector = pyarrow.fs.FileSelector(self._path, allow_not_found=True)
         for info in self._fs.get_file_info(selector):
             last_step = info.base_name.partition("-")[0]
-            if not last_step.isdigit() or int(last_step) > step:  # not a number: left by a killed writer
+            if (
+                not last_step.isdigit() or int(last_step) > step
+            ):  # not a number: left by a killed writer
                 self._fs.delete_file(info.path)
 
     def add(self, step: int, micro_batches: Sequence[Batch]) -> None:
@@ -52,7 +56,9 @@ class Ledger:
             return
         (epochs, steps, rows), self._pending = np.concatenate(self._pending, axis=1), []
         ranks = np.full_like(rows, self._rank)
-        table = pa.table([epochs, steps, ranks, self._stream.row_ids(rows.tolist())], schema=_SCHEMA)
+        table = pa.table(
+            [epochs, steps, ranks, self._stream.row_ids(rows.tolist())], schema=_SCHEMA
+        )
         name = f"{last_step:08d}-{self._rank}.parquet"
         self._fs.create_dir(self._path, recursive=True)
         pq.write_table(table, f"{self._path}/.{name}", filesystem=self._fs)

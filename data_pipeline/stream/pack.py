@@ -51,7 +51,9 @@ def _concatenate(examples: Sequence[Example], members: list[int]) -> PackedRow:
     parts = [examples[i] for i in members]
     return PackedRow(
         input_ids=np.concatenate([part.input_ids for part in parts]),
-        position_ids=np.concatenate([np.arange(len(part.input_ids), dtype=np.int32) for part in parts]),
+        position_ids=np.concatenate(
+            [np.arange(len(part.input_ids), dtype=np.int32) for part in parts]
+        ),
         targets=np.concatenate([part.targets for part in parts]),
         members=tuple(members),
     )

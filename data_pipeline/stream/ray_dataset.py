@@ -44,7 +44,12 @@ def data_config() -> ray.train.DataConfig:
 
 
 def batches(
-    shard: ray.data.DataIterator, *, micro_batch_rows: int, rank: int, num_workers: int, prefetch: int
+    shard: ray.data.DataIterator,
+    *,
+    micro_batch_rows: int,
+    rank: int,
+    num_workers: int,
+    prefetch: int,
 ) -> Iterator[tuple[Batch, Position]]:
     """A worker's micro-batches, as `deal` gives them; about `prefetch` of them are held ready."""
     chunks = shard.iter_batches(
@@ -74,12 +79,16 @@ class _Windows(Datasource):
         self._stream, self._start, self._num_workers = stream, start, num_workers
 
     def get_read_tasks(
-        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+        self,
+        parallelism: int,
+        per_task_row_limit: int | None = None,
+        data_context: DataContext | None = None,
     ) -> list[ReadTask]:
         unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
         blocks = partial(_blocks, self._stream, self._start, self._num_workers)
         return [
-            ReadTask(partial(blocks, number), unknown) for number in range(self._start.window, self._stream.num_windows)
+            ReadTask(partial(blocks, number), unknown)
+            for number in range(self._start.window, self._stream.num_windows)
         ]
 
     def estimate_inmemory_data_size(self) -> None:

@@ -75,7 +75,9 @@ class Stream:
         """Packed rows of a window, 0 ≤ number < num_windows: a pure function of shards, config and number."""
         epoch, turn = divmod(number, self.num_windows_per_epoch)
         seed = self.config.seed
-        window = int(np.random.default_rng((seed, epoch)).permutation(self.num_windows_per_epoch)[turn])
+        window = int(
+            np.random.default_rng((seed, epoch)).permutation(self.num_windows_per_epoch)[turn]
+        )
         # + 1: numpy seeds (seed, epoch, 0) and (seed, epoch) alike.
         order = np.random.default_rng((seed, epoch, window + 1))
         return self._pack(self._examples("train", window, self.num_train_rows), number, order)
@@ -111,17 +113,23 @@ class Stream:
     def _read(self, split: str, window: int, num_rows: int) -> tuple[int, list[ShardRow]]:
         """Number of the window's first row in the split, and its rows."""
         start = window * self.config.window_rows
-        return start, _shards(self.config.shards).read(split, start, min(start + self.config.window_rows, num_rows))
+        return start, _shards(self.config.shards).read(
+            split, start, min(start + self.config.window_rows, num_rows)
+        )
 
     def _examples(self, split: str, window: int, num_rows: int) -> list[_Numbered]:
         first, rows = self._read(split, window, num_rows)
         encoder = _encoder(self.tokenizer, self.config.system)
         pairs = [(row.svg, row.caption) for row in rows]
         cache = self.config.cache
-        examples = encoder.encode_batch(pairs) if cache is None else encode_cached(encoder, pairs, cache)
+        examples = (
+            encoder.encode_batch(pairs) if cache is None else encode_cached(encoder, pairs, cache)
+        )
         return [*enumerate(examples, first)]
 
-    def _pack(self, examples: Sequence[_Numbered], number: int, order: np.random.Generator | None = None) -> Batch:
+    def _pack(
+        self, examples: Sequence[_Numbered], number: int, order: np.random.Generator | None = None
+    ) -> Batch:
         length = self.config.max_row_tokens
         encoder = _encoder(self.tokenizer, self.config.system)
         if order is not None:
@@ -149,7 +157,9 @@ class Stream:
             columns["rows"] = _padded(rows, max(1, length // encoder.min_tokens), -1)
         return columns
 
-    def _fitted(self, encoder: PromptEncoder, examples: Sequence[_Numbered]) -> tuple[list[_Numbered], int]:
+    def _fitted(
+        self, encoder: PromptEncoder, examples: Sequence[_Numbered]
+    ) -> tuple[list[_Numbered], int]:
         """The examples that fit into a packed row, and how many of them had to be truncated for it."""
         fitting: list[_Numbered] = []
         num_truncated = 0
@@ -208,8 +218,14 @@ def _groups(windows: Iterable[Batch], num_rows: int) -> Iterator[Batch]:
 
 def _after(rows: Batch) -> Position:
     """The position after the last of these rows."""
-    window, index, window_rows = (int(rows[name][-1]) for name in ("window", "index", "window_rows"))
-    return Position(window, index + 1, window_rows) if index + 1 < window_rows else Position(window + 1)
+    window, index, window_rows = (
+        int(rows[name][-1]) for name in ("window", "index", "window_rows")
+    )
+    return (
+        Position(window, index + 1, window_rows)
+        if index + 1 < window_rows
+        else Position(window + 1)
+    )
 
 
 def _part(rows: Batch, part: slice) -> Batch:
@@ -223,13 +239,22 @@ def _concatenate(head: Batch, tail: Batch) -> Batch:
 def _filler(rows: Batch, num_rows: int) -> Batch:
     """The last row again and again, with nothing to learn and nothing to count in it."""
     filler = {name: np.repeat(column[-1:], num_rows, axis=0) for name, column in rows.items()}
-    nothing = {"targets": IGNORED, "num_examples": 0, "num_tokens": 0, "left_out": 0, "truncated": 0, "rows": -1}
+    nothing = {
+        "targets": IGNORED,
+        "num_examples": 0,
+        "num_tokens": 0,
+        "left_out": 0,
+        "truncated": 0,
+        "rows": -1,
+    }
     for name in nothing.keys() & filler.keys():
         filler[name][:] = nothing[name]
     return filler
 
 
-def validation_batches(stream: Stream, *, micro_batch_rows: int, rank: int, num_workers: int) -> list[Batch]:
+def validation_batches(
+    stream: Stream, *, micro_batch_rows: int, rank: int, num_workers: int
+) -> list[Batch]:
     """This worker's share of the validation split, without Ray; all workers get as many batches."""
     windows = stream.validation_windows()
     dealt = deal(windows, micro_batch_rows=micro_batch_rows, rank=rank, num_workers=num_workers)

@@ -34,15 +34,24 @@ def arc_form(
         middle_x, middle_y = arc_middle(dx, dy, rx, ry, phi, large, sweep)
         written_x, written_y = written_dx, written_dy
         if is_arc:
-            written_x, written_y = arc_middle(written_dx, written_dy, written_rx, written_ry, phi, large, sweep)
-        off_x, off_y = (2 * x0 + middle_x) * k - 2 * px - written_x, (2 * y0 + middle_y) * k - 2 * py - written_y
+            written_x, written_y = arc_middle(
+                written_dx, written_dy, written_rx, written_ry, phi, large, sweep
+            )
+        off_x, off_y = (
+            (2 * x0 + middle_x) * k - 2 * px - written_x,
+            (2 * y0 + middle_y) * k - 2 * py - written_y,
+        )
         if phi and written_rx != written_ry:
             turned = f" {format_number(phi, 1)}"
     if off_x * off_x + off_y * off_y <= 4 * SLACK * SLACK:
         if not is_arc:
             return "l", None
-        return "a", turned + ((" 1 1" if large else " 0 1") if sweep else (" 1 0" if large else " 0 0"))
-    return "c", arc_cubics(x0, y0, dx, dy, rx, ry, phi if rx != ry else 0.0, large, sweep, big=512 / k)
+        return "a", turned + (
+            (" 1 1" if large else " 0 1") if sweep else (" 1 0" if large else " 0 0")
+        )
+    return "c", arc_cubics(
+        x0, y0, dx, dy, rx, ry, phi if rx != ry else 0.0, large, sweep, big=512 / k
+    )
 
 
 def arc_middle(
@@ -54,7 +63,9 @@ def arc_middle(
     """
     if phi:
         cos, sin = math.cos(math.radians(phi)), math.sin(math.radians(phi))
-        middle_x, middle_y = arc_middle(dx * cos + dy * sin, dy * cos - dx * sin, rx, ry, 0.0, large, sweep)
+        middle_x, middle_y = arc_middle(
+            dx * cos + dy * sin, dy * cos - dx * sin, rx, ry, 0.0, large, sweep
+        )
         return middle_x * cos - middle_y * sin, middle_x * sin + middle_y * cos
     u, v = dx / rx, dy / ry
     bow = arc_bow(u, v, 2.0, large, sweep)

@@ -22,7 +22,9 @@ MAX_MOVED = GRID * GRID / 225
 MAX_MOVED_BY_FAR = GRID * GRID / 22
 MAX_REFINED = 1_500  # characters
 MAX_DENSE = 500_000
-MAX_REMEMBERED = 96  # characters of what says what is shown: a hostile corpus must not fill the memory
+MAX_REMEMBERED = (
+    96  # characters of what says what is shown: a hostile corpus must not fill the memory
+)
 MAX_STRETCH = 0.002  # between the picture's aspect and the viewBox's: below it nobody meant it
 _OF_THE_PAGE = ("x", "y", "width", "height", "viewBox", "preserveAspectRatio", "transform", "href")
 
@@ -51,7 +53,9 @@ def canonicalise(svg: str | bytes, *, max_bytes: int = 4_000_000) -> str:
             node.attributes = attributes
         fine, _ = _write(drawing, space, view_box, max_bytes, more_decimals=1)
         # Decided on what is written, or a second pass could decide otherwise.
-        text, shows = _write(drawing, replace(space, scale=1.0, origin=(0.0, 0.0)), view_box, max_bytes)
+        text, shows = _write(
+            drawing, replace(space, scale=1.0, origin=(0.0, 0.0)), view_box, max_bytes
+        )
     except PathError as error:
         raise SVGRefused("bad_number", str(error)) from None
     return fine if shows else text
@@ -63,7 +67,9 @@ def _read(svg: str | bytes, max_bytes: int) -> tuple[Drawing, Space, str]:
     if SHAPES.isdisjoint(drawing.tags):
         raise SVGRefused("empty", "nothing is drawn")
     attributes = drawing.nodes[0].attributes
-    values = [attributes.get(name, "") for name in ("viewBox", "width", "height", "preserveAspectRatio")]
+    values = [
+        attributes.get(name, "") for name in ("viewBox", "width", "height", "preserveAspectRatio")
+    ]
     space, view_box = (_page_short if sum(map(len, values)) < MAX_REMEMBERED else _page)(*values)
     for name in _OF_THE_PAGE:
         attributes.pop(name, None)
@@ -82,7 +88,9 @@ def _write(
     attributes["viewBox"] = view_box
     text = serialise(drawing.nodes[0])
     if len(text) > max_bytes:
-        raise SVGRefused("too_large", f"{len(text):,} characters when canonical, more than {max_bytes:,}")
+        raise SVGRefused(
+            "too_large", f"{len(text):,} characters when canonical, more than {max_bytes:,}"
+        )
     shows = moved > MAX_MOVED and len(text) <= MAX_REFINED
     return text, shows or (moved > MAX_MOVED_BY_FAR and len(text) <= MAX_DENSE)
 
@@ -114,10 +122,17 @@ def _viewport(box: list[float], aspect: float, preserve: str) -> list[float]:
     if "none" in preserve or abs(aspect * height / width - 1) < MAX_STRETCH:
         return box
     wider = aspect > width / height
-    grown_width, grown_height = (height * aspect, height) if wider != ("slice" in preserve) else (width, width / aspect)
+    grown_width, grown_height = (
+        (height * aspect, height) if wider != ("slice" in preserve) else (width, width / aspect)
+    )
     share_x = 0.0 if "xMin" in preserve else 1.0 if "xMax" in preserve else 0.5
     share_y = 0.0 if "YMin" in preserve else 1.0 if "YMax" in preserve else 0.5
-    return [x - (grown_width - width) * share_x, y - (grown_height - height) * share_y, grown_width, grown_height]
+    return [
+        x - (grown_width - width) * share_x,
+        y - (grown_height - height) * share_y,
+        grown_width,
+        grown_height,
+    ]
 
 
 def _wrap(drawing: Drawing, space: Space) -> tuple[Drawing, Space]:

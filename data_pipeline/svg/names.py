@@ -39,5 +39,8 @@ PRESENTATION = frozenset(_PRESENTATION.split())
 STYLE_ONLY = ("mix-blend-mode", "isolation", "font")  # CSS has no attribute for these
 
 ATTRIBUTE_ORDER = {
-    name: n for n, name in enumerate(["id", "href", *_GEOMETRY.split(), *_PRESENTATION.split(), "style", "points", "d"])
+    name: n
+    for n, name in enumerate(
+        ["id", "href", *_GEOMETRY.split(), *_PRESENTATION.split(), "style", "points", "d"]
+    )
 }

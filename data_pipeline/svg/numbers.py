@@ -5,7 +5,9 @@ from functools import lru_cache
 
 NUMBER = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 MAX_NUMBER = 1e7  # far outside any drawing, and far inside what a float holds exactly
-MAGIC = 1.5 * 2**52  # value + MAGIC is MAGIC plus the value rounded, halves to even: there floats are 1 apart
+MAGIC = (
+    1.5 * 2**52
+)  # value + MAGIC is MAGIC plus the value rounded, halves to even: there floats are 1 apart
 MAX_CACHED = 50_000  # texts of numbers: a hostile corpus must not fill the memory
 
 

@@ -13,7 +13,9 @@ from data_pipeline.svg.numbers import MAGIC, NUMBER, PathError, Readings, Texts,
 
 _COMMANDS = {letter: (letter.lower(), letter.islower()) for letter in "MmZzLlHhVvCcSsQqTtAa"}
 _TOKEN = re.compile(rf"(?>{NUMBER.pattern})|[^\s,]")  # the last: a letter, or what cannot be
-_COMMON_TOKEN = re.compile(r"[-0-9][0-9]*+\.?+[0-9]*+|\.[0-9]++|[^\s,]")  # the same faster, where no exponent or + is
+_COMMON_TOKEN = re.compile(
+    r"[-0-9][0-9]*+\.?+[0-9]*+|\.[0-9]++|[^\s,]"
+)  # the same faster, where no exponent or + is
 _FLAGS = ("0", "1")
 _DOT = "h.1-.1"  # there and back, so that what follows stays where it is
 
@@ -28,7 +30,12 @@ _HEADS = [Texts(decimals, "") for decimals in range(6)]  # after a letter
 
 
 def scale_path(
-    d: str, scale: float, origin: tuple[float, float] = (0.0, 0.0), decimals: int = 0, *, measured: bool = False
+    d: str,
+    scale: float,
+    origin: tuple[float, float] = (0.0, 0.0),
+    decimals: int = 0,
+    *,
+    measured: bool = False,
 ) -> tuple[str, float]:
     """`M0,0H24V12z`, scale 2 → `m0 0h48v24z`: (point - origin) * scale, rounded. What is written are differences of
     rounded absolute points, so that rounding never accumulates.
@@ -43,10 +50,16 @@ def scale_path(
     k, texts, heads = scale * 10**decimals, _TEXTS[decimals], _HEADS[decimals]
     try:
         try:
-            return _rewrite(words, values, k, -origin[0], -origin[1], texts.known, heads.known, measured)
+            return _rewrite(
+                words, values, k, -origin[0], -origin[1], texts.known, heads.known, measured
+            )
         except KeyError:  # a number that was never written before
             return _rewrite(words, values, k, -origin[0], -origin[1], texts, heads, measured)
-    except (TypeError, ValueError, IndexError):  # a letter (None) or the end where a number should be
+    except (
+        TypeError,
+        ValueError,
+        IndexError,
+    ):  # a letter (None) or the end where a number should be
         raise PathError(f"too few or too many numbers in path data {d.strip()[:40]!r}") from None
 
 
@@ -58,10 +71,17 @@ def _rewrite(
     which goes away in differences; the radii qrx and qry are without); px and py are those of the point before."""
     parts: list[str] = []
     letter = "z"  # last one written; the next of the same kind leaves it out
-    num_before, vanished = 0, False  # parts before this subpath's segments; was one of these rounded away?
+    num_before, vanished = (
+        0,
+        False,
+    )  # parts before this subpath's segments; was one of these rounded away?
     x, y = start_x, start_y = base_x, base_y
     px, py = start_px, start_py = MAGIC, MAGIC
-    mirror, mirror_x, mirror_y = "", 0.0, 0.0  # the last control point read: `s` and `t` mean its mirror image
+    mirror, mirror_x, mirror_y = (
+        "",
+        0.0,
+        0.0,
+    )  # the last control point read: `s` and `t` mean its mirror image
     control_x = control_y = 0.0  # the last one written
     slip = last_u = last_v = last_slip_u = last_slip_v = 0.0
     kind, relative = "", False
@@ -92,7 +112,9 @@ def _rewrite(
                 x2, y2, x_, y_ = values[n : n + 4]
                 n += 4
                 x1, y1 = (2 * x - mirror_x, 2 * y - mirror_y) if mirror == "c" else (x, y)
-                q1x, q1y, form = _smooth(x1 * k, y1 * k, px, py, control_x, control_y, letter in "cs", "sc")
+                q1x, q1y, form = _smooth(
+                    x1 * k, y1 * k, px, py, control_x, control_y, letter in "cs", "sc"
+                )
                 d1x, d1y = q1x - px, q1y - py
                 x, y = x_, y_
             mirror, mirror_x, mirror_y = "c", from_x + x2, from_y + y2
@@ -107,11 +129,15 @@ def _rewrite(
             else:
                 if form == letter:
                     if form == "c":
-                        parts.append(f"{texts[d1x]}{texts[d1y]}{texts[d2x]}{texts[d2y]}{texts[dx]}{texts[dy]}")
+                        parts.append(
+                            f"{texts[d1x]}{texts[d1y]}{texts[d2x]}{texts[d2y]}{texts[dx]}{texts[dy]}"
+                        )
                     else:
                         parts.append(f"{texts[d2x]}{texts[d2y]}{texts[dx]}{texts[dy]}")
                 elif form == "c":
-                    parts.append(f"c{heads[d1x]}{texts[d1y]}{texts[d2x]}{texts[d2y]}{texts[dx]}{texts[dy]}")
+                    parts.append(
+                        f"c{heads[d1x]}{texts[d1y]}{texts[d2x]}{texts[d2y]}{texts[dx]}{texts[dy]}"
+                    )
                 else:
                     parts.append(f"s{heads[d2x]}{texts[d2y]}{texts[dx]}{texts[dy]}")
                 letter = form
@@ -145,7 +171,9 @@ def _rewrite(
             dx, dy = qx - px, qy - py
             rx, ry = abs(rx), abs(ry)
             qrx, qry = rx * k + MAGIC - MAGIC, ry * k + MAGIC - MAGIC
-            form, found = arc_form(x0, y0, x, y, rx, ry, phi, large, sweep, k, px - MAGIC, py - MAGIC, dx, dy, qrx, qry)
+            form, found = arc_form(
+                x0, y0, x, y, rx, ry, phi, large, sweep, k, px - MAGIC, py - MAGIC, dx, dy, qrx, qry
+            )
             if form == "a":
                 if letter == "a":
                     parts.append(f"{texts[qrx]}{texts[qry]}{found}{texts[dx]}{texts[dy]}")
@@ -154,7 +182,16 @@ def _rewrite(
                     letter = "a"
             elif form == "c":
                 after = [words, values, n, end, kind, relative, base_x, base_y, x, y]
-                words, values, n, end, kind, relative, base_x, base_y = [], found, 0, len(found), "c", False, 0.0, 0.0
+                words, values, n, end, kind, relative, base_x, base_y = (
+                    [],
+                    found,
+                    0,
+                    len(found),
+                    "c",
+                    False,
+                    0.0,
+                    0.0,
+                )
                 x, y = x0, y0
                 continue
         elif kind == "m":
@@ -175,8 +212,12 @@ def _rewrite(
                 q1x, q1y, form = mirror_x * k + MAGIC, mirror_y * k + MAGIC, "q"
                 x, y = from_x + x, from_y + y
             else:
-                mirror_x, mirror_y = (2 * x - mirror_x, 2 * y - mirror_y) if mirror == "q" else (x, y)
-                q1x, q1y, form = _smooth(mirror_x * k, mirror_y * k, px, py, control_x, control_y, letter in "qt", "tq")
+                mirror_x, mirror_y = (
+                    (2 * x - mirror_x, 2 * y - mirror_y) if mirror == "q" else (x, y)
+                )
+                q1x, q1y, form = _smooth(
+                    mirror_x * k, mirror_y * k, px, py, control_x, control_y, letter in "qt", "tq"
+                )
                 x, y = from_x + values[n], from_y + values[n + 1]
                 n += 2
             mirror = "q"
@@ -207,12 +248,16 @@ def _rewrite(
             u, v = x * k, y * k
             slip_u, slip_v = abs(u - (qx - MAGIC)), abs(v - (qy - MAGIC))
             if form != "m":
-                slip += (slip_u + last_slip_u) * abs(v - last_v) + (slip_v + last_slip_v) * abs(u - last_u)
+                slip += (slip_u + last_slip_u) * abs(v - last_v) + (slip_v + last_slip_v) * abs(
+                    u - last_u
+                )
             last_u, last_v, last_slip_u, last_slip_v = u, v, slip_u, slip_v
         if form == "l":
             dx, dy = qx - px, qy - py
             if dx and dy:
-                parts.append(f"{texts[dx]}{texts[dy]}" if letter == "l" else f"l{heads[dx]}{texts[dy]}")
+                parts.append(
+                    f"{texts[dx]}{texts[dy]}" if letter == "l" else f"l{heads[dx]}{texts[dy]}"
+                )
                 letter = "l"
             elif dx:
                 parts.append(texts[dx] if letter == "h" else f"h{heads[dx]}")
@@ -229,7 +274,9 @@ def _rewrite(
     return "".join(parts), slip / 2
 
 
-def _glued_flags(words: list[str], values: Sequence[Any], n: int) -> tuple[float, float, float, float, int]:
+def _glued_flags(
+    words: list[str], values: Sequence[Any], n: int
+) -> tuple[float, float, float, float, int]:
     """Flags are single digits and may touch what follows: `015 5` is 0 1 5 5. Two flags, x, y, and where they end."""
     found: list[Any] = []
     rest = ""
@@ -248,12 +295,20 @@ def _glued_flags(words: list[str], values: Sequence[Any], n: int) -> tuple[float
 
 
 def scale_points(
-    text: str, scale: float, origin: tuple[float, float] = (0.0, 0.0), decimals: int = 0, *, measured: bool = False
+    text: str,
+    scale: float,
+    origin: tuple[float, float] = (0.0, 0.0),
+    decimals: int = 0,
+    *,
+    measured: bool = False,
 ) -> tuple[str, float]:
     """`1,2 3,4 5` → `1 2 3 4`: the absolute form that polygons have, and the slip as of `scale_path`."""
     numbers = parse_numbers(text)
     units = scale * 10**decimals
-    scaled = [(number - origin[n % 2]) * units for n, number in enumerate(numbers[: len(numbers) // 2 * 2])]
+    scaled = [
+        (number - origin[n % 2]) * units
+        for n, number in enumerate(numbers[: len(numbers) // 2 * 2])
+    ]
     rounded = [number + MAGIC - MAGIC for number in scaled]
     slip = 0.0
     if measured:
@@ -262,11 +317,20 @@ def scale_points(
             slip += (slips[n] + slips[n - 2]) * abs(scaled[n + 1] - scaled[n - 1])
             slip += (slips[n + 1] + slips[n - 1]) * abs(scaled[n] - scaled[n - 2])
     texts = _TEXTS[decimals]
-    return "".join([texts.known.get(number) or texts[number] for number in rounded]).lstrip(), slip / 2
+    return "".join(
+        [texts.known.get(number) or texts[number] for number in rounded]
+    ).lstrip(), slip / 2
 
 
 def _smooth(
-    x1: float, y1: float, px: float, py: float, control_x: float, control_y: float, mirrors: bool, kinds: str
+    x1: float,
+    y1: float,
+    px: float,
+    py: float,
+    control_x: float,
+    control_y: float,
+    mirrors: bool,
+    kinds: str,
 ) -> tuple[float, float, str]:
     """The rounded control point, and whether a reader who mirrors what was written finds it (`s`) or not (`c`)."""
     seen_x, seen_y = (2 * px - control_x, 2 * py - control_y) if mirrors else (px, py)

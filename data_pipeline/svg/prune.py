@@ -23,7 +23,9 @@ def prune(nodes: list[Node]) -> Drawing:
     root = nodes[0]
     tags = {node.tag for node in nodes}
     for _ in range(4):  # what was dropped may have held the last reference to something else
-        by_id = {node.attributes["id"]: node for node in reversed(nodes) if "id" in node.attributes}  # the first counts
+        by_id = {
+            node.attributes["id"]: node for node in reversed(nodes) if "id" in node.attributes
+        }  # the first counts
         if not _sweep(root, None if _UNDRAWN.isdisjoint(tags) else _reached(root, by_id), by_id):
             break
         nodes = root.walk()
@@ -35,7 +37,9 @@ def prune(nodes: list[Node]) -> Drawing:
             if node.tag == "filter":
                 _rename_results(node)
     names: set[str] = set().union(*[node.attributes for node in nodes])
-    if "clip-rule" in names and "clipPath" not in tags:  # then it is there by habit, beside fill-rule
+    if (
+        "clip-rule" in names and "clipPath" not in tags
+    ):  # then it is there by habit, beside fill-rule
         for node in nodes:
             node.attributes.pop("clip-rule", "")
     if "g" in tags and not all(node.attributes for node in nodes if node.tag == "g"):
@@ -106,14 +110,18 @@ def _rename_references(node: Node, names: dict[str, str]) -> None:
             if target in names:
                 node.attributes[name] = f"url(#{names[target]}){rest}"
             else:
-                node.attributes[name] = rest.lstrip() or ("none" if name in ("fill", "stroke") else "")
+                node.attributes[name] = rest.lstrip() or (
+                    "none" if name in ("fill", "stroke") else ""
+                )
     node.attributes = {name: value for name, value in node.attributes.items() if value}
 
 
 def _rename_results(filter_: Node) -> None:
     """What primitives of one filter call their results, likewise."""
     nodes = filter_.walk()
-    used = {node.attributes[name] for node in nodes for name in ("in", "in2") if name in node.attributes}
+    used = {
+        node.attributes[name] for node in nodes for name in ("in", "in2") if name in node.attributes
+    }
     names: dict[str, str] = {}
     for node in nodes:
         result = node.attributes.pop("result", "")

@@ -36,7 +36,9 @@ _SUBSET = re.compile(
 )
 _ENTITY = re.compile(r"""<!ENTITY\s+([\w:.-]+)\s+(?:"([^"&%<]*)"|'([^'&%<]*)')\s*>""")
 _REFERENCE = re.compile(r"&([\w:.-]+);")
-_XLINK = re.compile(r"""xmlns:xlink\s*=\s*("&[^"]*"|'&[^']*')""")  # `&#38;ns_xlink;`: converters do it
+_XLINK = re.compile(
+    r"""xmlns:xlink\s*=\s*("&[^"]*"|'&[^']*')"""
+)  # `&#38;ns_xlink;`: converters do it
 
 
 class SVGRefused(ValueError):
@@ -68,7 +70,9 @@ def read_xml(svg: str | bytes, handler: Handler, *, texts: Iterable[str], max_by
     if len(text) > max_bytes:
         raise SVGRefused("too_large", f"{len(text):,} characters, more than {max_bytes:,}")
     text = text.lstrip("\ufeff \t\r\n")
-    if text.startswith("<?") and (declaration := _DECLARATION.match(text)):  # it was decoded already
+    if text.startswith("<?") and (
+        declaration := _DECLARATION.match(text)
+    ):  # it was decoded already
         text = text[declaration.end() :].lstrip()
     if "<!ENTITY" in text:
         text = _expand(text)
@@ -90,7 +94,9 @@ def read_xml(svg: str | bytes, handler: Handler, *, texts: Iterable[str], max_by
 
 
 def _refuse_entity(*_: object) -> None:
-    raise SVGRefused("entities", "the document declares entities that are external, nested or not plain text")
+    raise SVGRefused(
+        "entities", "the document declares entities that are external, nested or not plain text"
+    )
 
 
 def _unzip(data: bytes, max_bytes: int) -> bytes:
@@ -115,7 +121,9 @@ def _decode(data: bytes) -> str:
     encoding = "utf-8"
     if data.startswith(_MARKS):
         encoding = next(name for mark, name in _BOMS.items() if data.startswith(mark))
-    elif b"encoding" in data[:200] and (declaration := _DECLARATION.match(data[:200].decode("latin-1"))):
+    elif b"encoding" in data[:200] and (
+        declaration := _DECLARATION.match(data[:200].decode("latin-1"))
+    ):
         declared = _ENCODING.search(declaration[1])
         encoding = declared[1].lower() if declared else "utf-8"
         if encoding.startswith(("utf-16", "utf-32", "ucs-")):  # then it would have been unreadable
@@ -143,5 +151,7 @@ def _expand(text: str) -> str:
     body = text[: subset.start()] + text[subset.end() :]
     used = [entities[name] for name in _REFERENCE.findall(body) if name in entities]
     if len(used) > MAX_EXPANSIONS or sum(map(len, used)) > MAX_EXPANDED:
-        raise SVGRefused("entities", f"{len(used):,} entities expand to {sum(map(len, used)):,} characters")
+        raise SVGRefused(
+            "entities", f"{len(used):,} entities expand to {sum(map(len, used)):,} characters"
+        )
     return _REFERENCE.sub(lambda match: entities.get(match[1], match[0]), body)

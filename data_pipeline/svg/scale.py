@@ -26,13 +26,34 @@ from data_pipeline.svg.read import SVGRefused
 from data_pipeline.svg.transform import TRANSFORMS, decimals_for, is_boxed, scale_transforms
 from data_pipeline.svg.tree import Node
 
-DENSE = 20_000  # characters of path data: a smaller filled drawing cannot show what rounding did to it
+DENSE = (
+    20_000  # characters of path data: a smaller filled drawing cannot show what rounding did to it
+)
 
 _GRADIENTS = ("linearGradient", "radialGradient")
-_SCALABLE = frozenset(("g", "defs", "path", "circle", "ellipse", "rect", "line", "polyline", "polygon"))
+_SCALABLE = frozenset(
+    ("g", "defs", "path", "circle", "ellipse", "rect", "line", "polyline", "polygon")
+)
 _SCALABLE |= {"use", "stop", "clipPath", "mask", *_GRADIENTS}
-_SCALABLE |= {"filter", "feBlend", "feColorMatrix", "feComponentTransfer", "feComposite", "feDropShadow", "feFlood"}
-_SCALABLE |= {"feFuncA", "feFuncB", "feFuncG", "feFuncR", "feGaussianBlur", "feMerge", "feMergeNode", "feOffset"}
+_SCALABLE |= {
+    "filter",
+    "feBlend",
+    "feColorMatrix",
+    "feComponentTransfer",
+    "feComposite",
+    "feDropShadow",
+    "feFlood",
+}
+_SCALABLE |= {
+    "feFuncA",
+    "feFuncB",
+    "feFuncG",
+    "feFuncR",
+    "feGaussianBlur",
+    "feMerge",
+    "feMergeNode",
+    "feOffset",
+}
 # What can be moved as well as scaled: elements whose places are all written, not left at 0.
 _ANCHORS = {
     **dict.fromkeys(("g", "path", "polyline", "polygon"), frozenset[str]()),
@@ -59,9 +80,14 @@ _ROLES = {
     **dict.fromkeys(_OFFSETS, "offset"),
     **dict.fromkeys(_DASHES, "dashes"),
     **dict.fromkeys(("values", "tableValues"), "colours"),
-    **dict.fromkeys(("opacity", "fill-opacity", "stroke-opacity", "stop-opacity", "flood-opacity", "offset"), "share"),
+    **dict.fromkeys(
+        ("opacity", "fill-opacity", "stroke-opacity", "stop-opacity", "flood-opacity", "offset"),
+        "share",
+    ),
 }
-_BOX_UNITS = frozenset(("clipPathUnits", "maskContentUnits", "patternContentUnits", "primitiveUnits"))
+_BOX_UNITS = frozenset(
+    ("clipPathUnits", "maskContentUnits", "patternContentUnits", "primitiveUnits")
+)
 _BOX = "objectBoundingBox"
 _REUNITS = _BOX_UNITS | {"viewBox"}
 
@@ -98,7 +124,11 @@ def scale_tree(drawing: Drawing, space: Space, *, more_decimals: int = 0) -> flo
     """
     nodes, names = drawing.nodes, drawing.names
     root = nodes[0]
-    by_id = {node.attributes["id"]: node for node in nodes if "id" in node.attributes} if "id" in names else {}
+    by_id = (
+        {node.attributes["id"]: node for node in nodes if "id" in node.attributes}
+        if "id" in names
+        else {}
+    )
     if space.scale != 1 and "stroke" in names and _strokes_by_default(root):
         root.attributes["stroke-width"] = "1"  # the default does not scale unless it is written
     lift = 1.0
@@ -122,7 +152,9 @@ def _strokes_by_default(node: Node) -> bool:
 class _Scaler:
     """Goes once through a tree, adding up what rounding moves."""
 
-    def __init__(self, by_id: dict[str, Node], lift: float, more_decimals: int, dense: bool) -> None:
+    def __init__(
+        self, by_id: dict[str, Node], lift: float, more_decimals: int, dense: bool
+    ) -> None:
         self.by_id = by_id
         self.lift = lift
         self.more_decimals = more_decimals
@@ -149,7 +181,9 @@ class _Scaler:
                 if (key := (role, value, decimals, shows)) != self.last:
                     rewrite = scale_path if role == "path" else scale_points
                     try:
-                        self.written = rewrite(value, space.scale, space.origin, decimals, measured=shows)
+                        self.written = rewrite(
+                            value, space.scale, space.origin, decimals, measured=shows
+                        )
                     except PathError as error:
                         raise SVGRefused("bad_path", str(error)) from None
                     self.last = key
@@ -159,7 +193,9 @@ class _Scaler:
             elif role == "place" or role == "stroke":
                 # Both edges of a line follow its coordinates, and shapes have only a few of them.
                 fine = decimals + (stroke != "none" and tag in _FEW_NUMBERS) + (role == "stroke")
-                if role == "stroke" or (tag in _POSITIONED and not (tag in _BOXED and is_boxed(node, self.by_id))):
+                if role == "stroke" or (
+                    tag in _POSITIONED and not (tag in _BOXED and is_boxed(node, self.by_id))
+                ):
                     attributes[name] = scale_length(name, value, space, fine, tag == "use")
             elif role == "offset":
                 if tag in _OFFSET_TAGS:
@@ -167,7 +203,9 @@ class _Scaler:
             elif role == "dashes":
                 attributes[name] = scale_dashes(value, space.scale, decimals + 1)
             elif role == "colours":  # a step is 1/255
-                attributes[name] = " ".join([format_number(number, 3) for number in parse_numbers(value)])
+                attributes[name] = " ".join(
+                    [format_number(number, 3) for number in parse_numbers(value)]
+                )
             elif (share := parse_length(value, 1.0)) is not None:
                 attributes[name] = format_number(share, 3)
         if node.children:

@@ -64,19 +64,27 @@ def _scale_transform(text: str, scale: float, zoom: float, *, coarse: bool) -> t
     calls = [(name, parse_numbers(arguments)) for name, arguments in _FUNCTION.findall(text)]
     for name, numbers in calls:
         if len(numbers) not in _COUNTS[name]:
-            raise SVGRefused("bad_transform", f"{name} with {len(numbers)} numbers in {text[:60]!r}")
+            raise SVGRefused(
+                "bad_transform", f"{name} with {len(numbers)} numbers in {text[:60]!r}"
+            )
         # Coordinates far off the page are brought back by exact numbers only.
-        coarse = coarse and all(abs(round(number * scale)) <= FAR for number in numbers[_SHIFTS.get(name, 6) :])
+        coarse = coarse and all(
+            abs(round(number * scale)) <= FAR for number in numbers[_SHIFTS.get(name, 6) :]
+        )
     functions = []
     for name, numbers in calls:
-        shift, digits, angle = (decimals_for(zoom), 3, 1) if coarse else (decimals_for(zoom) + 1, 5, 2)
+        shift, digits, angle = (
+            (decimals_for(zoom), 3, 1) if coarse else (decimals_for(zoom) + 1, 5, 2)
+        )
         if name == "translate":
             words = [format_number(number * scale, shift) for number in numbers]
         elif name == "rotate":
             words = [format_number(numbers[0], angle)]
             words += [format_number(number * scale, shift) for number in numbers[1:]]
         elif name == "matrix":
-            words = _significant(numbers[:4], digits) + [format_number(n * scale, shift) for n in numbers[4:]]
+            words = _significant(numbers[:4], digits) + [
+                format_number(n * scale, shift) for n in numbers[4:]
+            ]
             a, b, c, d = map(float, words[:4])
             zoom *= max(math.hypot(a, b), math.hypot(c, d))
             if (a, b, c, d) == (1, 0, 0, 1):

@@ -7,7 +7,15 @@ import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from data_pipeline.svg.css import Compound, Rule, StyleError, compound_of, declarations, matching, parse_rules
+from data_pipeline.svg.css import (
+    Compound,
+    Rule,
+    StyleError,
+    compound_of,
+    declarations,
+    matching,
+    parse_rules,
+)
 from data_pipeline.svg.names import ATTRIBUTE_ORDER, ELEMENTS, PRESENTATION, STYLE_ONLY, TEXTS
 from data_pipeline.svg.read import SVGRefused, read_xml
 
@@ -27,7 +35,9 @@ _NO_REFERENCE_IN = frozenset(("d", "points"))  # long, and rewritten by their ow
 _APART = frozenset(("id", "href", XLINK_HREF, "style", XML_SPACE))
 _VALUES = frozenset(ATTRIBUTE_ORDER) - _APART - _NO_REFERENCE_IN
 
-_LOCAL_URL = re.compile(r"""url\(\s*(['"]?)#([^'")\s]+)\1\s*\)\s*([\w#.,% ]*(?:\([\w.,% ]*\))?)""", re.IGNORECASE)
+_LOCAL_URL = re.compile(
+    r"""url\(\s*(['"]?)#([^'")\s]+)\1\s*\)\s*([\w#.,% ]*(?:\([\w.,% ]*\))?)""", re.IGNORECASE
+)
 _LEAVES = re.compile(r"[\\:]|(?:url|src|image|image-set)\s*\(", re.IGNORECASE)
 
 
@@ -76,7 +86,9 @@ class _Builder:
     def __init__(self) -> None:
         self.nodes: list[Node] = []
         self.open: list[Node] = []  # the elements that have begun
-        self.num_skipped = 0  # elements that have begun inside of these, the first of them not allowed
+        self.num_skipped = (
+            0  # elements that have begun inside of these, the first of them not allowed
+        )
         self.skipped = ""  # the last of these
         self.num_elements = 0
         self.sheets: list[str] = []
@@ -90,11 +102,18 @@ class _Builder:
         if len(around) + self.num_skipped >= MAX_DEPTH:
             raise SVGRefused("too_deep", f"more than {MAX_DEPTH} elements inside each other")
         tag = _TAGS.get(name)
-        if tag is None or self.num_skipped or (_is_left_out(tag, attributes) if around else tag != "svg"):
+        if (
+            tag is None
+            or self.num_skipped
+            or (_is_left_out(tag, attributes) if around else tag != "svg")
+        ):
             self._skip(name)
             return
         if len(attributes) > MAX_ATTRIBUTES:
-            raise SVGRefused("too_many_attributes", f"{len(attributes):,}, more than {MAX_ATTRIBUTES} of an element")
+            raise SVGRefused(
+                "too_many_attributes",
+                f"{len(attributes):,}, more than {MAX_ATTRIBUTES} of an element",
+            )
         node = Node(tag, attributes)
         if around:
             parent = around[-1]
@@ -127,7 +146,9 @@ class _Builder:
 
 def _is_left_out(tag: str, attributes: dict[str, str]) -> bool:
     """Does it need what a renderer may lack, or show what is outside of the drawing?"""
-    return bool(attributes.get("requiredExtensions")) or (tag == "feImage" and not _href(attributes).startswith("#"))
+    return bool(attributes.get("requiredExtensions")) or (
+        tag == "feImage" and not _href(attributes).startswith("#")
+    )
 
 
 def _href(attributes: dict[str, str]) -> str:
@@ -150,7 +171,9 @@ def _rules(builder: _Builder) -> list[Rule]:
     cost = 1 + sum(1 + 10 * len(rule.around) for rule in rules) / 20  # of one element
     if builder.num_elements * cost > MAX_ELEMENTS:
         most = int(MAX_ELEMENTS / cost)
-        raise SVGRefused("too_many_elements", f"more than {most:,} with {len(rules)} style rules for each")
+        raise SVGRefused(
+            "too_many_elements", f"more than {most:,} with {len(rules)} style rules for each"
+        )
     return sorted(rules, key=lambda rule: rule.specificity)
 
 
@@ -158,7 +181,9 @@ def _style(node: Node, rules: list[Rule], around: list[Compound]) -> None:
     """What the style sheets say is put before the declarations of each element's own style attribute."""
     attributes = node.attributes
     compound = compound_of(node.tag, attributes.get("class", ""), attributes.get("id", ""))
-    sheet = "".join([f"{name}:{value};" for name, value in matching(rules, compound, around).items()])
+    sheet = "".join(
+        [f"{name}:{value};" for name, value in matching(rules, compound, around).items()]
+    )
     if sheet:
         attributes["style"] = sheet + attributes.get("style", "")
     around.append(compound)
