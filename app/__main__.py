@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from app import config as configs
+from app.config_reference import render_reference
 from app.errors import UserError
 from app.gemma.config import ModelConfig, QuantizationConfig
-from app.tracking import check, ui_command
+from app.tracking import check_tracking, ui_command
 from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import DataError
 from tune.errors import SearchError
@@ -54,15 +55,17 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _train(arguments: argparse.Namespace) -> int:
     config = _job_config(arguments)
-    from app.jobs import train
     from app.jobs.cluster import connect
-    from app.jobs.plan import limit_here, require_fit
+    from app.jobs.job import require_workers
+    from app.jobs.plan import get_memory_limit, require_fit
+    from app.jobs.train import train_job
+    from data_pipeline.shards import open_shards
 
-    train.open_stream(config)
-    require_fit(config, limit_here(config))
+    shards = open_shards(config.data.shards)
+    require_fit(config, get_memory_limit(config))
     with connect():
-        train.require(config, config.scaling.num_workers)
-        trained = train.train_job(config)
+        require_workers(config, config.scaling.num_workers)
+        trained = train_job(config, shards)
     print(json.dumps({**trained.metrics, "adapter": trained.adapter, "run_id": trained.run_id}))
     return 0
 
@@ -71,24 +74,25 @@ def _plan(arguments: argparse.Namespace) -> int:
     config = _config(arguments)
     from app.jobs import plan
 
-    gpus = [plan.gib_of(text) for text in arguments.gpu]
-    found = plan.report(
+    gpus = [plan.parse_gib(text) for text in arguments.gpu]
+    found = plan.make_plan(
         config, gpus, max_context=arguments.max_context, speed=arguments.tokens_per_second
     )
-    print(json.dumps(found) if arguments.json else plan.in_words(found))
+    print(json.dumps(found) if arguments.json else plan.format_plan(found))
     return 0
 
 
 def _tune(arguments: argparse.Namespace) -> int:
     config = _job_config(arguments)
-    from app.jobs import train
     from app.jobs.cluster import connect
-    from app.jobs.tune import run_search
+    from app.jobs.job import require_workers
+    from app.jobs.tune import tune_job
+    from data_pipeline.shards import open_shards
 
-    train.open_stream(config)
+    shards = open_shards(config.data.shards)
     with connect():
-        train.require(config, config.search.max_concurrent * config.search.workers_per_trial)
-        searched = run_search(config)
+        require_workers(config, config.search.max_concurrent * config.search.workers_per_trial)
+        searched = tune_job(config, shards)
     best = searched.result.best
     print(json.dumps({"best": best.overrides, "eval_loss": best.eval_loss, "config": searched.best_config,
                       "trials": len(searched.result.trials), "run_id": searched.run_id}))  # fmt: skip
@@ -99,20 +103,22 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     config = _job_config(arguments)
     from app.jobs.cluster import connect
     from app.jobs.evaluate import evaluate_job
+    from data_pipeline.shards import open_shards
 
+    shards = open_shards(config.data.shards)
     with connect():
-        report = evaluate_job(config, arguments.adapter)
+        report = evaluate_job(config, shards, arguments.adapter)
     print(json.dumps(report))
     return 0
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
-    from data_pipeline.prepare.dataset import prepare
+    from data_pipeline.prepare.dataset import prepare_dataset
 
     if arguments.json and not os.path.isdir(os.path.dirname(os.path.abspath(arguments.json))):
         raise UserError(f"--json {arguments.json}: its folder does not exist")
     values = {name: getattr(arguments, name) for name in PrepareConfig.model_fields}
-    report = prepare(arguments.source, configs.validated(PrepareConfig, values))
+    report = prepare_dataset(arguments.source, configs.validate_values(PrepareConfig, values))
     if arguments.json:
         with open(arguments.json, "w") as file:
             json.dump(dataclasses.asdict(report), file, indent=2)
@@ -121,8 +127,8 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 
 def _quantize(arguments: argparse.Namespace) -> int:
-    quantization = configs.validated(
-        QuantizationConfig, {"kind": arguments.kind, "double": arguments.double}
+    quantization = configs.validate_values(
+        QuantizationConfig, {"kind": arguments.kind, "double_quant": arguments.double_quant}
     )
     from app.jobs.quantize import quantize
 
@@ -132,26 +138,26 @@ def _quantize(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from app.jobs.demo import demo
+    from app.jobs.demo import run_demo
 
-    return demo(configs.absolute(configs.load("demo", arguments.overrides)))
+    return run_demo(configs.make_paths_absolute(configs.load_config("demo", arguments.overrides)))
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    print(configs.to_yaml(_config(arguments)), end="")
+    print(configs.config_to_yaml(_config(arguments)), end="")
     return 0
 
 
 def _docs(arguments: argparse.Namespace) -> int:
-    print(configs.reference())
+    print(render_reference(configs.Config))
     return 0
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
     config = _config(arguments)
-    from app.jobs.doctor import doctor
+    from app.jobs.doctor import run_doctor
 
-    return doctor(config)
+    return run_doctor(config)
 
 
 def _ui(arguments: argparse.Namespace) -> int:
@@ -163,13 +169,13 @@ def _ui(arguments: argparse.Namespace) -> int:
 
 
 def _config(arguments: argparse.Namespace) -> configs.Config:
-    return configs.load(arguments.config, arguments.overrides)
+    return configs.load_config(arguments.config, arguments.overrides)
 
 
 def _job_config(arguments: argparse.Namespace) -> configs.Config:
     """A config whose tracking server was reached, and whose paths mean the same to every process."""
-    config = configs.absolute(_config(arguments))
-    check(config.tracking)
+    config = configs.make_paths_absolute(_config(arguments))
+    check_tracking(config.tracking)
     return config
 
 

@@ -15,7 +15,7 @@ _SECRET_QUERY = re.compile(
 )
 
 
-def join(uri: str, *parts: str) -> str:
+def join_uri(uri: str, *parts: str) -> str:
     """`join("s3://bucket/jobs?region=x", "a", "b.json")` is `s3://bucket/jobs/a/b.json?region=x`."""
     base, mark, query = uri.partition("?") if "://" in uri else (uri, "", "")
     return "/".join([base.rstrip("/"), *parts]) + mark + query
@@ -53,7 +53,7 @@ def write_text(uri: str, text: str) -> None:
     os.replace(file.name, path)
 
 
-def mask(text: str) -> str:
+def mask_secrets(text: str) -> str:
     """`s3://key:secret@bucket?token=x` becomes `s3://***@bucket?token=***`."""
     return _SECRET_QUERY.sub(r"\1***", _CREDENTIALS.sub("://***@", text))
 

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from benchmarks.drawing import Renderer, comparable, difference
-from data_pipeline.sources.phosphor import phosphor_icons
+from data_pipeline.sources.phosphor import read_phosphor
 from data_pipeline.svg import SVGRefused, canonicalise
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,7 +45,7 @@ def icons() -> tuple[list[str], str]:
             svg for path in paths for svg in pq.read_table(path, columns=["svg"])["svg"].to_pylist()
         ], "icons-large"
     return [
-        icon.svg.decode() for icon in phosphor_icons()
+        icon.svg.decode() for icon in read_phosphor()
     ], "phosphor icons: ../shared/data is absent"
 
 

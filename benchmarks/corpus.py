@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from app.gemma.base_model import TINY
 from data_pipeline.config import DataConfig
-from data_pipeline.sources.phosphor import phosphor_icons
+from data_pipeline.sources.phosphor import read_phosphor
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 ROW_TOKENS, WINDOW_ROWS = 4096, 1024
@@ -33,7 +33,9 @@ class Corpus:
 
 
 def data_config(shards: str, **changes: Any) -> DataConfig:
-    return DataConfig(shards=shards, max_row_tokens=ROW_TOKENS, window_rows=WINDOW_ROWS, **changes)
+    return DataConfig(
+        shards=shards, sequence_tokens=ROW_TOKENS, shuffle_block_examples=WINDOW_ROWS, **changes
+    )
 
 
 def open_corpus(folder: Path, num_rows: int) -> Corpus:
@@ -46,7 +48,7 @@ def open_corpus(folder: Path, num_rows: int) -> Corpus:
     else:
         texts = (
             (row, row.svg if isinstance(row.svg, str) else row.svg.decode())
-            for row in phosphor_icons()
+            for row in read_phosphor()
         )
         rows = [(row.id, svg, row.caption) for row, svg in texts]
         table = pa.table([*zip(*rows, strict=True)], names=["id", "svg", "caption"])

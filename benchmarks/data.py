@@ -23,8 +23,9 @@ import ray
 from benchmarks.corpus import Corpus, Figures, apart, cpu_seconds, data_config, open_corpus
 from benchmarks.datasets_map import compare
 from data_pipeline.config import PrepareConfig
-from data_pipeline.prepare.dataset import prepare
-from data_pipeline.stream.ray_dataset import batches, dataset
+from data_pipeline.prepare.dataset import prepare_dataset
+from data_pipeline.shards import open_shards
+from data_pipeline.stream.ray_dataset import build_dataset, iterate_batches
 from data_pipeline.stream.token_stream import Position, Stream
 
 TURNS, RESUMES = 3, 6
@@ -45,7 +46,7 @@ def main() -> None:
         corpus = open_corpus(folder, arguments.rows)
         print(corpus.says, flush=True)
         shards = str(folder / "shards")
-        stream = Stream(data_config(shards), corpus.tokenizer, epochs=1)
+        stream = Stream(open_shards(shards), data_config(shards), corpus.tokenizer, num_epochs=1)
         parts = [
             ("against datasets.map", lambda: apart(compare, corpus, folder)),
             ("prepare the long pass", lambda: prepare_all(corpus, shards)),
@@ -89,21 +90,21 @@ def canonical() -> Figures:
 
 def prepare_all(corpus: Corpus, shards: str) -> Figures:
     """Not measured: what the parts after it read."""
-    prepare([str(corpus.parquet)], PrepareConfig(out=shards, validation_share=0.0))
+    prepare_dataset([str(corpus.parquet)], PrepareConfig(out=shards, validation_share=0.0))
     return {}
 
 
 def long_pass(stream: Stream) -> Figures:
     """How full rows are, and by how much resident memory exceeds that at 20 % until the end of the pass."""
     resident, num_tokens, num_slots = [], 0, 0
-    for number in range(stream.num_windows):
-        window = stream.window(number)
-        num_tokens += int(window["num_tokens"].sum())
-        num_slots += window["input_ids"].size
+    for number in range(stream.num_shuffle_blocks):
+        block = stream.shuffle_block(number)
+        num_tokens += int(block["num_tokens"].sum())
+        num_slots += block["input_ids"].size
         resident.append(_resident_bytes())
         if number % 8 == 0:
             print(
-                f"      window {number} of {stream.num_windows}: {resident[-1] / 2**20:.0f} MiB",
+                f"      block {number} of {stream.num_shuffle_blocks}: {resident[-1] / 2**20:.0f} MiB",
                 flush=True,
             )
     later = resident[math.ceil(0.2 * len(resident)) - 1 :]
@@ -111,15 +112,15 @@ def long_pass(stream: Stream) -> Figures:
 
 
 def cached_pass(stream: Stream, cache: str) -> Figures:
-    """CPU seconds of windows that are encoded, over those of windows whose tokens are read, in turns."""
+    """CPU seconds of blocks that are encoded, over those of blocks whose tokens are read, in turns."""
     cached = dataclasses.replace(stream, config=stream.config.model_copy(update={"cache": cache}))
     ratios = []
-    for number in range(min(stream.num_windows, 2 * TURNS)):
-        cached.window(number)
+    for number in range(min(stream.num_shuffle_blocks, 2 * TURNS)):
+        cached.shuffle_block(number)
         spent = []
         for each in (stream, cached):
             before = cpu_seconds()
-            each.window(number)
+            each.shuffle_block(number)
             spent.append(cpu_seconds() - before)
         ratios.append(spent[0] / spent[1])
     return {"cache_speedup": statistics.median(ratios)}
@@ -141,10 +142,10 @@ def on_ray(stream: Stream, folder: Path) -> Figures:
 
 
 def resume_cost(stream: Stream) -> Figures:
-    """Seconds from building the pipeline to its first batch, amid a window at 95 % of an epoch and at its start."""
-    window = int(0.95 * stream.num_windows)
-    num_rows = len(stream.window(window)["index"])
-    starts = {"start": Position(), "late": Position(window, num_rows // 2, num_rows)}
+    """Seconds from building the pipeline to its first batch, amid a block at 95 % of an epoch and at its start."""
+    block = int(0.95 * stream.num_shuffle_blocks)
+    num_rows = len(stream.shuffle_block(block)["index"])
+    starts = {"start": Position(), "late": Position(block, num_rows // 2, num_rows)}
     seconds: dict[str, list[float]] = {name: [] for name in starts}
     for turn in range(RESUMES + 1):
         for name, start in sorted(starts.items(), reverse=turn % 2 == 0):
@@ -161,9 +162,12 @@ def first_batch_seconds(stream: Stream, start: Position) -> float:
     while ray.available_resources().get("CPU", 0.0) < LOGICAL_CPUS:
         time.sleep(0.1)
     began = time.monotonic()
-    (shard,) = dataset(stream, start=start, num_workers=1).streaming_split(1, equal=True)
-    batch, _ = next(batches(shard, micro_batch_rows=1, rank=0, num_workers=1, prefetch=4))
-    assert (int(batch["window"][0]), int(batch["index"][0])) == (start.window, start.index)
+    (shard,) = build_dataset(stream, start=start, num_workers=1).streaming_split(1, equal=True)
+    batch, _ = next(iterate_batches(shard, micro_batch_size=1, rank=0, num_workers=1, prefetch=4))
+    assert (int(batch["shuffle_block"][0]), int(batch["index"][0])) == (
+        start.shuffle_block,
+        start.index,
+    )
     return time.monotonic() - began
 
 
@@ -171,18 +175,20 @@ def trainer(folder: Path) -> Figures:
     """The demo's trainer on the demo's icons: what share of its time it waits for data after the first batch."""
     from mlflow import MlflowClient
 
-    from app.config import absolute, load
-    from app.jobs import train
-    from app.tracking import check
+    from app.config import load_config, make_paths_absolute
+    from app.jobs.train import train_job
+    from app.tracking import check_tracking
 
-    prepare(["phosphor"], PrepareConfig(out=str(folder / "icons"), max_rows=3000), progress=False)
-    config = absolute(load("demo", {
-        "data.shards": str(folder / "icons"), "data.max_validation_rows": 8, "train.output_dir": str(folder / "job"),
-        "train.max_steps": TRAINER_STEPS, "train.evaluate_every_steps": 1000, "train.save_every_steps": None,
+    prepare_dataset(
+        ["phosphor"], PrepareConfig(out=str(folder / "icons"), max_records=3000), progress=False
+    )
+    config = make_paths_absolute(load_config("demo", {
+        "data.shards": str(folder / "icons"), "data.max_validation_examples": 8, "train.output_dir": str(folder / "job"),
+        "train.max_steps": TRAINER_STEPS, "train.eval_steps": 1000, "train.save_steps": None,
         "tracking.uri": f"sqlite:///{folder}/mlflow.db",
     }))  # fmt: skip
-    check(config.tracking)
-    run_id = train.train_job(config).run_id
+    check_tracking(config.tracking)
+    run_id = train_job(config, open_shards(config.data.shards)).run_id
     client = MlflowClient(config.tracking.uri)
     waits, steps = (
         {

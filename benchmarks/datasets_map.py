@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 
 from benchmarks.corpus import ROW_TOKENS, WINDOW_ROWS, Corpus, Figures, cpu_seconds, data_config
 from data_pipeline.config import DataConfig, PrepareConfig
-from data_pipeline.prepare.dataset import prepare
-from data_pipeline.stream.encode import IGNORED, Example, PromptEncoder
-from data_pipeline.stream.pack import pack
+from data_pipeline.prepare.dataset import prepare_dataset
+from data_pipeline.shards import open_shards
+from data_pipeline.stream.encode import IGNORE_INDEX, Example, PromptEncoder
+from data_pipeline.stream.pack import pack_examples
 from data_pipeline.stream.token_stream import Stream
 from data_pipeline.svg import SVGRefused, canonicalise
 
@@ -60,12 +61,12 @@ def compare(corpus: Corpus, folder: Path) -> Figures:
 def run_ours(parquet: Path, tokenizer: str, folder: Path) -> tuple[int, int]:
     """`prepare`, and one pass over the stream; (rows read, tokens packed)."""
     shards = str(folder / "ours")
-    report = prepare(
+    report = prepare_dataset(
         [str(parquet)], PrepareConfig(out=shards, validation_share=0.0), progress=False
     )
-    stream = Stream(data_config(shards), tokenizer, epochs=1)
-    windows = (stream.window(number) for number in range(stream.num_windows))
-    return report.read, sum(int(window["num_tokens"].sum()) for window in windows)
+    stream = Stream(open_shards(shards), data_config(shards), tokenizer, num_epochs=1)
+    blocks = (stream.shuffle_block(number) for number in range(stream.num_shuffle_blocks))
+    return report.num_read, sum(int(block["num_tokens"].sum()) for block in blocks)
 
 
 def run_theirs(parquet: Path, tokenizer: str, folder: Path) -> tuple[int, int]:
@@ -108,7 +109,7 @@ _encoders: dict[str, PromptEncoder] = {}
 
 def _encoder(tokenizer: str) -> PromptEncoder:
     if tokenizer not in _encoders:
-        _encoders[tokenizer] = PromptEncoder(tokenizer, DataConfig().system)
+        _encoders[tokenizer] = PromptEncoder(tokenizer, DataConfig().system_prompt)
     return _encoders[tokenizer]
 
 
@@ -135,13 +136,17 @@ def _packed(batch: dict[str, Any], encoder: PromptEncoder) -> dict[str, Any]:
         Example(ids, targets)
         for ids, targets in zip(batch["input_ids"], batch["targets"], strict=True)
     ]
-    rows = pack(
+    rows = pack_examples(
         [example for example in examples if len(example.input_ids) <= ROW_TOKENS], ROW_TOKENS
     )
     columns: dict[str, Any] = {
         "num_tokens": np.array([len(row.input_ids) for row in rows], np.int32)
     }
-    for name, fill in (("input_ids", encoder.pad_id), ("position_ids", 0), ("targets", IGNORED)):
+    for name, fill in (
+        ("input_ids", encoder.pad_id),
+        ("position_ids", 0),
+        ("targets", IGNORE_INDEX),
+    ):
         columns[name] = np.full((len(rows), ROW_TOKENS), fill, np.int32)
         for i, row in enumerate(rows):
             columns[name][i, : len(row.input_ids)] = getattr(row, name)

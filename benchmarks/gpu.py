@@ -27,21 +27,21 @@ from transformers.models.gemma2.modeling_gemma2 import (
     eager_attention_forward,
 )
 
-from app.config import Config, load
-from app.gemma.activation_checkpoint import save_memory
+from app.config import Config, load_config
+from app.gemma.activation_checkpoint import apply_memory_config
 from app.gemma.attention import softcapped_attention
 from app.gemma.load import DTYPES, CaptionLoss, add_lora
-from app.gemma.published import config_of
-from app.jobs.plan import OUTSIDE_GIB
-from app.memory_plan.peak import in_the_middle, peak
-from app.memory_plan.simulate import meta_base
-from app.training.optim import adamw
-from app.training.parallel import Alone
+from app.gemma.published import find_model_config
+from app.jobs.plan import OUTSIDE_GIB, get_step_settings
+from app.memory_plan.peak import init_optimizer_state, simulate_peak
+from app.memory_plan.simulate import build_meta_model
+from app.training.optim import build_optimizer
+from app.training.parallel import LocalContext
 from app.training.step import train_step
 from data_pipeline.stream.token_stream import Batch
 
 CUDA, GIB = torch.device("cuda", 0), 2**30
-OURS = ("model.attention=blockwise", "memory.offload=true", "lora.rank=32", "lora.dropout=0", "train.accumulation=1",
+OURS = ("model.attention=blockwise", "memory.offload=true", "lora.rank=32", "lora.dropout=0", "train.gradient_accumulation_steps=1",
         "scaling.num_workers=1")  # fmt: skip
 SMALL = (*OURS, "optim.kind=adamw_8bit", "memory.embedding=host")
 
@@ -68,8 +68,10 @@ JOBS = {
 
 def random_base(config: Config) -> Any:
     """What `load_base` gives, with random weights: no file is read."""
-    shape, dtype = config_of(config.model), DTYPES[config.train.precision]
-    base = meta_base(shape, config.quantization, attention=config.model.attention, dtype=dtype)
+    shape, dtype = find_model_config(config.model), DTYPES[config.train.precision]
+    base = build_meta_model(
+        shape, config.quantization, attention=config.model.attention, dtype=dtype
+    )
     torch.manual_seed(0)
     fill(base, dtype, shape)
     base.model.rotary_emb = Gemma2RotaryEmbedding(shape)
@@ -99,14 +101,14 @@ def fill(base: nn.Module, dtype: torch.dtype, shape: Gemma2Config) -> None:
 
 def one_step(config: Config, objective: nn.Module) -> Callable[[int], tuple[float, float]]:
     """Trains one optimizer step on one document of so many tokens, all labelled; returns (loss, seconds)."""
-    optimizer = adamw(objective, config.optim)
+    optimizer = build_optimizer(objective, config.optim)
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     kept: list[Tensor] = []
 
     def run(tokens: int) -> tuple[float, float]:
         ids = np.random.default_rng(0).integers(3, 250_000, (1, tokens))
         batch: Batch = {"input_ids": ids, "targets": ids, "position_ids": np.arange(tokens)[None]}
-        kept[:] = in_the_middle(config, optimizer, trained)
+        kept[:] = init_optimizer_state(get_step_settings(config), optimizer, trained)
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -114,7 +116,7 @@ def one_step(config: Config, objective: nn.Module) -> Callable[[int], tuple[floa
         started = time.perf_counter()
         loss, norm = train_step(
             objective, optimizer, [batch], num_targets=tokens, rate=1e-5, max_grad_norm=1.0, seed=(0, 0),
-            world=Alone(CUDA),
+            context=LocalContext(CUDA),
         )  # fmt: skip
         torch.cuda.synchronize()
         assert np.isfinite([loss, norm]).all(), (loss, norm)
@@ -125,12 +127,12 @@ def one_step(config: Config, objective: nn.Module) -> Callable[[int], tuple[floa
 
 def memory(job: Job) -> dict[str, Any]:
     """The job's peak as the plan has it, and as the allocator had it under the card's cap."""
-    config = load(job.model, [*job.overrides, f"data.max_row_tokens={job.tokens}"])
-    planned = peak(config)
+    config = load_config(job.model, [*job.overrides, f"data.sequence_tokens={job.tokens}"])
+    planned = simulate_peak(get_step_settings(config))
     base = random_base(config)
     dtype = DTYPES[config.train.precision]
     objective = CaptionLoss(add_lora(base, config.lora, seed=0), dtype).to(CUDA).train()
-    save_memory(base, config.memory)
+    apply_memory_config(base, config.memory)
     run = one_step(config, objective)
     card = torch.cuda.get_device_properties(CUDA).total_memory
     torch.cuda.empty_cache()

@@ -13,14 +13,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from app.config import absolute, load
-from app.evaluation.metrics import best_constant_caption, bleu4
-from app.jobs import train
+from app.config import load_config, make_paths_absolute
+from app.evaluation.metrics import compute_bleu4, find_best_constant_caption
 from app.jobs.cluster import connect
-from app.jobs.evaluate import judge_both
-from app.tracking import check
+from app.jobs.evaluate import evaluate_both
+from app.jobs.job import require_workers
+from app.jobs.train import train_job
+from app.tracking import check_tracking
 from data_pipeline.config import PrepareConfig
-from data_pipeline.prepare.dataset import prepare
+from data_pipeline.prepare.dataset import prepare_dataset
 from data_pipeline.shards import open_shards
 from data_pipeline.sources.scenes import COLOURS, SHAPES, SIZES
 
@@ -41,30 +42,30 @@ def main() -> None:
     arguments = parser.parse_args()
     started = time.monotonic()
     folder = arguments.json.parent.absolute() / "learning"
-    prepare([f"scenes:{SCENES}:{SEED}:list"], PrepareConfig(out=str(folder / "shards")))
-    config = absolute(
-        load(
+    prepare_dataset([f"scenes:{SCENES}:{SEED}:list"], PrepareConfig(out=str(folder / "shards")))
+    config = make_paths_absolute(
+        load_config(
             "demo",
             {
-                "data.shards": str(folder / "shards"), "data.max_row_tokens": 512, "data.max_validation_rows": 200,
+                "data.shards": str(folder / "shards"), "data.sequence_tokens": 512, "data.max_validation_examples": 200,
                 "train.output_dir": str(folder), "train.run_name": f"learning-{int(time.time())}",
-                "train.max_steps": 500, "train.evaluate_every_steps": 100, "train.save_every_steps": 100,
+                "train.max_steps": 500, "train.eval_steps": 100, "train.save_steps": 100,
                 "optim.learning_rate": 2e-3, "tracking.uri": f"sqlite:///{folder}/mlflow.db",
                 "evaluate.max_captions": 200,
             },
         )
     )  # fmt: skip
-    check(config.tracking)
+    check_tracking(config.tracking)
     with connect():
-        train.require(config, config.scaling.num_workers)
-        adapter = train.train_job(config).adapter
+        require_workers(config, config.scaling.num_workers)
+        adapter = train_job(config, open_shards(config.data.shards)).adapter
         assert adapter is not None
-        rows, base, tuned = judge_both(config, adapter)
+        rows, base, tuned = evaluate_both(config, open_shards(config.data.shards), adapter)
     references = [row.caption for row in rows]
-    constant, constant_bleu4 = best_constant_caption(
+    constant, constant_bleu4 = find_best_constant_caption(
         open_shards(config.data.shards).captions("train"), references
     )
-    figures = {"bleu4_tuned": bleu4(tuned.captions, references), "bleu4_base": bleu4(base.captions, references),
+    figures = {"bleu4_tuned": compute_bleu4(tuned.captions, references), "bleu4_base": compute_bleu4(base.captions, references),
                "bleu4_constant": constant_bleu4}  # fmt: skip
     candidates: dict[str, Callable[[int], str]] = {
         "tuned": lambda i: tuned.captions[i], "base": lambda i: base.captions[i], "constant": lambda _: constant,

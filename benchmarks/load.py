@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from app.gemma.base_model import digest
+from app.gemma.base_model import hash_weights
 from app.gemma.config import ModelConfig, QuantizationConfig
-from app.gemma.load import load_base, num_parameters
+from app.gemma.load import count_parameters, load_base_model
 from app.jobs.quantize import quantize
 from benchmarks.measure import medians, one_thread, peak_and_final_bytes, write
 
@@ -34,7 +34,7 @@ def loading(folder: str) -> Callable[[], Gemma2ForCausalLM]:
     """What a worker does, and a read of every page: weights are mapped, and come when they are first used."""
 
     def load() -> Gemma2ForCausalLM:
-        base = load_base(
+        base = load_base_model(
             ModelConfig(name=folder), NF4, device=torch.device("cpu"), dtype=torch.bfloat16
         )
         for parameter in base.parameters():
@@ -58,7 +58,7 @@ def main() -> None:
         candidates: dict[str, Callable[[], Any]] = {
             "prequantised": loading(small),
             "quantised_while_loading": loading(full),
-            "hash_of_prequantised": lambda: digest(ModelConfig(name=small)),
+            "hash_of_prequantised": lambda: hash_weights(ModelConfig(name=small)),
         }
         seconds = medians(candidates)
         memory = {
@@ -73,7 +73,7 @@ def main() -> None:
                 "peak_bytes_over_final": memory["small"][0] / memory["small"][1],
                 "peak_bytes_over_final_while_quantising": memory["full"][0] / memory["full"][1],
             },
-            "parameters": num_parameters(model)[1],
+            "parameters": count_parameters(model)[1],
             "bytes_on_disk": num_bytes,
             "seconds": seconds,
             "peak_and_final_bytes": memory,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.gemma.loss import BUDGET, IGNORED, softcap, softcapped_cross_entropy
+from app.gemma.loss import BUDGET, IGNORE_INDEX, apply_softcap, softcapped_cross_entropy
 from benchmarks.measure import medians, one_thread, peak_bytes, write
 
 WORDS, WIDTH, CAP = 256_000, 512, 30.0
@@ -21,8 +21,8 @@ WORDS, WIDTH, CAP = 256_000, 512, 30.0
 
 def reference(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     """As Gemma2ForCausalLM and its loss do: logits of every position, softcapped in bf16, then fp32."""
-    logits = softcap(F.linear(hidden, weight), CAP).float()
-    return F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+    logits = apply_softcap(F.linear(hidden, weight), CAP).float()
+    return F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
 
 
 def step(num_tokens: int, labelled: float, name: str, budget: int = BUDGET) -> Callable[[], Tensor]:
@@ -31,7 +31,7 @@ def step(num_tokens: int, labelled: float, name: str, budget: int = BUDGET) -> C
     hidden = torch.randn(num_tokens, WIDTH, dtype=torch.bfloat16).requires_grad_()
     weight = torch.randn(WORDS, WIDTH, dtype=torch.bfloat16) * 0.05
     labels = torch.randint(0, WORDS, (num_tokens,))
-    labels[int(num_tokens * labelled) :] = IGNORED
+    labels[int(num_tokens * labelled) :] = IGNORE_INDEX
     if name == "reference":
         return lambda: torch.autograd.grad(reference(hidden, weight, labels), hidden)[0]
     return lambda: torch.autograd.grad(

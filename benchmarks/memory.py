@@ -8,6 +8,7 @@ oneDNN keeps no primitives with their scratch memory. One token in 16 has a labe
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
@@ -20,13 +21,14 @@ import numpy as np
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from app.config import Config, load
-from app.gemma.activation_checkpoint import save_memory
-from app.gemma.load import DTYPES, CaptionLoss, add_lora, load_base
-from app.gemma.loss import IGNORED
-from app.memory_plan.peak import in_the_middle, peak
-from app.training.optim import adamw
-from app.training.parallel import Alone
+from app.config import Config, load_config
+from app.gemma.activation_checkpoint import apply_memory_config
+from app.gemma.load import DTYPES, CaptionLoss, add_lora, load_base_model
+from app.gemma.loss import IGNORE_INDEX
+from app.jobs.plan import get_step_settings
+from app.memory_plan.peak import init_optimizer_state, simulate_peak
+from app.training.optim import build_optimizer
+from app.training.parallel import LocalContext
 from app.training.step import train_step
 from benchmarks.measure import one_thread, settled_bytes, status, write
 
@@ -43,25 +45,28 @@ VOCABULARY = {
 CASES: dict[str, tuple[dict[str, int], list[str]]] = {
     "recomputed in tiles": (WIDE, ["memory.tile_tokens=256"]),
     "offloaded": (WIDE, ["memory.tile_tokens=256", "memory.offload=true"]),
-    "kept": (WIDE, ["memory.gradient_checkpointing=false", "data.max_row_tokens=1024"]),
+    "kept": (WIDE, ["memory.gradient_checkpointing=false", "data.sequence_tokens=1024"]),
     "last two layers kept": (WIDE, ["memory.keep_layers=2"]),
-    "eager attention": (WIDE, ["model.attention=eager", "data.max_row_tokens=1024"]),
+    "eager attention": (WIDE, ["model.attention=eager", "data.sequence_tokens=1024"]),
     "8-bit moments, rank 128": (WIDE, ["optim.kind=adamw_8bit", "lora.rank=128"]),
-    "16-bit base, accumulated": (WIDE, ["quantization.kind=none", "train.accumulation=2"]),
+    "16-bit base, accumulated": (
+        WIDE,
+        ["quantization.kind=none", "train.gradient_accumulation_steps=2"],
+    ),
     "fp32, two rows": (
         WIDE,
-        ["train.precision=fp32", "train.micro_batch_rows=2", "data.max_row_tokens=512"],
+        ["train.precision=fp32", "train.micro_batch_size=2", "data.sequence_tokens=512"],
     ),
-    "256k words, on the host": (VOCABULARY, ["data.max_row_tokens=512", "memory.embedding=host"]),
+    "256k words, on the host": (VOCABULARY, ["data.sequence_tokens=512", "memory.embedding=host"]),
 }
 LABELLED = 1 / 16
 RETURNED_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1",
                     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "0", "LRU_CACHE_CAPACITY": "1"}  # fmt: skip
 
 
-def config_of(case: str, folder: Path) -> Config:
+def config_of_case(case: str, folder: Path) -> Config:
     """The case's job, on the model that lies in the folder."""
-    return load(None, [f"model.name={folder}", "model.attention=blockwise", "data.max_row_tokens=2048",
+    return load_config(None, [f"model.name={folder}", "model.attention=blockwise", "data.sequence_tokens=2048",
                        "scaling.num_workers=1", "lora.rank=32", *CASES[case][1]])  # fmt: skip
 
 
@@ -75,31 +80,33 @@ def save(shape: dict[str, int], folder: Path) -> Path:
 def steps(config: Config, number: int) -> Any:
     """Train that many optimizer steps on rows of random tokens; returns what holds the memory."""
     dtype = DTYPES[config.train.precision]
-    base = load_base(config.model, config.quantization, device=torch.device("cpu"), dtype=dtype)
+    base = load_base_model(
+        config.model, config.quantization, device=torch.device("cpu"), dtype=dtype
+    )
     for parameter in base.parameters():
         if (
             parameter.is_floating_point()
         ):  # as a GPU would: out of the mapped file, whose pages then go
             parameter.data = parameter.data.clone()
     objective = CaptionLoss(add_lora(base, config.lora, seed=0), dtype).train()
-    save_memory(base, config.memory)
-    optimizer = adamw(objective, config.optim)
+    apply_memory_config(base, config.memory)
+    optimizer = build_optimizer(objective, config.optim)
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    shape = (config.train.micro_batch_rows, config.data.max_row_tokens)
+    shape = (config.train.micro_batch_size, config.data.sequence_tokens)
     ids = np.random.default_rng(0).integers(3, 900, shape)
-    targets = np.where(np.arange(shape[1]) < shape[1] * LABELLED, ids, IGNORED)
+    targets = np.where(np.arange(shape[1]) < shape[1] * LABELLED, ids, IGNORE_INDEX)
     batch = {
         "input_ids": ids,
         "targets": targets,
         "position_ids": np.broadcast_to(np.arange(shape[1]), shape).copy(),
     }
     for _ in range(number):
-        in_the_middle(config, optimizer, trained)
+        init_optimizer_state(get_step_settings(config), optimizer, trained)
         settled_bytes()
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
         train_step(
-            objective, optimizer, [batch], num_targets=int((targets != IGNORED).sum()), rate=1e-5, max_grad_norm=1.0,
-            seed=(0, 0), world=Alone(torch.device("cpu")),
+            objective, optimizer, [batch], num_targets=int((targets != IGNORE_INDEX).sum()), rate=1e-5, max_grad_norm=1.0,
+            seed=(0, 0), context=LocalContext(torch.device("cpu")),
         )  # fmt: skip
     return objective, optimizer
 
@@ -107,7 +114,7 @@ def steps(config: Config, number: int) -> Any:
 def resident(case: str, folder: Path) -> int:
     """Bytes, in this process: call it in a fresh one."""
     one_thread()
-    config = config_of(case, folder)
+    config = config_of_case(case, folder)
     steps(config, 1)  # what libraries keep after their first use is not counted
     before = settled_bytes()
     held = steps(config, 2)
@@ -135,7 +142,8 @@ def main() -> None:
                 env={**os.environ, **RETURNED_AT_ONCE}, check=True, stdout=subprocess.PIPE, text=True,
             )  # fmt: skip
             measured = json.loads(done.stdout.splitlines()[-1])
-            simulated = peak(config_of(case, folder), labelled=LABELLED, on_gpu=False).num_bytes
+            settings = get_step_settings(config_of_case(case, folder), labelled_share=LABELLED)
+            simulated = simulate_peak(dataclasses.replace(settings, on_gpu=False)).num_bytes
             errors[case] = simulated / measured - 1
             cases[case] = {
                 "simulated_bytes": simulated,

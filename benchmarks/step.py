@@ -22,17 +22,17 @@ import torch
 from torch import Tensor, nn
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from app.gemma.activation_checkpoint import save_memory
+from app.gemma.activation_checkpoint import apply_memory_config
 from app.gemma.config import LoraConfig, MemoryConfig, ModelConfig, QuantizationConfig
-from app.gemma.load import CaptionLoss, add_lora, autocast, gemma, load_base
-from app.gemma.loss import IGNORED, softcap
+from app.gemma.load import CaptionLoss, add_lora, autocast, load_base_model, unwrap_gemma
+from app.gemma.loss import IGNORE_INDEX, apply_softcap
 from app.training.config import OptimConfig
-from app.training.optim import adamw
+from app.training.optim import build_optimizer
 from benchmarks.corpus import open_corpus
 from benchmarks.measure import medians, one_thread, peak_bytes, write
 from data_pipeline.config import DataConfig
 from data_pipeline.stream.encode import Example, PromptEncoder
-from data_pipeline.stream.pack import pack
+from data_pipeline.stream.pack import pack_examples
 from data_pipeline.svg import SVGRefused, canonicalise
 
 CPU, DTYPE = torch.device("cpu"), torch.bfloat16
@@ -99,7 +99,10 @@ def save_model(words: int, folder: Path) -> str:
 def documents(case: Case, folder: Path) -> tuple[list[Example], str]:
     """Examples of the corpus's lengths and labels, spread over all of it; token ids are random."""
     corpus = open_corpus(folder, 4000)
-    encoder, random = PromptEncoder(corpus.tokenizer, DataConfig().system), np.random.default_rng(0)
+    encoder, random = (
+        PromptEncoder(corpus.tokenizer, DataConfig().system_prompt),
+        np.random.default_rng(0),
+    )
     chosen: list[Example] = []
     rows = pq.read_table(corpus.parquet).to_pylist()
     for i in random.permutation(len(rows)):
@@ -123,7 +126,7 @@ def padded(examples: Sequence[Example]) -> list[Batch]:
         name: torch.zeros(len(examples), longest, dtype=torch.int64)
         for name in ("input_ids", "attention_mask")
     }
-    batch["labels"] = torch.full_like(batch["input_ids"], IGNORED)
+    batch["labels"] = torch.full_like(batch["input_ids"], IGNORE_INDEX)
     for i, example in enumerate(examples):
         length = len(example.input_ids)
         ids = torch.from_numpy(example.input_ids).long()
@@ -138,7 +141,7 @@ def packed(examples: Sequence[Example]) -> list[Batch]:
     names = ("input_ids", "position_ids", "targets")
     return [
         {name: torch.from_numpy(getattr(row, name))[None].long() for name in names}
-        for row in pack(examples, limit)
+        for row in pack_examples(examples, limit)
     ]
 
 
@@ -149,13 +152,13 @@ def default_loss(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def expert_loss(model: nn.Module, batch: Batch) -> Tensor:
-    inner = gemma(model)
+    inner = unwrap_gemma(model)
     with autocast(CPU, DTYPE):
         hidden = inner.model(
             input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
         ).last_hidden_state
-        labelled = batch["targets"] != IGNORED
-        logits = softcap(
+        labelled = batch["targets"] != IGNORE_INDEX
+        logits = apply_softcap(
             inner.lm_head(hidden[labelled]), inner.config.final_logit_softcapping
         ).float()
         return nn.functional.cross_entropy(logits, batch["targets"][labelled], reduction="sum")
@@ -164,16 +167,16 @@ def expert_loss(model: nn.Module, batch: Batch) -> Tensor:
 def step(name: str, folder: str, examples: Sequence[Example]) -> Callable[[], float]:
     """One optimizer step of a candidate on all the documents; returns the loss before it."""
     candidate = CANDIDATES[name]
-    base = load_base(
+    base = load_base_model(
         ModelConfig(name=folder, attention=candidate.attention),
         QuantizationConfig(),
         device=CPU,
         dtype=DTYPE,
     )
     model = add_lora(base, LoraConfig(rank=16), seed=0).train()
-    objective, optimizer = CaptionLoss(model, DTYPE), adamw(model, OptimConfig())
+    objective, optimizer = CaptionLoss(model, DTYPE), build_optimizer(model, OptimConfig())
     if candidate.memory is not None:
-        save_memory(base, candidate.memory)
+        apply_memory_config(base, candidate.memory)
     if candidate.checkpointing:
         base.activation_checkpointing_enable(
             activation_checkpointing_kwargs={"use_reentrant": False}

@@ -18,9 +18,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from data_pipeline.errors import DataError
-from data_pipeline.sources.files import (
-    filesystem as filesystem,
-)  # also for what is written beside the shards
+from data_pipeline.filesystem import open_filesystem
 
 SPLITS = ("train", "validation")
 ROW_GROUP_ROWS = 256  # what a read of one row costs
@@ -35,7 +33,7 @@ _QUARANTINE = pa.schema(
 )
 
 
-class ShardRow(NamedTuple):
+class ShardRecord(NamedTuple):
     """One row of a shard; `svg` is canonical."""
 
     id: str
@@ -44,7 +42,7 @@ class ShardRow(NamedTuple):
     source: str
 
 
-class QuarantineRow(NamedTuple):
+class QuarantinedRecord(NamedTuple):
     """One refused row: a short reason to count by, a sentence, and the beginning of what was refused."""
 
     id: str
@@ -67,15 +65,15 @@ class ShardWriter:
     which is refused, never a mixture.
     """
 
-    def __init__(self, folder: str, *, shard_rows: int) -> None:
+    def __init__(self, folder: str, *, shard_records: int) -> None:
         """Raises DataError when the folder cannot be written."""
-        self._fs, self._path = filesystem(folder)
+        self._fs, self._path = open_filesystem(folder)
         self._partial = f"{self._path}.partial"
-        self._shard_rows = shard_rows
-        self._rows: dict[str, list[ShardRow]] = {split: [] for split in SPLITS}
+        self._shard_rows = shard_records
+        self._rows: dict[str, list[ShardRecord]] = {split: [] for split in SPLITS}
         self._num_shards = dict.fromkeys(SPLITS, 0)
         self._digests = {split: hashlib.sha256() for split in SPLITS}
-        self._refused: list[QuarantineRow] = []
+        self._refused: list[QuarantinedRecord] = []
         try:
             if self._fs.get_file_info(self._partial).type != pyarrow.fs.FileType.NotFound:
                 self._fs.delete_dir(self._partial)
@@ -86,12 +84,12 @@ class ShardWriter:
         except OSError as error:
             raise DataError(f"cannot write {folder!r}: {error}") from None
 
-    def add(self, split: str, row: ShardRow) -> None:
+    def add(self, split: str, row: ShardRecord) -> None:
         self._rows[split].append(row)
         if len(self._rows[split]) == self._shard_rows:
             self._flush(split)
 
-    def refuse(self, row: QuarantineRow) -> None:
+    def refuse(self, row: QuarantinedRecord) -> None:
         self._refused.append(row)
         if len(self._refused) == ROW_GROUP_ROWS:
             self._flush_quarantine()
@@ -128,14 +126,15 @@ class ShardWriter:
             b"".join(digest.digest() for digest in self._digests.values())
         ).hexdigest()
 
-    def written(self, split: str) -> Iterator[ShardRow]:
+    def written(self, split: str) -> Iterator[ShardRecord]:
         """The rows of a split as they lie on disk; after `close`."""
         for number in range(self._num_shards[split]):
             path = f"{self._partial}/{split}-{number:05d}.parquet"
             with pq.ParquetFile(path, filesystem=self._fs) as file:
-                for batch in file.iter_batches(ROW_GROUP_ROWS, columns=list(ShardRow._fields)):
+                for batch in file.iter_batches(ROW_GROUP_ROWS, columns=list(ShardRecord._fields)):
                     yield from map(
-                        ShardRow, *(column.to_pylist() for column in batch.select(ShardRow._fields))
+                        ShardRecord,
+                        *(column.to_pylist() for column in batch.select(ShardRecord._fields)),
                     )
 
     def commit(self, manifest: Mapping[str, Any], report: Mapping[str, Any]) -> None:
@@ -178,17 +177,17 @@ class Shards:
     folder: str
     digest: str
     files: dict[str, tuple[_File, ...]]
-    duplicates: int
+    num_duplicates: int
     quarantined: dict[str, int]  # by reason
 
-    def num_rows(self, split: str) -> int:
+    def num_records(self, split: str) -> int:
         return sum(file.num_rows for file in self.files[split])
 
-    def read(self, split: str, start: int, stop: int) -> list[ShardRow]:
+    def read(self, split: str, start: int, stop: int) -> list[ShardRecord]:
         """Rows start … stop-1 of the split, in the order of files and rows; reads only their row groups."""
-        assert 0 <= start <= stop <= self.num_rows(split), (split, start, stop)
-        fs, path = filesystem(self.folder)
-        rows: list[ShardRow] = []
+        assert 0 <= start <= stop <= self.num_records(split), (split, start, stop)
+        fs, path = open_filesystem(self.folder)
+        rows: list[ShardRecord] = []
         for file in self.files[split]:
             first, last = max(start - file.first_row, 0), min(stop - file.first_row, file.num_rows)
             if first < last:
@@ -197,13 +196,13 @@ class Shards:
 
     def captions(self, split: str) -> Iterator[str]:
         """All captions of the split, in order; reads nothing else."""
-        fs, path = filesystem(self.folder)
+        fs, path = open_filesystem(self.folder)
         for file in self.files[split]:
             with pq.ParquetFile(f"{path}/{file.name}", filesystem=fs) as parquet:
                 yield from parquet.read(columns=["caption"])["caption"].to_pylist()
 
 
-def _read_file(fs: pyarrow.fs.FileSystem, path: str, start: int, stop: int) -> list[ShardRow]:
+def _read_file(fs: pyarrow.fs.FileSystem, path: str, start: int, stop: int) -> list[ShardRecord]:
     with pq.ParquetFile(path, filesystem=fs) as file:
         groups, skipped, first = [], 0, 0
         for group in range(file.num_row_groups):
@@ -213,16 +212,17 @@ def _read_file(fs: pyarrow.fs.FileSystem, path: str, start: int, stop: int) -> l
             elif first < stop:
                 groups.append(group)
             first += num_rows
-        table = file.read_row_groups(groups, columns=list(ShardRow._fields))
-    table = table.slice(start - skipped, stop - start).select(ShardRow._fields)
+        table = file.read_row_groups(groups, columns=list(ShardRecord._fields))
+    table = table.slice(start - skipped, stop - start).select(ShardRecord._fields)
     return [
-        ShardRow(*values) for values in zip(*(column.to_pylist() for column in table), strict=True)
+        ShardRecord(*values)
+        for values in zip(*(column.to_pylist() for column in table), strict=True)
     ]
 
 
 def open_shards(folder: str) -> Shards:
     """Raises DataError when the folder is missing, holds no finished dataset, or a shard lacks a column."""
-    fs, path = filesystem(folder)
+    fs, path = open_filesystem(folder)
     try:
         names = sorted(_names(fs, path))
     except OSError as error:
@@ -256,7 +256,7 @@ def _check_shard(fs: pyarrow.fs.FileSystem, path: str) -> int:
         metadata = pq.read_metadata(path, filesystem=fs)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path} is not a readable shard: {error}") from None
-    missing = [name for name in ShardRow._fields if name not in metadata.schema.names]
+    missing = [name for name in ShardRecord._fields if name not in metadata.schema.names]
     if missing:
         raise DataError(
             f"shard {path} has no column {missing[0]!r} but {', '.join(metadata.schema.names)}: "

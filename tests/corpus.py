@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from data_pipeline.shards import ShardRow, ShardWriter
+from data_pipeline.shards import ShardRecord, ShardWriter
 
 
 def save_tokenizer(folder: Path) -> str:
@@ -24,10 +24,10 @@ def save_tokenizer(folder: Path) -> str:
 
 def write_shards(folder: Path, *, train: Sequence[int], validation: Sequence[int] = ()) -> None:
     """Row i of a split is called `i` and captioned `icon i`, and its SVG has the i-th length in bytes."""
-    writer = ShardWriter(str(folder), shard_rows=64)
+    writer = ShardWriter(str(folder), shard_records=64)
     for split, lengths in (("train", train), ("validation", validation)):
         for i, length in enumerate(lengths):
-            writer.add(split, ShardRow(str(i), svg_of(length), f"icon {i}", "test"))
+            writer.add(split, ShardRecord(str(i), svg_of(length), f"icon {i}", "test"))
     writer.commit({"digest": writer.close(), "duplicates": 0, "quarantined": {}}, {})
 
 

@@ -12,62 +12,24 @@ from transformers import AttentionInterface
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 
 from app.errors import UserError
-from app.gemma.activation_checkpoint import Host, save_memory
+from app.gemma.activation_checkpoint import HostOffload, apply_memory_config
 from app.gemma.config import MemoryConfig
-from app.gemma.load import evaluating, gemma
-from data_pipeline.stream.pack import pack
-from tests.test_attention import naive
-from tests.test_fused_layers import saved_bytes
-from tests.test_load import tensors
-from tests.tiny import VOCABULARY, examples, objective, save_model
-
-POLICIES = {
-    "kept": MemoryConfig(gradient_checkpointing=False),
-    "recomputed": MemoryConfig(),
-    "tiled": MemoryConfig(tile_tokens=7),
-    "some": MemoryConfig(tile_tokens=13, keep_layers=1, offload=True),
-    "all": MemoryConfig(tile_tokens=1, offload=True),
-}
+from app.gemma.load import evaluation_mode, unwrap_gemma
+from tests.reference import (
+    POLICIES,
+    furthest,
+    jogged,
+    loss_and_gradients,
+    naive,
+    row,
+    saved_bytes,
+)
+from tests.tiny import VOCABULARY, objective, save_model
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return save_model(tmp_path_factory.mktemp("model"))
-
-
-def row(num=6, length=200):
-    """Packed documents of 8 to 19 tokens: longer than the tiny model's window of 8."""
-    return tensors(pack(examples(num), length)[0])
-
-
-def jogged(loss):
-    """An adapter that changes something: B is 0 in a new one."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in loss.parameters():
-            if parameter.requires_grad:
-                parameter += torch.randn_like(parameter) * 0.05
-    return loss
-
-
-def loss_and_gradients(loss, batch, seed=0):
-    torch.manual_seed(seed)
-    value, _ = loss(**batch)
-    trained = {
-        name: parameter for name, parameter in loss.named_parameters() if parameter.requires_grad
-    }
-    gradients = torch.autograd.grad(value, list(trained.values()))
-    return value.item(), dict(zip(trained, gradients, strict=True))
-
-
-def furthest(ours, theirs):
-    """Largest difference of loss and of any gradient, in units of the loss and of that gradient's largest value."""
-    assert ours[1].keys() == theirs[1].keys()
-    assert all(reference.abs().max() > 0 for reference in theirs[1].values())
-    return max(
-        abs(ours[0] - theirs[0]) / abs(theirs[0]),
-        *(float((ours[1][name] - g).abs().max() / g.abs().max()) for name, g in theirs[1].items()),
-    )
 
 
 def _naive_attention(
@@ -99,10 +61,10 @@ def exact_norm(module, x):
 def test_fp64_loss_and_gradients_are_the_eager_models(folder, monkeypatch, policy, caps):
     def in_fp64(memory, attention):
         loss = jogged(objective(folder, kind="none", attention="blockwise", memory=memory)).double()
-        config = gemma(loss.model).config
+        config = unwrap_gemma(loss.model).config
         config.attn_logit_softcapping, config.final_logit_softcapping = caps
         config._attn_implementation = attention
-        for layer in gemma(loss.model).model.layers:
+        for layer in unwrap_gemma(loss.model).model.layers:
             layer.self_attn.attn_logit_softcapping = caps[0]
         return loss
 
@@ -127,7 +89,7 @@ def test_nf4_and_lora_through_all_of_it(folder, policy, dtype, tolerance):
     theirs = loss_and_gradients(jogged(objective(folder, dtype=dtype)), batch)
     ours = jogged(objective(folder, dtype=dtype, attention="blockwise", memory=policy))
     assert furthest(loss_and_gradients(ours, batch), theirs) < tolerance
-    with evaluating(ours):
+    with evaluation_mode(ours):
         assert ours(**batch)[0].item() == pytest.approx(theirs[0], rel=tolerance / 10)
 
 
@@ -144,7 +106,7 @@ def test_an_embedding_on_the_host_is_no_parameter_and_changes_nothing(folder, tm
     theirs = loss_and_gradients(jogged(objective(folder)), batch)
     ours = jogged(objective(folder, memory=memory))
     assert furthest(loss_and_gradients(ours, batch), theirs) < 2e-5
-    inner = gemma(ours.model)
+    inner = unwrap_gemma(ours.model)
     assert inner.lm_head.weight is inner.model.embed_tokens.weight
     assert VOCABULARY * 64 not in {parameter.numel() for parameter in ours.parameters()}
     ours.model.save_pretrained(tmp_path)
@@ -252,14 +214,14 @@ def test_the_last_layers_are_not_recomputed(folder, keep, runs):
     def count(index):
         counts[index] += 1
 
-    for i, layer in enumerate(gemma(loss.model).model.layers):
+    for i, layer in enumerate(unwrap_gemma(loss.model).model.layers):
         layer.self_attn.register_forward_hook(lambda *_, i=i: count(i))
     loss(**row())[0].backward()
     assert counts == runs
 
 
 def test_the_host_gives_back_what_it_got_and_fetches_the_next_ahead():
-    host, sources = Host(), [torch.full((3, 5), float(i)) for i in range(4)]
+    host, sources = HostOffload(), [torch.full((3, 5), float(i)) for i in range(4)]
     waiting = [host.put(source) for source in sources]
     for source in sources:
         source.zero_()  # whoever computes on may reuse the memory
@@ -279,12 +241,12 @@ def test_the_host_gives_back_what_it_got_and_fetches_the_next_ahead():
 
 def test_a_base_that_is_saved_memory_is_still_transformers_gemma_2(folder):
     loss = objective(folder)
-    inner = gemma(loss.model)
+    inner = unwrap_gemma(loss.model)
     before = (
         {name: type(module) for name, module in inner.named_modules()},
         list(inner.state_dict()),
     )
-    save_memory(inner, MemoryConfig())
+    apply_memory_config(inner, MemoryConfig())
     assert (
         {name: type(module) for name, module in inner.named_modules()},
         list(inner.state_dict()),

@@ -14,54 +14,11 @@ from transformers import Gemma2ForCausalLM
 from app.errors import UserError
 from app.gemma import block_mask, flex_attention
 from app.gemma.attention import softcapped_attention
+from tests.reference import inputs, naive, packed, visible, with_gradients
 from tests.tiny import VOCABULARY, gemma2_config, objective, save_model
 
 PACKINGS = [[1200], [300], [1, 127, 128, 44], [40, 40, 40, 40, 40, 40, 40, 20], [200, 1, 1, 1, 700]]
 CAPS_AND_WINDOWS = [(None, None), (2.0, None), (50.0, 16), (None, 129), (2.0, 700)]
-
-
-def visible(document_ids, window):
-    """[B, S, S]: which key (last) each query sees."""
-    places = torch.arange(document_ids.shape[1])
-    back = places[:, None] - places
-    seen = (document_ids[:, :, None] == document_ids[:, None, :]) & (back >= 0)
-    return seen if window is None else seen & (back < window)
-
-
-def naive(query, key, value, *, scale, softcap, window, document_ids):
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    scores = query @ key.transpose(2, 3) * scale
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    return (
-        scores.masked_fill(~visible(document_ids, window)[:, None], float("-inf")).softmax(dim=-1)
-        @ value
-    )
-
-
-def packed(*orders):
-    """document_ids [B, S]."""
-    return torch.stack(
-        [torch.repeat_interleave(torch.arange(len(order)), torch.tensor(order)) for order in orders]
-    )
-
-
-def inputs(batch, length, *, heads=4, kv_heads=2, width=8, dtype=torch.float64, spread=1.0):
-    """Queries as transformers has them, a transposed [B, S, Hq, D]; and what flows back into the output."""
-    torch.manual_seed(0)
-    made = [
-        (torch.randn(batch, length, num, width, dtype=torch.float64) * spread)
-        .to(dtype)
-        .transpose(1, 2)
-        for num in (heads, kv_heads, kv_heads, heads)
-    ]
-    return [tensor.requires_grad_() for tensor in made[:3]], made[3].detach()
-
-
-def with_gradients(attention, tensors, upstream, **how):
-    output = attention(*tensors, **how)
-    return (output, *torch.autograd.grad(output, tensors, upstream))
 
 
 @pytest.mark.parametrize("lengths", PACKINGS, ids=str)
@@ -129,9 +86,9 @@ def test_a_plan_has_every_visible_key_once_and_no_block_without_one(lengths, win
     planned = torch.zeros(length, length)
     (row,) = block_mask.plan_blocks(document_ids, 1, length, window)
     for block in row:
-        assert 0 < block.last - block.first <= block_mask.QUERIES
+        assert 0 < block.last - block.first <= block_mask.MAX_QUERIES
         for tile in block.tiles:
-            assert 0 < tile.last - tile.first <= block_mask.KEYS
+            assert 0 < tile.last - tile.first <= block_mask.MAX_KEYS
             area = planned[block.first : block.last, tile.first : tile.last]
             area += 1 if tile.seen is None else tile.seen[:, 0]
             assert area.any()
@@ -169,16 +126,16 @@ def test_memory_grows_with_the_row_not_with_its_square(window):
     tensors, upstream = inputs(1, 4096, width=16, dtype=torch.float32)
     with LargestTensor() as largest:
         with_gradients(softcapped_attention, tensors, upstream, **how)
-    assert largest.size <= max(4 * 4096 * 16, 4 * block_mask.QUERIES * block_mask.KEYS)
+    assert largest.size <= max(4 * 4096 * 16, 4 * block_mask.MAX_QUERIES * block_mask.MAX_KEYS)
 
 
 def test_layers_of_one_batch_share_a_plan_and_another_batch_has_its_own():
     made = []
     one, other = packed([3, 2]), packed([3, 2])
     for tensor in (one, one, other, one):
-        block_mask.once(tensor, ("test",), lambda: made.append(1))
+        block_mask.cache_per_tensor(tensor, ("test",), lambda: made.append(1))
     assert len(made) == 2
-    block_mask.once(
+    block_mask.cache_per_tensor(
         one.add_(1), ("test",), lambda: made.append(1)
     )  # the same tensor, other documents
     assert len(made) == 3
@@ -246,7 +203,7 @@ def test_a_model_with_attention_dropout_is_told_so():
 @pytest.mark.parametrize("window", [None, 16, 129, 256])
 def test_the_block_mask_for_gpus_is_flexattentions_own(lengths, window):
     document_ids = packed(lengths, lengths[::-1])
-    ours = flex_attention.block_mask(document_ids, window)
+    ours = flex_attention.build_block_mask(document_ids, window)
     theirs = create_block_mask(ours.mask_mod, 2, None, sum(lengths), sum(lengths), device="cpu")
     assert torch.equal(ours.to_dense(), theirs.to_dense())
     seen = [ours.mask_mod(torch.tensor(row), None, torch.arange(sum(lengths))[:, None], torch.arange(sum(lengths)))
@@ -273,5 +230,7 @@ def test_what_gpus_are_told_to_compute_is_the_same_attention(softcap, window):
         tensors = [
             tensor.detach() for tensor in tensors
         ]  # on a CPU it refuses what needs a gradient
-        ours = torch_flex_attention(*tensors, **flex_attention.arguments(tensors[0], **how))
+        ours = torch_flex_attention(
+            *tensors, **flex_attention.build_flex_arguments(tensors[0], **how)
+        )
         torch.testing.assert_close(ours, naive(*tensors, **how), atol=1e-12, rtol=0)

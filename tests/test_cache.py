@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import DataError
+from data_pipeline.shards import open_shards
 from data_pipeline.stream.cache import encode_cached
 from data_pipeline.stream.encode import Example, PromptEncoder
 from data_pipeline.stream.token_stream import Stream
@@ -140,7 +141,7 @@ def test_many_writers_at_once_leave_one_whole_file(encoder: PromptEncoder, tmp_p
 def test_a_cache_that_cannot_be_written_is_named(encoder: PromptEncoder, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        DataError, match=r"cannot use data\.cache='.*file': .* choose another folder, or null"
+        DataError, match=r"cannot use data\.cache_dir='.*file': .* choose another folder, or null"
     ):
         encode_cached(encoder, PAIRS, str(tmp_path / "file"))
 
@@ -150,22 +151,28 @@ def test_other_epochs_seeds_and_row_lengths_read_the_tokens_of_the_first(
 ) -> None:
     write_shards(tmp_path / "shards", train=range(11, 111), validation=[30, 40])
     plain = DataConfig(
-        shards=str(tmp_path / "shards"), system="Look:", max_row_tokens=300, window_rows=40
+        shards=str(tmp_path / "shards"),
+        system_prompt="Look:",
+        sequence_tokens=300,
+        shuffle_block_examples=40,
     )
     stored = None
     for changes in (
         {},
         {"seed": 4},
-        {"max_row_tokens": 200, "too_long": "truncate"},
+        {"sequence_tokens": 200, "too_long": "truncate"},
         {"ledger": True},
     ):
         config = plain.model_copy(update=changes)
         cached = Stream(
-            config.model_copy(update={"cache": str(tmp_path / "cache")}), str(tokenizer), epochs=2
+            open_shards(config.shards),
+            config.model_copy(update={"cache_dir": str(tmp_path / "cache")}),
+            str(tokenizer),
+            num_epochs=2,
         )
-        fresh = Stream(config, str(tokenizer), epochs=2)
-        for number in range(fresh.num_windows):
-            found, wanted = cached.window(number), fresh.window(number)
+        fresh = Stream(open_shards(config.shards), config, str(tokenizer), num_epochs=2)
+        for number in range(fresh.num_shuffle_blocks):
+            found, wanted = cached.shuffle_block(number), fresh.shuffle_block(number)
             assert found.keys() == wanted.keys()
             for name, column in wanted.items():
                 np.testing.assert_array_equal(found[name], column)

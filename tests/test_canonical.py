@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lxml import etree
 
-from data_pipeline.sources.phosphor import phosphor_icons
+from data_pipeline.sources.phosphor import read_phosphor
 from data_pipeline.svg import SVGRefused, canonicalise
 
 HEAD = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 256 256">'
@@ -305,7 +305,7 @@ def test_the_root() -> None:
 
 
 def test_real_icons_are_fixed_points_that_keep_their_colour() -> None:
-    for icon in list(phosphor_icons())[::43]:
+    for icon in list(read_phosphor())[::43]:
         result = canonicalise(icon.svg)
         assert canonicalise(result) == result
         assert result.startswith(

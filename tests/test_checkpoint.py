@@ -9,15 +9,15 @@ from peft import PeftModel
 from transformers import Gemma2ForCausalLM
 
 from app.errors import UserError
-from app.gemma.base_model import pin
+from app.gemma.base_model import pin_base_model
 from app.gemma.config import ModelConfig, QuantizationConfig
-from app.gemma.load import load_adapter, load_base
+from app.gemma.load import load_adapter, load_base_model
 from app.jobs.worker import _agreed
 from app.training import checkpoint
 from app.training.config import OptimConfig
-from app.training.optim import adamw
-from data_pipeline.stream.pack import pack
-from tests.test_load import tensors
+from app.training.optim import build_optimizer
+from data_pipeline.stream.pack import pack_examples
+from tests.reference import tensors
 from tests.tiny import CPU, examples, gemma2_config, objective, save_model
 
 
@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
 
 
 def stepped(loss, optimizer, steps):
-    (row,) = pack(examples(6), 200)
+    (row,) = pack_examples(examples(6), 200)
     for _ in range(steps):
         loss(**tensors(row))[0].backward()
         optimizer.step()
@@ -42,13 +42,13 @@ def stepped(loss, optimizer, steps):
 def test_weights_and_moments_come_back_exactly(folder, tmp_path, embeddings, kind):
     optim = OptimConfig(kind=kind, learning_rate=1e-2)
     loss = objective(folder, train_embeddings=embeddings)
-    optimizer = adamw(loss, optim)
+    optimizer = build_optimizer(loss, optim)
     stepped(loss, optimizer, 3)
-    checkpoint.save(tmp_path, loss.model, optimizer, {"step": 3})
+    checkpoint.save_checkpoint(tmp_path, loss.model, optimizer, {"step": 3})
     expected = stepped(loss, optimizer, 2)
     other = objective(folder, train_embeddings=embeddings)
-    other_optimizer = adamw(other, optim)
-    assert checkpoint.restore(tmp_path, other.model, other_optimizer) == {"step": 3}
+    other_optimizer = build_optimizer(other, optim)
+    assert checkpoint.restore_checkpoint(tmp_path, other.model, other_optimizer) == {"step": 3}
     assert stepped(other, other_optimizer, 2) == expected
     in_8_bits = (
         {state["state1"].dtype for state in optimizer.state.values()} if kind != "adamw" else set()
@@ -60,25 +60,27 @@ def test_weights_and_moments_come_back_exactly(folder, tmp_path, embeddings, kin
 
 def test_moments_of_another_optimizer_are_named(folder, tmp_path):
     loss = objective(folder)
-    eight, full = (adamw(loss, OptimConfig(kind=kind)) for kind in ("adamw_8bit", "adamw"))
+    eight, full = (
+        build_optimizer(loss, OptimConfig(kind=kind)) for kind in ("adamw_8bit", "adamw")
+    )
     for saved, other in ((eight, full), (full, eight)):
         stepped(loss, saved, 1)
-        checkpoint.save(tmp_path, loss.model, saved, {})
+        checkpoint.save_checkpoint(tmp_path, loss.model, saved, {})
         with pytest.raises(UserError, match=r"moments are not those of AdamW.*optim\.kind"):
-            checkpoint.restore(tmp_path, loss.model, other)
+            checkpoint.restore_checkpoint(tmp_path, loss.model, other)
 
 
 def test_nothing_in_it_is_a_pickle_and_peft_reads_it_alone(folder, tmp_path):
     loss = objective(folder, kind="none", train_embeddings=True)
-    optimizer = adamw(loss, OptimConfig(learning_rate=1e-2))
+    optimizer = build_optimizer(loss, OptimConfig(learning_rate=1e-2))
     expected = stepped(loss, optimizer, 3)
-    checkpoint.save(tmp_path, loss.model, optimizer, {"step": 3})
+    checkpoint.save_checkpoint(tmp_path, loss.model, optimizer, {"step": 3})
     assert {file.suffix for file in tmp_path.iterdir()} <= {".json", ".safetensors", ".md"}
     assert json.loads((tmp_path / "state.json").read_text()) == {"step": 3}
-    (row,) = pack(examples(6), 200)
+    (row,) = pack_examples(examples(6), 200)
     base = Gemma2ForCausalLM.from_pretrained(folder, attn_implementation="eager")
     theirs = PeftModel.from_pretrained(base, str(tmp_path))
-    ours = load_adapter(load_base(ModelConfig(name=folder), QuantizationConfig(kind="none"), device=CPU,
+    ours = load_adapter(load_base_model(ModelConfig(name=folder), QuantizationConfig(kind="none"), device=CPU,
                                   dtype=torch.float32), tmp_path)  # fmt: skip
     for model in (theirs, ours):
         with torch.no_grad():
@@ -99,19 +101,21 @@ def test_another_base_than_the_checkpoints_is_refused_and_both_are_named(folder,
     torch.manual_seed(1)
     Gemma2ForCausalLM(gemma2_config()).save_pretrained(other)
     nf4, fp4 = QuantizationConfig(), QuantizationConfig(kind="fp4")
-    base = pin(ModelConfig(name=folder), nf4)
+    base = pin_base_model(ModelConfig(name=folder), nf4)
     (tmp_path / "state.json").write_text(json.dumps({"base": base}))
-    checkpoint.require_base(tmp_path, pin(ModelConfig(name=str(moved)), nf4))
+    checkpoint.require_same_base_model(tmp_path, pin_base_model(ModelConfig(name=str(moved)), nf4))
     for name, quantization in ((str(other), nf4), (folder, fp4)):
         with pytest.raises(UserError) as error:
-            checkpoint.require_base(tmp_path, pin(ModelConfig(name=name), quantization))
+            checkpoint.require_same_base_model(
+                tmp_path, pin_base_model(ModelConfig(name=name), quantization)
+            )
         assert (
             f"was trained on the base {folder} (nf4, double; sha256 {base['sha256'][:16]}"
             in str(error.value)
         )
         assert f"not on {name} ({quantization.kind}, double; sha256 " in str(error.value)
     assert capsys.readouterr().err == ""
-    checkpoint.require_base(other, base)  # an adapter of PEFT alone
+    checkpoint.require_same_base_model(other, base)  # an adapter of PEFT alone
     assert "does not say its base" in capsys.readouterr().err
 
 

@@ -14,7 +14,13 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.util.state import list_nodes
 
 from app.errors import UserError
-from app.jobs.cluster import ConnectedRay, Resources, connect, require_resources, room
+from app.jobs.cluster import (
+    ConnectedRay,
+    Resources,
+    connect,
+    count_fitting_workers,
+    require_resources,
+)
 
 CLUSTER_YAML = Path(__file__).parent.parent / "cluster.yaml"
 
@@ -109,7 +115,9 @@ quarters = st.integers(1, 12).map(lambda n: n / 4)
 def test_room_is_what_handing_out_workers_one_by_one_gives(
     nodes: list[Resources], worker: float, use_gpu: bool, task: float
 ) -> None:
-    assert room(nodes, worker, use_gpu, task) == workers_one_by_one(nodes, worker, use_gpu, task)
+    assert count_fitting_workers(nodes, worker, use_gpu, task) == workers_one_by_one(
+        nodes, worker, use_gpu, task
+    )
 
 
 def test_the_cluster_file_is_valid_and_closed_to_strangers() -> None:

@@ -1,12 +1,26 @@
 """The configuration: every wrong key or value is named; every shipped file loads; shell and search agree."""
 
+import inspect
 import subprocess
 import sys
 
+import peft
 import pytest
+import ray.tune
+import ray.tune.schedulers
+import transformers
 import yaml
 
-from app.config import CONFIGS, Config, absolute, flat, load, override, reference, to_yaml
+from app.config import (
+    CONFIGS,
+    Config,
+    config_to_yaml,
+    flatten_config,
+    load_config,
+    make_paths_absolute,
+    override_config,
+)
+from app.config_reference import render_reference
 from app.errors import UserError
 
 SHIPPED = sorted(CONFIGS.glob("*.yaml"))
@@ -14,10 +28,10 @@ SHIPPED = sorted(CONFIGS.glob("*.yaml"))
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
 def test_every_shipped_config_loads_and_survives_a_round_trip(file, tmp_path):
-    config = load(file)
+    config = load_config(file)
     copy = tmp_path / "copy.yaml"
-    copy.write_text(to_yaml(config))
-    assert load(copy) == config
+    copy.write_text(config_to_yaml(config))
+    assert load_config(copy) == config
 
 
 def test_the_shipped_configs_are_the_ones_the_readme_names():
@@ -31,25 +45,25 @@ def test_the_shipped_configs_are_the_ones_the_readme_names():
 
 
 def test_gemma2_9b_carries_every_training_value_of_the_users_job():
-    values = flat(load("gemma2-9b"))
+    values = flatten_config(load_config("gemma2-9b"))
     expected = {
         "model.name": "google/gemma-2-9b-it", "lora.rank": 64, "lora.alpha": 128.0, "lora.dropout": 0.1,
         "lora.target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         "lora.train_embeddings": False, "optim.learning_rate": 1e-4, "optim.schedule": "cosine_with_restarts",
         "optim.warmup_ratio": 0.05, "optim.weight_decay": 0.01, "optim.beta1": 0.9, "optim.beta2": 0.95,
-        "optim.epsilon": 1e-8, "optim.max_grad_norm": 0.5, "train.epochs": 2, "train.micro_batch_rows": 1,
-        "train.accumulation": 16, "train.evaluate_every_steps": 10, "train.save_every_steps": 10,
+        "optim.epsilon": 1e-8, "optim.max_grad_norm": 0.5, "train.num_epochs": 2, "train.micro_batch_size": 1,
+        "train.gradient_accumulation_steps": 16, "train.eval_steps": 10, "train.save_steps": 10,
         "train.early_stopping_patience": 10, "train.early_stopping_threshold": 0.0005, "train.precision": "bf16",
-        "train.tf32": True, "train.compile": True, "quantization.kind": "nf4", "quantization.double": True,
+        "train.tf32": True, "train.compile": True, "quantization.kind": "nf4", "quantization.double_quant": True,
         "memory.gradient_checkpointing": True, "memory.max_gib_per_gpu": 28.0,
-        "memory.empty_cache_every_steps": 10, "memory.pin_memory": True, "evaluate.batch_rows": 2,
+        "memory.empty_cache_steps": 10, "memory.pin_memory": True, "evaluate.micro_batch_size": 2,
         "scaling.num_workers": 2, "scaling.use_gpu": True,
     }  # fmt: skip
     assert {path: values[path] for path in expected} == expected
 
 
 def test_extending_a_config_changes_only_what_is_said():
-    nine, two = flat(load("gemma2-9b")), flat(load("gemma2-2b"))
+    nine, two = flatten_config(load_config("gemma2-9b")), flatten_config(load_config("gemma2-2b"))
     assert {path for path in nine if nine[path] != two[path]} == {
         "model.name", "lora.rank", "lora.alpha", "optim.learning_rate", "train.run_name",
         "memory.max_gib_per_gpu", "scaling.num_workers",
@@ -66,7 +80,7 @@ def test_extending_a_config_changes_only_what_is_said():
         ("optim.learning_rate=fast", "optim.learning_rate='fast'"),
         ("optim.schedule=cosin", "allowed: cosine_with_restarts, cosine, linear, constant"),
         ("train.max_steps=1.5", "allowed: whole number ≥ 1 or null"),
-        ("train.save_every_steps=7", "save_every_steps=7 must be a multiple of evaluate_every_steps=200"),
+        ("train.save_steps=7", "save_steps=7 must be a multiple of eval_steps=200"),
         ("optim", "write section.field=value"),
         ("optim=3", "optim=3"),
         ("lora.target_modules=[q_proj, zz]", "lora.target_modules.1='zz'"),
@@ -78,21 +92,21 @@ def test_extending_a_config_changes_only_what_is_said():
 )  # fmt: skip
 def test_a_wrong_override_is_named_with_what_is_allowed(override_text, message):
     with pytest.raises(UserError) as error:
-        load("demo", [override_text])
+        load_config("demo", [override_text])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_a_search_needs_to_know_how_long_a_trial_is():
     with pytest.raises(UserError, match=r"search.trial_steps and train.max_steps are both null"):
-        load("demo", ["search.trial_steps=null", "train.max_steps=null"])
+        load_config("demo", ["search.trial_steps=null", "train.max_steps=null"])
 
 
 def test_moments_in_8_bits_are_not_cut():
     with pytest.raises(
         UserError, match=r"optim.kind=adamw_8bit cannot cut .* set parallel.strategy=ddp"
     ):
-        load("demo", ["optim.kind=adamw_8bit", "parallel.strategy=fsdp"])
+        load_config("demo", ["optim.kind=adamw_8bit", "parallel.strategy=fsdp"])
 
 
 def test_files_that_are_not_configs(tmp_path):
@@ -101,15 +115,15 @@ def test_files_that_are_not_configs(tmp_path):
     for name, message in [("absent", "config .*absent' not found.*gemma2-9b"), ("list.yaml", "holds a list"),
                           ("broken.yaml", "is not YAML")]:  # fmt: skip
         with pytest.raises(UserError, match=message):
-            load(tmp_path / name)
+            load_config(tmp_path / name)
 
 
 def test_shell_and_search_overrides_are_one_function():
-    shell = load(
+    shell = load_config(
         "demo",
         ["optim.learning_rate=3e-4", "lora.rank=4", "train.max_steps=null", "search.trial_steps=5"],
     )
-    mapping = load(
+    mapping = load_config(
         "demo",
         {
             "optim.learning_rate": 3e-4,
@@ -118,29 +132,71 @@ def test_shell_and_search_overrides_are_one_function():
             "search.trial_steps": 5,
         },
     )
-    assert shell == mapping == override(load("demo"), flat(shell))
+    assert shell == mapping == override_config(load_config("demo"), flatten_config(shell))
     assert (shell.optim.learning_rate, shell.lora.rank, shell.train.max_steps) == (3e-4, 4, None)
 
 
 def test_paths_are_made_absolute_for_ray_workers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = absolute(load("demo", ["train.output_dir=s3://bucket/jobs"]))
+    config = make_paths_absolute(load_config("demo", ["train.output_dir=s3://bucket/jobs"]))
     assert config.data.shards == str(tmp_path / "outputs/demo/shards")
     assert config.tracking.uri == f"sqlite:///{tmp_path}/outputs/demo/mlflow.db"
     assert (config.train.output_dir, config.model.name) == ("s3://bucket/jobs", "tiny")
 
 
 def test_the_reference_names_every_field_once_with_a_meaning():
-    text = reference()
-    for path in flat(Config()):
+    text = render_reference(Config)
+    for path in flatten_config(Config()):
         section, field = path.split(".")[:2]
-        (row,) = [line for line in text.splitlines() if line.startswith(f"| `{section}.{field}` |")]
-        _, _, default, allowed, meaning, _ = (
-            row.split(" | ") if row.count(" | ") == 5 else ("", "", *row.split(" | ")[1:], "")
-        )
-        assert default.strip("` ")
-        assert allowed.strip()
-        assert len(meaning) > 10, row
+        (line,) = [
+            line for line in text.splitlines() if line.startswith(f"| `{section}.{field}` |")
+        ]
+        cells = [cell.strip() for cell in line.strip("| ").split(" | ")]
+        assert cells[1].strip("` ")
+        assert cells[2]
+        assert len(cells[-1]) > 10, line
+
+
+LIBRARIES = {
+    "TrainingArguments": transformers.TrainingArguments,
+    "LoraConfig": peft.LoraConfig,
+    "BitsAndBytesConfig": transformers.BitsAndBytesConfig,
+    "EarlyStoppingCallback": transformers.EarlyStoppingCallback,
+    "GenerationConfig": transformers.GenerationConfig,
+    "Gemma2Config": transformers.Gemma2Config,
+    "TuneConfig": ray.tune.TuneConfig,
+    "ASHAScheduler": ray.tune.schedulers.ASHAScheduler,
+}
+
+
+def counterparts():
+    """(section.field, Library.name) of every counterpart in the reference."""
+    for section, info in Config.model_fields.items():
+        for name, field in info.annotation.model_fields.items():
+            for counterpart in (field.json_schema_extra or {}).get("counterpart", "").split(", "):
+                if counterpart:
+                    yield f"{section}.{name}", counterpart
+
+
+def test_every_counterpart_exists_in_its_library():
+    for _, counterpart in counterparts():
+        library, name = counterpart.split(".")
+        if library == "GenerationConfig":
+            assert hasattr(transformers.GenerationConfig(), name)
+        elif library in LIBRARIES:
+            assert name in inspect.signature(LIBRARIES[library]).parameters, counterpart
+
+
+@pytest.mark.parametrize("prefix", ["", "train.", "nosuch."])
+def test_a_name_of_another_library_is_answered_with_ours(prefix):
+    for key, counterpart in counterparts():
+        name = counterpart.split(".")[1]
+        if name in {field.split(".")[1] for field, _ in counterparts()} | {"optim"}:
+            continue
+        with pytest.raises(UserError) as error:
+            load_config(None, [f"{prefix}{name}=1"])
+        if prefix != "nosuch.":
+            assert str(error.value).endswith(f"{counterpart} is called {key} here")
 
 
 def test_a_wrong_value_is_named_before_anything_heavy_is_imported():
@@ -162,4 +218,6 @@ def test_config_show_prints_what_load_reads():
         text=True,
         check=True,
     )
-    assert Config.model_validate(yaml.safe_load(done.stdout)) == load("search", ["lora.rank=32"])
+    assert Config.model_validate(yaml.safe_load(done.stdout)) == load_config(
+        "search", ["lora.rank=32"]
+    )

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import ray
 
-from app.config import Config, load, override, to_yaml
+from app.config import Config, config_to_yaml, load_config, override_config
 from app.jobs.cluster import ConnectedRay
-from app.jobs.doctor import bounded, doctor
+from app.jobs.doctor import run_check, run_doctor
 from data_pipeline.config import PrepareConfig
-from data_pipeline.prepare.dataset import prepare
+from data_pipeline.prepare.dataset import prepare_dataset
 
 CHECKS = {"packages", "gpu", "bitsandbytes", "storage", "shards", "model", "tracking", "ray"}
 
@@ -22,8 +22,8 @@ CHECKS = {"packages", "gpu", "bitsandbytes", "storage", "shards", "model", "trac
 def ready(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """A config that can run here."""
     folder = tmp_path_factory.mktemp("doctor")
-    prepare(["scenes:40"], PrepareConfig(out=str(folder / "shards"), validation_share=0.2))
-    return load(
+    prepare_dataset(["scenes:40"], PrepareConfig(out=str(folder / "shards"), validation_share=0.2))
+    return load_config(
         None,
         {
             "data.shards": str(folder / "shards"),
@@ -47,7 +47,7 @@ def test_a_ready_machine(
     ready: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert doctor(ready) == 0
+    assert run_doctor(ready) == 0
     lines = spoken(capsys.readouterr().out)
     assert {status for status, _, _ in lines} == {"ok"}
     assert {check for _, check, _ in lines} == CHECKS
@@ -62,7 +62,7 @@ def test_everything_that_is_wrong_is_named_with_its_fix(
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     (tmp_path / "file").touch()
     (tmp_path / "model").mkdir()
-    config = load(
+    config = load_config(
         None,
         {
             "data.shards": str(tmp_path / "nothing"),
@@ -72,7 +72,7 @@ def test_everything_that_is_wrong_is_named_with_its_fix(
             "model.name": str(tmp_path / "model"),
         },
     )
-    assert doctor(config) == 1
+    assert run_doctor(config) == 1
     failed = {
         check: text for status, check, text in spoken(capsys.readouterr().out) if status == "FAIL"
     }
@@ -88,7 +88,7 @@ def test_a_cluster_is_joined_and_asked_as_a_stranger(
     ready: Config, ray_local: ConnectedRay, tmp_path: Path
 ) -> None:
     file = tmp_path / "large.yaml"
-    file.write_text(to_yaml(override(ready, {"scaling.num_workers": 8})))
+    file.write_text(config_to_yaml(override_config(ready, {"scaling.num_workers": 8})))
     code = "import sys; from app import config, doctor; sys.exit(doctor.doctor(config.load(sys.argv[1])))"
     done = subprocess.run(
         [sys.executable, "-c", code, file], capture_output=True, text=True, timeout=120
@@ -111,7 +111,7 @@ def test_a_check_that_hangs_or_breaks_is_a_failure() -> None:
     def breaks(config: Config) -> list[tuple[str, str]]:
         raise RuntimeError("s3://key:secret@bucket\nis away")
 
-    assert bounded(hangs, Config(), 0.05) == [
+    assert run_check(hangs, Config(), 0.05) == [
         ("FAIL", "no answer in 0.05 s: is the network, disk or server there?")
     ]
-    assert bounded(breaks, Config(), 5) == [("FAIL", "RuntimeError: s3://***@bucket is away")]
+    assert run_check(breaks, Config(), 5) == [("FAIL", "RuntimeError: s3://***@bucket is away")]

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from app.gemma.base_model import TINY
 from data_pipeline.errors import DataError
-from data_pipeline.stream.encode import IGNORED, PromptEncoder
+from data_pipeline.stream.encode import IGNORE_INDEX, PromptEncoder
 
 SYSTEM = "Describe this drawing:"
 SVG = (
@@ -42,13 +42,13 @@ def test_an_example_is_the_users_format_read_back(encoder, tokenizer):
 
 def test_only_the_models_turn_is_trained_on_and_targets_are_the_next_token(encoder, tokenizer):
     example = encoder.encode(SVG, CAPTION)
-    trained = example.targets != IGNORED
+    trained = example.targets != IGNORE_INDEX
     assert (
         tokenizer.decode(example.targets[trained], skip_special_tokens=False)
         == f"{CAPTION}<end_of_turn><eos>"
     )
     assert (example.targets[:-1][trained[:-1]] == example.input_ids[1:][trained[:-1]]).all()
-    assert example.targets[-1] == IGNORED
+    assert example.targets[-1] == IGNORE_INDEX
     prompt = encoder.prompt(SVG)
     assert example.input_ids[: len(prompt)].tolist() == prompt
     assert int(trained.argmax()) == len(prompt) - 1
@@ -195,12 +195,12 @@ def test_a_truncated_example_loses_the_end_of_its_drawing_and_nothing_else(encod
     svg_start = int((ids[:shortest] != bare.input_ids).argmax())
     svg_end = svg_start + len(ids) - shortest
     for num_cut in range(len(ids) - shortest + 1):
-        short = encoder.truncated(whole, len(ids) - num_cut)
+        short = encoder.truncate(whole, len(ids) - num_cut)
         kept = np.r_[0 : svg_end - num_cut, svg_end : len(ids)]
         assert short.input_ids.tolist() == ids[kept].tolist()
         assert short.targets.tolist() == whole.targets[kept].tolist()
     assert short.input_ids.tolist() == bare.input_ids.tolist()
-    assert encoder.truncated(whole, shortest - 1) is None
+    assert encoder.truncate(whole, shortest - 1) is None
     assert encoder.min_tokens == len(encoder.encode("", "").input_ids)
 
 

@@ -5,7 +5,8 @@ import torch
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 
 from app.gemma.config import MemoryConfig
-from app.gemma.fused_layers import ROWS, lean, lora_linear, rms_norm
+from app.gemma.fused_layers import ROWS, lora_linear, patch_layers, rms_norm
+from tests.reference import saved_bytes
 from tests.tiny import objective, save_model
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -20,20 +21,6 @@ def close(ours, theirs):
     """Within the tolerance of the dtype, in units of the largest value."""
     assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
     assert (ours - theirs).abs().max() <= TOLERANCE[ours.dtype] * theirs.abs().max()
-
-
-def saved_bytes(run):
-    """Bytes that the graph of run() keeps for its backward pass, each storage once."""
-    storages = {}
-
-    def pack(tensor):
-        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = run()
-    assert result.requires_grad
-    return sum(storages.values())
 
 
 @pytest.mark.parametrize("shape", [(3, 8), (2, 5, 16), (ROWS + 1, 4), (2, ROWS, 4)])
@@ -61,7 +48,7 @@ def test_the_norm_is_transformers_own_and_keeps_its_input_alone(dtype):
     )
     theirs, kept_by_theirs = module(x), saved_bytes(lambda: module(x))
     theirs_gradient = torch.autograd.grad(theirs, x, upstream.to(dtype))[0]
-    lean(module)
+    patch_layers(module)
     close(module(x), theirs)
     close(torch.autograd.grad(module(x), x, upstream.to(dtype))[0], theirs_gradient)
     scales, weight = 200 * 4, 64 * 4

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from lxml import html
 
-from app.evaluation.gallery import GalleryItem, gallery_html
+from app.evaluation.gallery import GalleryItem, render_gallery
 
 ELEMENTS = {
     "html", "head", "meta", "title", "style", "body", "header", "h1", "p", "main",
@@ -46,7 +46,7 @@ def test_nothing_hostile_becomes_markup(tmp_path: Path, evil: str, shown: str) -
             "x", f"<svg xmlns='http://www.w3.org/2000/svg'>{evil}</svg>", "", evil, f"a {evil} b"
         ),
     ]
-    path.write_text(gallery_html(items, title=evil, summary={evil: evil}), encoding="utf-8")
+    path.write_text(render_gallery(items, title=evil, summary={evil: evil}), encoding="utf-8")
     page = parse(path)
 
     assert {element.tag for element in page.iter()} <= ELEMENTS
@@ -67,7 +67,7 @@ def test_nothing_hostile_becomes_markup(tmp_path: Path, evil: str, shown: str) -
 def test_policy_comes_before_all_it_governs(tmp_path: Path) -> None:
     path = tmp_path / "gallery.html"
     path.write_text(
-        gallery_html([GalleryItem("x", "<svg/>", "a", "b", "c")], title="Captions", summary={}),
+        render_gallery([GalleryItem("x", "<svg/>", "a", "b", "c")], title="Captions", summary={}),
         encoding="utf-8",
     )
     page = parse(path)
@@ -89,7 +89,7 @@ def test_cards_in_order_with_drawing_captions_and_figures(tmp_path: Path) -> Non
         GalleryItem("two", svgs[1], "A line", "", "a line <3"),
     ]
     path.write_text(
-        gallery_html(items, title="Captions", summary={"BLEU-4": "0.01 → 0.37", "loss": "2 → 1"}),
+        render_gallery(items, title="Captions", summary={"BLEU-4": "0.01 → 0.37", "loss": "2 → 1"}),
         encoding="utf-8",
     )
     page = parse(path)

@@ -8,9 +8,9 @@ from tokenizers import Tokenizer, decoders, models
 from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from app.evaluation.generate import caption
+from app.evaluation.generate import generate_captions
 from app.gemma.config import LoraConfig, ModelConfig, QuantizationConfig
-from app.gemma.load import add_lora, evaluating, load_base
+from app.gemma.load import add_lora, evaluation_mode, load_base_model
 from data_pipeline.stream.encode import PromptEncoder
 
 CONTROL = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
@@ -63,7 +63,7 @@ def test_any_batch_gives_the_captions_of_drawings_decoded_alone(
     model: Gemma2ForCausalLM, encoder: PromptEncoder, batch: int
 ) -> None:
     progress: list[int] = []
-    captions = caption(
+    captions = generate_captions(
         model,
         encoder,
         SVGS,
@@ -80,7 +80,7 @@ def test_any_batch_gives_the_captions_of_drawings_decoded_alone(
 
 
 def test_no_drawings_no_captions(model: Gemma2ForCausalLM, encoder: PromptEncoder) -> None:
-    assert caption(model, encoder, [], batch=4, max_new_tokens=MAX_NEW_TOKENS) == []
+    assert generate_captions(model, encoder, [], batch=4, max_new_tokens=MAX_NEW_TOKENS) == []
 
 
 @pytest.mark.filterwarnings(
@@ -90,7 +90,7 @@ def test_an_adapter_on_a_4_bit_base_captions_alike_and_stays_as_it_was(
     model: Gemma2ForCausalLM, encoder: PromptEncoder, tmp_path: Path
 ) -> None:
     model.save_pretrained(tmp_path)
-    base = load_base(
+    base = load_base_model(
         ModelConfig(name=str(tmp_path)),
         QuantizationConfig(),
         device=torch.device("cpu"),
@@ -102,13 +102,15 @@ def test_an_adapter_on_a_4_bit_base_captions_alike_and_stays_as_it_was(
             nn.init.normal_(parameter, std=0.1)
     tuned.train()
     weights = {name: value.clone() for name, value in tuned.state_dict().items()}
-    with evaluating(tuned):
+    with evaluation_mode(tuned):
         modes = [module.training for module in tuned.modules()]
-        captions = caption(tuned, encoder, SVGS, batch=3, max_new_tokens=MAX_NEW_TOKENS)
+        captions = generate_captions(tuned, encoder, SVGS, batch=3, max_new_tokens=MAX_NEW_TOKENS)
         assert captions == [alone(tuned, encoder, svg) for svg in SVGS]
         assert [module.training for module in tuned.modules()] == modes
     assert len(set(captions)) == len(SVGS)
-    assert captions != caption(model, encoder, SVGS, batch=3, max_new_tokens=MAX_NEW_TOKENS)
+    assert captions != generate_captions(
+        model, encoder, SVGS, batch=3, max_new_tokens=MAX_NEW_TOKENS
+    )
     after = tuned.state_dict()
     assert after.keys() == weights.keys()
     assert all(torch.equal(after[name], value) for name, value in weights.items())

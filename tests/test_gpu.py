@@ -7,24 +7,34 @@ import torch
 from bitsandbytes.nn import Params4bit
 from torch import nn
 
-from app.config import absolute, load
-from app.gemma.activation_checkpoint import Host
+from app.config import load_config, make_paths_absolute
+from app.gemma.activation_checkpoint import HostOffload
 from app.gemma.attention import softcapped_attention
 from app.gemma.config import MemoryConfig
-from app.gemma.kernels import compiled
-from app.gemma.load import evaluating
-from app.jobs import train as jobs_train
+from app.gemma.kernels import compile_kernel
+from app.gemma.load import evaluation_mode
 from app.jobs.evaluate import evaluate_job
-from app.jobs.worker import prepare_device
-from app.tracking import check
+from app.jobs.train import train_job
+from app.jobs.worker import configure_device
+from app.tracking import check_tracking
 from app.training import checkpoint
 from app.training.config import OptimConfig, TrainConfig
-from app.training.loop import State, as_json, from_json, train
-from app.training.optim import adamw, moments, restore_moments
+from app.training.loop import TrainState, state_from_json, state_to_json, train_model
+from app.training.optim import build_optimizer, get_moments, restore_moments
 from data_pipeline.config import PrepareConfig
-from data_pipeline.prepare.dataset import prepare
-from tests.test_activation_checkpoint import POLICIES, furthest, jogged, loss_and_gradients, row
-from tests.test_attention import inputs, naive, packed, with_gradients
+from data_pipeline.prepare.dataset import prepare_dataset
+from data_pipeline.shards import open_shards
+from tests.reference import (
+    POLICIES,
+    furthest,
+    inputs,
+    jogged,
+    loss_and_gradients,
+    naive,
+    packed,
+    row,
+    with_gradients,
+)
 from tests.tiny import CPU, Recorder, batches, objective, save_model
 
 if not torch.cuda.is_available():
@@ -53,7 +63,7 @@ def on_gpu(batch):
 )
 def test_flex_attention_is_the_definition(dtype, width, tolerance, softcap, window):
     """Outputs and gradients, relative to the largest entry, for lengths that blocks of 128 divide and do not."""
-    compiled.cache_clear()
+    compile_kernel.cache_clear()
     torch.compiler.reset()
     for lengths in ([1, 127, 128, 44], [200, 1, 1, 1, 700], [76]):
         how = {"scale": width**-0.5, "softcap": softcap, "window": window}
@@ -71,7 +81,7 @@ def test_flex_attention_is_the_definition(dtype, width, tolerance, softcap, wind
 
 
 def test_rows_of_many_lengths_compile_a_few_kernels():
-    compiled.cache_clear()
+    compile_kernel.cache_clear()
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
     for length, window, grad in itertools.product(range(100, 1200, 77), (None, 64), (True, False)):
@@ -94,14 +104,16 @@ def test_nf4_and_lora_on_the_gpu(folder, policy, dtype, tolerance):
     theirs = loss_and_gradients(jogged(objective(folder, dtype=dtype, device=CUDA)), batch)
     ours = jogged(objective(folder, dtype=dtype, attention="blockwise", memory=policy, device=CUDA))
     assert furthest(loss_and_gradients(ours, batch), theirs) < tolerance
-    with evaluating(ours):
+    with evaluation_mode(ours):
         assert ours(**batch)[0].item() == pytest.approx(theirs[0], rel=tolerance / 10)
 
 
 def test_a_gpu_computes_what_a_cpu_computes(folder):
     """And quantises to the same bits."""
     theirs, ours = (
-        objective(folder, attention="blockwise", memory=MemoryConfig(), double=False, device=device)
+        objective(
+            folder, attention="blockwise", memory=MemoryConfig(), double_quant=False, device=device
+        )
         for device in (CPU, CUDA)
     )
     jogged(theirs)
@@ -135,7 +147,7 @@ def test_trained_embeddings_on_the_gpu(folder):
 
 def test_offloaded_tensors_survive_whoever_takes_their_memory():
     """The side stream is made late on purpose: who frees or overwrites the device's memory must not win."""
-    host, sources = Host(), [torch.full((1 << 22,), float(i), device=CUDA) for i in range(4)]
+    host, sources = HostOffload(), [torch.full((1 << 22,), float(i), device=CUDA) for i in range(4)]
     waiting = [host.put(sources[0])]
     for source in sources[1:]:
         with torch.cuda.stream(host._stream):
@@ -184,17 +196,19 @@ def test_optimizers_step_as_on_the_cpu_and_go_on_from_a_checkpoint(kind):
         model = nn.Linear(128, 64, bias=False)
         before = model.weight.detach().clone()
         model = model.to(device)
-        optimizer = adamw(
+        optimizer = build_optimizer(
             model, OptimConfig(kind=kind if device is CUDA else "adamw", learning_rate=1e-3)
         )
         steps(model, optimizer, 5)
         made[device] = model.weight.detach().cpu() - before
     limit = 1e-4 if kind == "adamw" else 0.1
     assert (made[CUDA] - made[CPU]).abs().max() < limit * made[CPU].abs().max()
-    saved = {name: value.clone().cpu() for name, value in moments(optimizer, model.weight).items()}
+    saved = {
+        name: value.clone().cpu() for name, value in get_moments(optimizer, model.weight).items()
+    }
     twin = nn.Linear(128, 64, bias=False).to(CUDA)
     twin.weight.data.copy_(model.weight.data)
-    other = adamw(twin, OptimConfig(kind=kind, learning_rate=1e-3))
+    other = build_optimizer(twin, OptimConfig(kind=kind, learning_rate=1e-3))
     restore_moments(other, twin.weight, {name: value.to(CUDA) for name, value in saved.items()})
     for each, its in ((model, optimizer), (twin, other)):
         torch.manual_seed(1)
@@ -206,24 +220,24 @@ def run(folder, stream, *, kind="adamw", device=CUDA, saved=None, resumed=None, 
     """What a `World` was told of 24 steps; `saved`: where step 8 goes."""
     loss = objective(folder, attention="blockwise", device=device, train_embeddings=True, **how)
     optim = OptimConfig(kind=kind, learning_rate=1e-2, warmup_ratio=0.1)
-    optimizer, world, state = adamw(loss, optim), Recorder(device=device), State()
+    optimizer, context, state = build_optimizer(loss, optim), Recorder(device=device), TrainState()
     if resumed is not None:
-        state = from_json(checkpoint.restore(resumed, loss.model, optimizer))
-    report = world.report
+        state = state_from_json(checkpoint.restore_checkpoint(resumed, loss.model, optimizer))
+    report = context.report
 
     def save(state, eval_loss, *, save):
         report(state, eval_loss, save=save)
         if saved is not None and state.step == 8:
-            checkpoint.save(saved, loss.model, optimizer, as_json(state))
+            checkpoint.save_checkpoint(saved, loss.model, optimizer, state_to_json(state))
 
-    world.report = save
+    context.report = save
     held_out = [batch for batch, _ in batches(12, seed=9)]
-    train(
-        loss, optimizer, iter(stream[state.step :]), held_out, state=state, world=world, optim=optim,
-        config=TrainConfig(max_steps=24, evaluate_every_steps=8, save_every_steps=8, **(config or {})),
-        progress_of=lambda position: position.index / position.window_rows,
+    train_model(
+        loss, optimizer, iter(stream[state.step :]), held_out, state=state, context=context, optim=optim,
+        config=TrainConfig(max_steps=24, eval_steps=8, save_steps=8, **(config or {})),
+        progress_of=lambda position: position.index / position.num_block_sequences,
     )  # fmt: skip
-    return world
+    return context
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -246,14 +260,14 @@ def test_a_gpu_learns_what_a_cpu_learns(folder):
 
 
 def test_fp16_trains_with_a_scaled_loss(folder):
-    world = run(folder, batches(200), dtype=torch.float16, memory=MemoryConfig(),
-                config={"precision": "fp16", "non_finite": "skip"})  # fmt: skip
-    assert world.reports[-1][1] < 0.8 * world.reports[0][1]
+    context = run(folder, batches(200), dtype=torch.float16, memory=MemoryConfig(),
+                config={"precision": "fp16", "on_nonfinite": "skip"})  # fmt: skip
+    assert context.reports[-1][1] < 0.8 * context.reports[0][1]
 
 
 def test_the_cap_is_the_allocators(tmp_path):
     free = torch.cuda.memory_reserved() / 2**30
-    prepare_device(load(None, [f"memory.max_gib_per_gpu={free + 0.5}"]), CUDA)
+    configure_device(load_config(None, [f"memory.max_gib_per_gpu={free + 0.5}"]), CUDA)
     try:
         kept = torch.empty(2**28, dtype=torch.uint8, device=CUDA)
         with pytest.raises(torch.cuda.OutOfMemoryError):
@@ -265,27 +279,27 @@ def test_the_cap_is_the_allocators(tmp_path):
 
 def test_a_job_on_ray_with_one_gpu(ray_local, tmp_path):
     """Stream, NCCL's process group, pinned batches, checkpoints, evaluation, captions."""
-    prepare(
+    prepare_dataset(
         ["scenes:400:7:list"],
         PrepareConfig(out=str(tmp_path / "shards"), validation_share=0.1),
         progress=False,
     )
-    config = absolute(
-        load(
+    config = make_paths_absolute(
+        load_config(
             "demo",
             {
-                "data.shards": str(tmp_path / "shards"), "data.max_row_tokens": 512, "data.max_validation_rows": 16,
-                "data.window_rows": 64, "train.output_dir": str(tmp_path), "train.max_steps": 12,
-                "train.evaluate_every_steps": 4, "train.save_every_steps": 4, "train.precision": "bf16",
+                "data.shards": str(tmp_path / "shards"), "data.sequence_tokens": 512, "data.max_validation_examples": 16,
+                "data.shuffle_block_examples": 64, "train.output_dir": str(tmp_path), "train.max_steps": 12,
+                "train.eval_steps": 4, "train.save_steps": 4, "train.precision": "bf16",
                 "memory.gradient_checkpointing": True, "memory.offload": True, "memory.max_gib_per_gpu": 8,
-                "memory.empty_cache_every_steps": 3, "scaling.num_workers": 1, "scaling.use_gpu": True,
+                "memory.empty_cache_steps": 3, "scaling.num_workers": 1, "scaling.use_gpu": True,
                 "tracking.uri": f"sqlite:///{tmp_path}/mlflow.db", "evaluate.max_captions": 6,
-                "evaluate.max_new_tokens": 12, "evaluate.gallery_items": 4,
+                "evaluate.max_new_tokens": 12, "evaluate.max_gallery_items": 4,
             },
         )
     )  # fmt: skip
-    check(config.tracking)
-    trained = jobs_train.train_job(config)
+    check_tracking(config.tracking)
+    trained = train_job(config, open_shards(config.data.shards))
     assert trained.metrics["step"] == 12
-    report = evaluate_job(config)
+    report = evaluate_job(config, open_shards(config.data.shards))
     assert report["eval_loss_after"] == pytest.approx(trained.metrics["eval_loss"], rel=1e-2)

@@ -69,8 +69,8 @@ def test_a_submitted_job_succeeds_and_its_run_can_be_seen(head, tmp_path):
     submit = [
         BIN / "ray", "job", "submit", f"--address={head['DASHBOARD']}", "--working-dir", ".", "--",
         sys.executable, "-m", "app", "train", "app/configs/demo.yaml", f"data.shards={tmp_path}/shards",
-        f"train.output_dir={tmp_path}", "train.run_name=submitted", "train.max_steps=4", "train.evaluate_every_steps=2",
-        "train.save_every_steps=2", "data.max_row_tokens=256", "data.max_validation_rows=8",
+        f"train.output_dir={tmp_path}", "train.run_name=submitted", "train.max_steps=4", "train.eval_steps=2",
+        "train.save_steps=2", "data.sequence_tokens=256", "data.max_validation_examples=8",
         f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
     ]  # fmt: skip
     up = [

@@ -9,8 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipeline.config import DataConfig
+from data_pipeline.shards import open_shards
 from data_pipeline.stream.ledger import Ledger
-from data_pipeline.stream.token_stream import Batch, Position, Stream, deal
+from data_pipeline.stream.token_stream import Batch, Position, Stream
+from data_pipeline.stream.worker_batches import split_among_workers
 from tests.corpus import save_tokenizer, write_shards
 
 NUM_ROWS, EPOCHS = 40, 2
@@ -18,39 +20,53 @@ NUM_ROWS, EPOCHS = 40, 2
 
 @pytest.fixture(scope="module")
 def stream(tmp_path_factory: pytest.TempPathFactory) -> Stream:
-    """Two epochs of three windows, some 30 packed rows in all."""
+    """Two epochs of three blocks, some 30 packed rows in all."""
     folder = tmp_path_factory.mktemp("corpus")
     write_shards(folder, train=np.random.default_rng(0).integers(20, 100, NUM_ROWS).tolist())
     config = DataConfig(
-        shards=str(folder), system="Look:", max_row_tokens=232, window_rows=15, ledger=True
+        shards=str(folder),
+        system_prompt="Look:",
+        sequence_tokens=232,
+        shuffle_block_examples=15,
+        ledger=True,
     )
-    return Stream(config, save_tokenizer(tmp_path_factory.mktemp("tokenizer")), EPOCHS)
+    return Stream(
+        open_shards(config.shards),
+        config,
+        save_tokenizer(tmp_path_factory.mktemp("tokenizer")),
+        EPOCHS,
+    )
 
 
 Hands = list[list[tuple[Batch, Position]]]
 
 
-def hands_of(windows: Iterable[Batch], num_workers: int, micro_batch_rows: int = 1) -> Hands:
+def hands_of(blocks: Iterable[Batch], num_workers: int, micro_batch_size: int = 1) -> Hands:
     """[step][worker] → micro-batch and the position after the step."""
-    windows = list(windows)
+    blocks = list(blocks)
     dealt = [
-        deal(windows, micro_batch_rows=micro_batch_rows, rank=rank, num_workers=num_workers)
+        split_among_workers(
+            blocks, micro_batch_size=micro_batch_size, rank=rank, num_workers=num_workers
+        )
         for rank in range(num_workers)
     ]
     return [list(step) for step in zip(*dealt, strict=True)]
 
 
 def remaining(stream: Stream, start: Position) -> Iterator[Batch]:
-    return (stream.remaining(start, number) for number in range(start.window, stream.num_windows))
+    return (
+        stream.remaining_shuffle_block(start, number)
+        for number in range(start.shuffle_block, stream.num_shuffle_blocks)
+    )
 
 
 def trained_on(stream: Stream, hands: Hands) -> list[tuple[int, int]]:
     """(epoch, row) of every example that is trained on."""
     return [
-        (int(window) // stream.num_windows_per_epoch, int(row))
+        (int(block) // stream.num_shuffle_blocks_per_epoch, int(row))
         for step in hands
         for batch, _ in step
-        for window, rows in zip(batch["window"], batch["rows"], strict=True)
+        for block, rows in zip(batch["shuffle_block"], batch["example_numbers"], strict=True)
         for row in rows[rows >= 0]
     ]
 
@@ -59,15 +75,15 @@ EVERYTHING = [(epoch, row) for epoch in range(EPOCHS) for row in range(NUM_ROWS)
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 3)])
-@pytest.mark.parametrize("micro_batch_rows", [1, 2])
+@pytest.mark.parametrize("micro_batch_size", [1, 2])
 def test_from_every_checkpoint_another_number_of_workers_trains_on_exactly_the_rest(
-    stream: Stream, before: int, after: int, micro_batch_rows: int
+    stream: Stream, before: int, after: int, micro_batch_size: int
 ) -> None:
-    steps = hands_of(remaining(stream, Position()), before, micro_batch_rows)
+    steps = hands_of(remaining(stream, Position()), before, micro_batch_size)
     for num_steps in range(len(steps) + 1):
         done = steps[:num_steps]
         position = done[-1][0][1] if done else Position()
-        rest = hands_of(remaining(stream, position), after, micro_batch_rows)
+        rest = hands_of(remaining(stream, position), after, micro_batch_size)
         assert sorted(trained_on(stream, done) + trained_on(stream, rest)) == EVERYTHING
 
 
@@ -99,7 +115,7 @@ class Job:
 
     def entries(self) -> list[tuple[int, int, int, str]]:
         table = pq.read_table(self.folder)
-        assert table.column_names == ["epoch", "step", "rank", "row_id"]
+        assert table.column_names == ["epoch", "step", "rank", "record_id"]
         return [tuple(row.values()) for row in table.to_pylist()]
 
 
@@ -116,7 +132,7 @@ def test_after_kills_the_files_name_every_row_once_per_epoch(
     job.run(second, kill_after=7)
     job.run(third)
     entries = job.entries()
-    assert sorted((epoch, int(row_id)) for epoch, _, _, row_id in entries) == EVERYTHING
+    assert sorted((epoch, int(record_id)) for epoch, _, _, record_id in entries) == EVERYTHING
     assert {rank for _, step, rank, _ in entries if step <= 4} == set(range(first))
     assert {rank for _, step, rank, _ in entries if step > 4} == set(range(third))
     assert {step for _, step, _, _ in entries} == set(range(1, job.saved[0] + 1))
@@ -147,10 +163,12 @@ def test_a_job_of_the_same_name_that_starts_anew_starts_its_ledger_anew(
         assert len(Job(stream, tmp_path, save_every=3).entries()) == EPOCHS * NUM_ROWS
 
 
-def test_without_a_ledger_packed_rows_hold_no_row_numbers_and_are_the_same(stream: Stream) -> None:
+def test_without_a_ledger_packed_rows_hold_no_example_numbers_and_are_the_same(
+    stream: Stream,
+) -> None:
     plain = dataclasses.replace(stream, config=stream.config.model_copy(update={"ledger": False}))
-    for number in range(stream.num_windows):
-        without, with_rows = plain.window(number), stream.window(number)
-        assert with_rows.keys() - without.keys() == {"rows"}
+    for number in range(stream.num_shuffle_blocks):
+        without, with_numbers = plain.shuffle_block(number), stream.shuffle_block(number)
+        assert with_numbers.keys() - without.keys() == {"example_numbers"}
         for name, column in without.items():
-            np.testing.assert_array_equal(column, with_rows[name])
+            np.testing.assert_array_equal(column, with_numbers[name])

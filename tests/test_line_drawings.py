@@ -3,7 +3,7 @@
 import itertools
 import re
 
-from data_pipeline.sources.line_drawings import PENS, line_drawings
+from data_pipeline.sources.line_drawings import PENS, generate_line_drawings
 from data_pipeline.svg import canonicalise
 
 
@@ -12,13 +12,15 @@ def pen_of(row):
 
 
 def test_the_same_seed_gives_the_same_drawings():
-    assert list(line_drawings(30, seed=4)) == list(itertools.islice(line_drawings(60, seed=4), 30))
-    assert list(line_drawings(30, seed=4)) != list(line_drawings(30, seed=5))
+    assert list(generate_line_drawings(30, seed=4)) == list(
+        itertools.islice(generate_line_drawings(60, seed=4), 30)
+    )
+    assert list(generate_line_drawings(30, seed=4)) != list(generate_line_drawings(30, seed=5))
 
 
 def test_round_ends_have_the_radius_that_the_caption_names():
     seen = set()
-    for row in line_drawings(400, seed=1):
+    for row in generate_line_drawings(400, seed=1):
         if "line" not in row.caption:
             continue
         pen = pen_of(row)
@@ -28,7 +30,7 @@ def test_round_ends_have_the_radius_that_the_caption_names():
 
 
 def test_only_tinted_drawings_have_a_pale_shape_and_every_drawing_is_one_path():
-    for row in line_drawings(200, seed=2):
+    for row in generate_line_drawings(200, seed=2):
         canonical = canonicalise(row.svg)
         assert ('opacity=".2"' in canonical) == (pen_of(row) == "tinted")
         assert canonical.count("<path") == 1 + (pen_of(row) == "tinted")

@@ -5,12 +5,20 @@ import pytest
 import torch
 from transformers import Gemma2ForCausalLM
 
-from app.config import load
+from app.config import load_config
 from app.errors import UserError
 from app.gemma.base_model import TINY
 from app.gemma.config import LoraConfig, ModelConfig, QuantizationConfig
-from app.gemma.load import CaptionLoss, add_lora, evaluating, gemma, load_base, num_parameters
-from data_pipeline.stream.pack import pack
+from app.gemma.load import (
+    CaptionLoss,
+    add_lora,
+    count_parameters,
+    evaluation_mode,
+    load_base_model,
+    unwrap_gemma,
+)
+from data_pipeline.stream.pack import pack_examples
+from tests.reference import tensors
 from tests.tiny import CPU, examples, gemma2_config, objective, save_model
 
 
@@ -19,15 +27,8 @@ def folder(tmp_path_factory):
     return save_model(tmp_path_factory.mktemp("model"))
 
 
-def tensors(row):
-    return {
-        name: torch.from_numpy(getattr(row, name))[None].long()
-        for name in ("input_ids", "position_ids", "targets")
-    }
-
-
 def test_the_loss_is_transformers_own_on_one_document(folder):
-    (row,) = pack(examples(1), 48)
+    (row,) = pack_examples(examples(1), 48)
     labels = np.concatenate([[-100], row.targets[:-1]])  # transformers shifts labels itself
     reference = Gemma2ForCausalLM.from_pretrained(folder, attn_implementation="eager")
     with torch.no_grad():
@@ -43,14 +44,14 @@ def test_the_loss_is_transformers_own_on_one_document(folder):
 )
 def test_a_packed_row_is_as_if_its_documents_had_been_run_alone(folder, kind, attention):
     documents = examples(5, seed=3)
-    (row,) = pack(documents, 200)
+    (row,) = pack_examples(documents, 200)
     loss = objective(folder, kind=kind, attention=attention, train_embeddings=True)
     together, count = loss(**tensors(row))
     together.backward()
     gradients = {name: p.grad.clone() for name, p in loss.named_parameters() if p.grad is not None}
     loss.zero_grad()
-    gemma(loss.model).set_attn_implementation("eager")
-    alone = sum(loss(**tensors(pack([document], 200)[0]))[0] for document in documents)
+    unwrap_gemma(loss.model).set_attn_implementation("eager")
+    alone = sum(loss(**tensors(pack_examples([document], 200)[0]))[0] for document in documents)
     alone.backward()
     assert int(count) == sum(int((document.targets != -100).sum()) for document in documents)
     assert together.item() == pytest.approx(alone.item(), rel=1e-5)
@@ -61,7 +62,7 @@ def test_a_packed_row_is_as_if_its_documents_had_been_run_alone(folder, kind, at
 
 
 def test_the_tiny_base_is_a_gemma_2_in_every_respect():
-    base = load_base(
+    base = load_base_model(
         ModelConfig(name="tiny"), QuantizationConfig(), device=CPU, dtype=torch.bfloat16
     )
     config = base.config
@@ -71,8 +72,8 @@ def test_the_tiny_base_is_a_gemma_2_in_every_respect():
     assert config.head_dim * config.num_attention_heads != config.hidden_size
     assert config.tie_word_embeddings
     assert base.lm_head.weight.data_ptr() == base.model.embed_tokens.weight.data_ptr()
-    assert 1.5e6 < num_parameters(base)[1] < 2.5e6
-    assert num_parameters(base)[0] == 0
+    assert 1.5e6 < count_parameters(base)[1] < 2.5e6
+    assert count_parameters(base)[0] == 0
     assert sum(file.stat().st_size for file in TINY.iterdir()) < 5 * 2**20
     assert base.model.layers[0].mlp.up_proj.weight.dtype == torch.uint8
     assert base.model.embed_tokens.weight.dtype == torch.bfloat16
@@ -80,10 +81,10 @@ def test_the_tiny_base_is_a_gemma_2_in_every_respect():
 
 def test_trained_embeddings_stay_one_weight_and_fp32(folder):
     loss = objective(folder, dtype=torch.bfloat16, train_embeddings=True)
-    inner = gemma(loss.model)
+    inner = unwrap_gemma(loss.model)
     before = inner.lm_head.weight.detach().clone()
     optimizer = torch.optim.SGD([p for p in loss.parameters() if p.requires_grad], lr=0.1)
-    loss(**tensors(pack(examples(4), 200)[0]))[0].backward()
+    loss(**tensors(pack_examples(examples(4), 200)[0]))[0].backward()
     optimizer.step()
     assert inner.lm_head.weight.data_ptr() == inner.model.embed_tokens.weight.data_ptr()
     assert not torch.equal(inner.lm_head.weight, before)
@@ -93,7 +94,7 @@ def test_trained_embeddings_stay_one_weight_and_fp32(folder):
 
 
 def test_a_new_adapter_changes_nothing_and_is_the_same_on_every_worker(folder):
-    (row,) = pack(examples(4), 200)
+    (row,) = pack_examples(examples(4), 200)
     one, two = objective(folder, rank=8), objective(folder, rank=8)
     for ours, theirs in zip(one.parameters(), two.parameters(), strict=True):
         if ours.requires_grad:
@@ -106,9 +107,9 @@ def test_a_new_adapter_changes_nothing_and_is_the_same_on_every_worker(folder):
 
 def test_evaluating_leaves_every_module_as_it_was(folder):
     loss = objective(folder, dropout=0.5)
-    (row,) = pack(examples(4), 200)
+    (row,) = pack_examples(examples(4), 200)
     modes = [module.training for module in loss.modules()]
-    with evaluating(loss):
+    with evaluation_mode(loss):
         first, second = loss(**tensors(row))[0], loss(**tensors(row))[0]
         assert torch.equal(first, second)
         assert not first.requires_grad
@@ -118,7 +119,7 @@ def test_evaluating_leaves_every_module_as_it_was(folder):
 
 def test_rank_64_on_the_9b_has_216_million_trained_parameters():
     """Counted on the real dimensions without weights: the user's document says about 75 million."""
-    lora = load("gemma2-9b").lora
+    lora = load_config("gemma2-9b").lora
     config = gemma2_config(
         vocab_size=256_000, hidden_size=3584, intermediate_size=14336, num_hidden_layers=42,
         num_attention_heads=16, num_key_value_heads=8, head_dim=256,
@@ -126,8 +127,8 @@ def test_rank_64_on_the_9b_has_216_million_trained_parameters():
     with torch.device("meta"):
         model = add_lora(Gemma2ForCausalLM(config), LoraConfig(**lora.model_dump()), seed=0)
     assert (
-        num_parameters(CaptionLoss(model, torch.float32))[0]
-        - num_parameters(model.get_base_model())[0]
+        count_parameters(CaptionLoss(model, torch.float32))[0]
+        - count_parameters(model.get_base_model())[0]
         == 0
     )
     trained = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
@@ -142,7 +143,9 @@ def test_a_model_that_is_not_there_or_not_a_gemma_2_is_named(tmp_path, monkeypat
         (str(tmp_path), "is a 'llama' model"),
     ):
         with pytest.raises(UserError, match=message):
-            load_base(ModelConfig(name=name), QuantizationConfig(), device=CPU, dtype=torch.float32)
+            load_base_model(
+                ModelConfig(name=name), QuantizationConfig(), device=CPU, dtype=torch.float32
+            )
 
 
 @pytest.mark.parametrize(
@@ -159,7 +162,7 @@ def test_a_softcap_can_be_switched_off_in_loss_and_generation_alike(
         tmp_path
     )  # so large that caps matter
     folder = str(tmp_path)
-    (row,) = pack(examples(1), 48)
+    (row,) = pack_examples(examples(1), 48)
     labels = torch.from_numpy(np.concatenate([[-100], row.targets[:-1]]))[None].long()
     ids = tensors(row)["input_ids"]
     reference = Gemma2ForCausalLM.from_pretrained(folder, attn_implementation="eager")
@@ -170,7 +173,7 @@ def test_a_softcap_can_be_switched_off_in_loss_and_generation_alike(
     )
     for attention in ("eager", "blockwise"):
         capsys.readouterr()
-        base = load_base(ModelConfig(name=folder, attention=attention, **{switched_off: False}),
+        base = load_base_model(ModelConfig(name=folder, attention=attention, **{switched_off: False}),
                          QuantizationConfig(kind="none"), device=CPU, dtype=torch.float32)  # fmt: skip
         assert said in capsys.readouterr().err
         loss = CaptionLoss(add_lora(base, LoraConfig(), seed=0), torch.float32)

@@ -11,11 +11,11 @@ import torch.multiprocessing
 from app.gemma.config import MemoryConfig
 from app.training import checkpoint
 from app.training.config import OptimConfig, TrainConfig
-from app.training.loop import State, as_json, from_json, train
+from app.training.loop import TrainState, state_from_json, state_to_json, train_model
 from app.training.nonfinite import TrainingDiverged
-from app.training.optim import adamw
-from app.training.parallel import wrap
-from app.training.step import mean_loss
+from app.training.optim import build_optimizer
+from app.training.parallel import wrap_model
+from app.training.step import compute_mean_loss
 from tests.tiny import CPU, Recorder, batches, objective, save_model
 
 OPTIM = OptimConfig(learning_rate=2e-2, schedule="cosine", warmup_ratio=0.1, max_grad_norm=1.0)
@@ -26,17 +26,15 @@ def folder(tmp_path_factory):
     return save_model(tmp_path_factory.mktemp("model"))
 
 
-def run(loss, stream, validation, *, state=None, world=None, optimizer=None, **config):
-    config = TrainConfig(
-        **{"evaluate_every_steps": 4, "save_every_steps": 4, "max_steps": 8, **config}
-    )
-    world = world or Recorder()
-    optimizer = optimizer or adamw(loss, OPTIM)
-    state = train(
-        wrap(loss, "ddp", size=world.size, device=CPU), optimizer, iter(stream), validation, config=config, optim=OPTIM,
-        state=state or State(), world=world, progress_of=lambda position: position.index / position.window_rows,
+def run(loss, stream, validation, *, state=None, context=None, optimizer=None, **config):
+    config = TrainConfig(**{"eval_steps": 4, "save_steps": 4, "max_steps": 8, **config})
+    context = context or Recorder()
+    optimizer = optimizer or build_optimizer(loss, OPTIM)
+    state = train_model(
+        wrap_model(loss, "ddp", size=context.size, device=CPU), optimizer, iter(stream), validation, config=config, optim=OPTIM,
+        state=state or TrainState(), context=context, progress_of=lambda position: position.index / position.num_block_sequences,
     )  # fmt: skip
-    return state, world, optimizer
+    return state, context, optimizer
 
 
 def validation():
@@ -45,15 +43,15 @@ def validation():
 
 def test_training_lowers_the_loss_and_reports_every_step_and_evaluation(folder):
     loss = objective(folder, train_embeddings=True)
-    state, world, _ = run(loss, batches(260, micro_batch_rows=2), validation(), max_steps=32, evaluate_every_steps=16,
-                          save_every_steps=16)  # fmt: skip
-    steps = [(step, "train/loss" in metrics) for step, metrics in world.metrics]
+    state, context, _ = run(loss, batches(260, micro_batch_size=2), validation(), max_steps=32, eval_steps=16,
+                          save_steps=16)  # fmt: skip
+    steps = [(step, "train/loss" in metrics) for step, metrics in context.metrics]
     assert [step for step, train_step in steps if train_step] == list(range(1, 33))
-    assert [report[0] for report in world.reports] == [0, 16, 32]
-    assert [report[2] for report in world.reports] == [False, True, True]
-    assert world.reports[-1][1] < 0.8 * world.reports[0][1]
-    assert state.best_loss == world.reports[-1][1]
-    last = world.metrics[-2][1]
+    assert [report[0] for report in context.reports] == [0, 16, 32]
+    assert [report[2] for report in context.reports] == [False, True, True]
+    assert context.reports[-1][1] < 0.8 * context.reports[0][1]
+    assert state.best_loss == context.reports[-1][1]
+    last = context.metrics[-2][1]
     assert last["train/perplexity"] == pytest.approx(math.exp(last["train/loss"]))
     assert 0.0 <= last["data/padding_share"] < 0.3
     assert last["memory/peak_mib"] > 50
@@ -62,42 +60,46 @@ def test_training_lowers_the_loss_and_reports_every_step_and_evaluation(folder):
 def test_the_end_of_the_stream_ends_training_after_a_shorter_last_step(folder):
     stream = batches(44)
     assert len(stream) % 4
-    state, world, _ = run(objective(folder), stream, validation(), max_steps=None, accumulation=4)
+    state, context, _ = run(
+        objective(folder), stream, validation(), max_steps=None, gradient_accumulation_steps=4
+    )
     assert state.step == math.ceil(len(stream) / 4)
     assert state.num_examples == sum(int(batch["num_examples"].sum()) for batch, _ in stream)
     assert state.position == stream[-1][1]
-    assert world.reports[-1][0] == state.step
-    assert world.metrics[-2][1]["train/progress"] == 1.0
+    assert context.reports[-1][0] == state.step
+    assert context.metrics[-2][1]["train/progress"] == 1.0
 
 
 def test_resuming_from_a_checkpoint_continues_bit_for_bit(folder, tmp_path):
     stream, held_out = batches(60), validation()
     _, whole, _ = run(objective(folder, dropout=0.1), stream, held_out)
     first = objective(folder, dropout=0.1)
-    world = Recorder()
+    context = Recorder()
     saved = {}
 
     def save_at_4(state, eval_loss, *, save):
-        world.reports.append((state.step, eval_loss, save))
+        context.reports.append((state.step, eval_loss, save))
         if state.step == 4:
-            checkpoint.save(tmp_path, first.model, optimizer_of_first, as_json(state))
-            saved["state"] = as_json(state)
+            checkpoint.save_checkpoint(
+                tmp_path, first.model, optimizer_of_first, state_to_json(state)
+            )
+            saved["state"] = state_to_json(state)
             raise KeyboardInterrupt  # the job is killed right after its checkpoint
 
-    world.report = save_at_4
-    optimizer_of_first = adamw(first, OPTIM)
+    context.report = save_at_4
+    optimizer_of_first = build_optimizer(first, OPTIM)
     with pytest.raises(KeyboardInterrupt):
-        run(first, stream, held_out, world=world, optimizer=optimizer_of_first)
+        run(first, stream, held_out, context=context, optimizer=optimizer_of_first)
     second = objective(folder, dropout=0.1)
     with torch.no_grad():  # whatever it starts from is replaced
         for parameter in second.parameters():
             if parameter.requires_grad:
                 parameter.add_(1.0)
-    optimizer = adamw(second, OPTIM)
-    state = from_json(checkpoint.restore(tmp_path, second.model, optimizer))
-    assert as_json(state) == saved["state"]
+    optimizer = build_optimizer(second, OPTIM)
+    state = state_from_json(checkpoint.restore_checkpoint(tmp_path, second.model, optimizer))
+    assert state_to_json(state) == saved["state"]
     _, rest, _ = run(second, stream[4:], held_out, state=state, optimizer=optimizer)
-    assert world.losses() + rest.losses() == whole.losses()
+    assert context.losses() + rest.losses() == whole.losses()
     assert rest.reports[-1] == whole.reports[-1]
 
 
@@ -106,20 +108,18 @@ def test_evaluation_between_steps_changes_no_loss(folder):
     losses = []
     for every in (1, 100):
         loss = objective(folder, dtype=torch.bfloat16)
-        _, world, _ = run(
-            loss, batches(60), validation(), evaluate_every_steps=every, save_every_steps=None
-        )
-        losses.append(world.losses())
+        _, context, _ = run(loss, batches(60), validation(), eval_steps=every, save_steps=None)
+        losses.append(context.losses())
     assert losses[0] == losses[1]
 
 
 def test_early_stopping_after_evaluations_without_a_gain(folder):
-    state, world, _ = run(
-        objective(folder), batches(200), validation(), max_steps=50, evaluate_every_steps=1, save_every_steps=1,
+    state, context, _ = run(
+        objective(folder), batches(200), validation(), max_steps=50, eval_steps=1, save_steps=1,
         early_stopping_patience=3, early_stopping_threshold=1e9,
     )  # fmt: skip
     assert state.step == 3
-    assert [report[0] for report in world.reports] == [0, 1, 2, 3]
+    assert [report[0] for report in context.reports] == [0, 1, 2, 3]
 
 
 def test_a_loss_that_is_not_a_number_stops_the_job_and_says_where(folder):
@@ -137,11 +137,16 @@ def work(rank, size, folder, port, out):
     loss = objective(folder, dropout=0.1, memory=MemoryConfig(offload=True))
     held_out = [batch for batch, _ in batches(12, seed=9, rank=rank, num_workers=size)]
     stream = batches(90, rank=rank, num_workers=size)
-    _, world, _ = run(
-        loss, stream, held_out, world=Recorder(rank, size), accumulation=2, max_steps=6
+    _, context, _ = run(
+        loss,
+        stream,
+        held_out,
+        context=Recorder(rank, size),
+        gradient_accumulation_steps=2,
+        max_steps=6,
     )
     if rank == 0:
-        torch.save((world.losses(), [report[1] for report in world.reports]), out)
+        torch.save((context.losses(), [report[1] for report in context.reports]), out)
     dist.destroy_process_group()
 
 
@@ -154,7 +159,7 @@ def test_two_workers_train_as_one_at_equal_global_batch(folder, tmp_path, free_p
         objective(folder, dropout=0.1),
         batches(90),
         [b for b, _ in batches(12, seed=9)][:4],
-        accumulation=4,
+        gradient_accumulation_steps=4,
         max_steps=6,
     )
     assert two == pytest.approx(one.losses(), rel=1e-5)
@@ -163,6 +168,10 @@ def test_two_workers_train_as_one_at_equal_global_batch(folder, tmp_path, free_p
 
 def test_mean_loss_does_not_depend_on_how_documents_fall_into_rows(folder):
     loss = objective(folder)
-    alone = mean_loss(loss, [batch for batch, _ in batches(20, row_tokens=20)], Recorder())
-    packed = mean_loss(loss, [batch for batch, _ in batches(20, row_tokens=100)], Recorder())
+    alone = compute_mean_loss(
+        loss, [batch for batch, _ in batches(20, sequence_tokens=20)], Recorder()
+    )
+    packed = compute_mean_loss(
+        loss, [batch for batch, _ in batches(20, sequence_tokens=100)], Recorder()
+    )
     assert packed == pytest.approx(alone, rel=1e-5)

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from app.gemma.loss import BUDGET, IGNORED, softcapped_cross_entropy, tile_of
+from app.gemma.loss import BUDGET, IGNORE_INDEX, choose_tile, softcapped_cross_entropy
 
 WORDS, WIDTH = 50, 8
 
@@ -15,7 +15,7 @@ def naive(hidden, weight, labels, cap):
     logits = hidden @ weight.T
     if cap is not None:
         logits = cap * torch.tanh(logits / cap)
-    return F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+    return F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
 
 
 def problem(
@@ -27,7 +27,7 @@ def problem(
         torch.randn(words, width, dtype=torch.float64).to(weight_dtype or dtype).requires_grad_()
     )
     labels = torch.randint(0, words, (num_tokens,))
-    labels[torch.rand(num_tokens) > share] = IGNORED
+    labels[torch.rand(num_tokens) > share] = IGNORE_INDEX
     return hidden, weight, labels
 
 
@@ -43,7 +43,7 @@ def test_loss_and_gradients_equal_the_naive_reference(cap, budget):
     ours = (loss, *torch.autograd.grad(loss * 0.37, (hidden, weight)))
     reference = naive(hidden, weight, labels, cap)
     theirs = (reference, *torch.autograd.grad(reference * 0.37, (hidden, weight)))
-    assert int(count) == int((labels != IGNORED).sum())
+    assert int(count) == int((labels != IGNORE_INDEX).sum())
     for mine, truth in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, truth, atol=1e-12, rtol=1e-13)
 
@@ -91,7 +91,9 @@ def test_only_what_is_trained_gets_a_gradient(for_hidden, for_weight):
 
 def test_a_batch_without_a_target_costs_nothing_and_still_reaches_every_weight():
     hidden, weight, _ = problem(4)
-    loss, count = softcapped_cross_entropy(hidden, weight, torch.full((4,), IGNORED), softcap=30.0)
+    loss, count = softcapped_cross_entropy(
+        hidden, weight, torch.full((4,), IGNORE_INDEX), softcap=30.0
+    )
     loss.backward()
     assert (loss.item(), int(count)) == (0.0, 0)
     assert not hidden.grad.any()
@@ -142,12 +144,12 @@ def test_logits_only_where_there_are_labels():
 
 
 def test_small_problems_are_one_tile_and_large_ones_fit_the_budget():
-    assert tile_of(700, 1024, 0, BUDGET) == (700, 1024)
+    assert choose_tile(700, 1024, 0, BUDGET) == (700, 1024)
     for num_tokens, words, per_word, budget in (
         (8192, 256_000, 0, BUDGET),
         (8192, 256_000, 2 * 3584, BUDGET),
         (8192, 256_000, 0, 2**26),
         (10, 256_000, 0, 2**20),
     ):
-        rows, columns = tile_of(num_tokens, words, per_word, budget)
+        rows, columns = choose_tile(num_tokens, words, per_word, budget)
         assert 0.5 * budget < columns * (12 * rows + per_word) <= budget

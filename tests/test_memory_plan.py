@@ -1,16 +1,18 @@
 """The plan: the same bytes as a real step, the same for all layers as for a few, and the longest row that fits."""
 
+import dataclasses
 import itertools
 
 import pytest
 import torch
 
-from app.config import load
+from app.config import load_config
 from app.gemma.config import ModelConfig
-from app.gemma.load import DTYPES, num_parameters
-from app.gemma.published import config_of
+from app.gemma.load import DTYPES, count_parameters
+from app.gemma.published import find_model_config
+from app.jobs.plan import get_step_settings
 from app.memory_plan import peak
-from app.memory_plan.simulate import CATEGORIES, Timeline, meta_base
+from app.memory_plan.simulate import CATEGORIES, MemoryTimeline, build_meta_model
 from tests.tiny import batches, gemma2_config, objective, save_model
 
 SETTINGS = {
@@ -23,17 +25,17 @@ SETTINGS = {
     "embedding on the host": ["memory.embedding=host"],
     "8-bit optimizer": ["optim.kind=adamw_8bit"],
     "16-bit base": ["quantization.kind=none"],
-    "single quantisation": ["quantization.double=false"],
-    "accumulated": ["train.accumulation=4"],
+    "single quantisation": ["quantization.double_quant=false"],
+    "accumulated": ["train.gradient_accumulation_steps=4"],
     "dropout": ["lora.dropout=0.1"],
     "fp16": ["train.precision=fp16"],
     "fp32": ["train.precision=fp32"],
-    "two rows": ["train.micro_batch_rows=2"],
+    "two rows": ["train.micro_batch_size=2"],
 }
 
 
 def job(model, *overrides):
-    return load(None, [f"model.name={model}", "model.attention=blockwise", "data.max_row_tokens=48",
+    return load_config(None, [f"model.name={model}", "model.attention=blockwise", "data.sequence_tokens=48",
                        "scaling.num_workers=1", "lora.rank=4", "lora.alpha=8", *overrides])  # fmt: skip
 
 
@@ -42,10 +44,12 @@ def job(model, *overrides):
 )
 def test_the_published_sizes_have_as_many_parameters_as_published(size, parameters, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    model = config_of(ModelConfig(name=f"google/gemma-2-{size}-it"))
-    base = meta_base(model, load(None).quantization, attention="eager", dtype=torch.bfloat16)
+    model = find_model_config(ModelConfig(name=f"google/gemma-2-{size}-it"))
+    base = build_meta_model(
+        model, load_config(None).quantization, attention="eager", dtype=torch.bfloat16
+    )
     assert sum(p.numel() for p in base.parameters()) == parameters
-    assert num_parameters(base)[0] == 0
+    assert count_parameters(base)[0] == 0
     assert (model.sliding_window, model.attn_logit_softcapping, model.final_logit_softcapping) == (
         4096,
         50.0,
@@ -57,24 +61,24 @@ def test_the_published_sizes_have_as_many_parameters_as_published(size, paramete
 def test_a_simulated_step_holds_the_bytes_of_a_real_one(overrides, tmp_path):
     """Every storage of a real step on real weights is counted by the same rules."""
     config = job(save_model(tmp_path), *overrides)
-    rows, tokens = config.train.micro_batch_rows, config.data.max_row_tokens
-    loss = objective(config.model.name, kind=config.quantization.kind, double=config.quantization.double,
+    rows, tokens = config.train.micro_batch_size, config.data.sequence_tokens
+    loss = objective(config.model.name, kind=config.quantization.kind, double_quant=config.quantization.double_quant,
                      dtype=DTYPES[config.train.precision],
                      attention=config.model.attention, memory=config.memory,
                      **config.lora.model_dump(include={"rank", "alpha", "dropout"}))  # fmt: skip
     batch = {
         name: column.copy()
-        for name, column in next(iter(batches(30, micro_batch_rows=rows)))[0].items()
+        for name, column in next(iter(batches(30, micro_batch_size=rows)))[0].items()
     }
     batch["targets"][:] = batch["input_ids"]
     batch["position_ids"][:] = range(tokens)
-    with Timeline(rows * tokens) as timeline:
-        stages = peak.traced(config, loss, timeline, batch, rows * tokens)
+    with MemoryTimeline(rows * tokens) as timeline:
+        stages = peak.trace_step(get_step_settings(config), loss, timeline, batch)
     real = max(
-        (peak._highest(name, live) for name, live in stages.items()),
+        (peak._find_highest(name, live) for name, live in stages.items()),
         key=lambda found: found.num_bytes,
     )
-    simulated = peak.peak(config, on_gpu=False)
+    simulated = peak.simulate_peak(dataclasses.replace(get_step_settings(config), on_gpu=False))
     assert simulated.stage == real.stage
     assert simulated.by_category == pytest.approx(real.by_category, rel=0.002, abs=64)
 
@@ -85,14 +89,11 @@ def test_a_simulated_step_holds_the_bytes_of_a_real_one(overrides, tmp_path):
 def test_few_layers_say_what_all_of_them_take(names, tmp_path):
     gemma2_config(num_hidden_layers=8).save_pretrained(tmp_path)
     config = job(tmp_path, *itertools.chain.from_iterable(SETTINGS[name] for name in names))
-    model = config_of(config.model)
-    rows, tokens = config.train.micro_batch_rows, config.data.max_row_tokens
-    labels = rows * tokens
-    whole = peak._step(config, model, tokens, labels, True)
-    few, more = (
-        peak._step(config, peak._with_layers(model, n), tokens, labels, True) for n in (4, 6)
-    )
-    for name, live in peak._of_layers(8, few, more).items():
+    model = find_model_config(config.model)
+    settings = get_step_settings(config)
+    whole = peak._simulate_step(settings, model)
+    few, more = (peak._simulate_step(settings, peak._with_layers(model, n)) for n in (4, 6))
+    for name, live in peak._extrapolate_layers(8, few, more).items():
         if name == "update":
             assert live.sum() == whole[name].sum(axis=1).max()
         else:
@@ -103,7 +104,9 @@ def test_a_gpu_kernel_keeps_no_scores(tmp_path):
     gemma2_config(num_hidden_layers=2).save_pretrained(tmp_path)
     eager, fused = (
         [
-            peak.peak(job(tmp_path, f"model.attention={kind}"), row_tokens=tokens).num_bytes
+            peak.simulate_peak(
+                get_step_settings(job(tmp_path, f"model.attention={kind}"), sequence_tokens=tokens)
+            ).num_bytes
             for tokens in (512, 1024)
         ]
         for kind in ("eager", "flash_attention_2")
@@ -116,8 +119,10 @@ def test_a_gpu_multiplies_scores_and_gradients_apart_in_the_softmax(tmp_path):
     """As measured on one: its backward pass holds [heads, S, S] once more than a CPU's."""
     gemma2_config(num_hidden_layers=2).save_pretrained(tmp_path)
     config = job(tmp_path, "model.attention=eager")
+    settings = get_step_settings(config, sequence_tokens=512)
     gpu, cpu = (
-        peak.peak(config, row_tokens=512, on_gpu=on_gpu).num_bytes for on_gpu in (True, False)
+        peak.simulate_peak(dataclasses.replace(settings, on_gpu=on_gpu)).num_bytes
+        for on_gpu in (True, False)
     )
     assert gpu - cpu == 4 * 512 * 512 * 4
 
@@ -131,7 +136,7 @@ def test_the_longest_row_is_the_longest_that_fits(peak_bytes):
     known = {}
     asked = []
     for limit in (10**9, 3_000_000, 650_000, 90_000, 700, 0):
-        found = peak.longest(
+        found = peak.find_longest_sequence(
             lambda tokens: asked.append(tokens) or peak_bytes(tokens), limit, known, most=2**18
         )
         fitting = [tokens for tokens in range(64, 2**18 + 1, 64) if peak_bytes(tokens) <= limit]
@@ -143,8 +148,8 @@ def test_the_longest_row_is_the_longest_that_fits(peak_bytes):
 def test_categories_are_the_bytes_that_they_name(tmp_path):
     """Counted by hand: rank 4 on seven modules of two layers of the tiny model."""
     save_model(tmp_path)
-    config = job(tmp_path, "quantization.kind=none", "train.accumulation=2")
-    found = peak.peak(config).by_category
+    config = job(tmp_path, "quantization.kind=none", "train.gradient_accumulation_steps=2")
+    found = peak.simulate_peak(get_step_settings(config)).by_category
     widths = [(64, 128), (64, 64), (64, 64), (128, 64), (64, 128), (64, 128), (128, 64)]
     trained = 2 * sum(4 * (a + b) for a, b in widths)
     frozen = 96 * 64 + 64 + 2 * (sum(a * b for a, b in widths) + 4 * 64)

@@ -6,7 +6,12 @@ from hypothesis import strategies as st
 from py_phosphor_icons import all_icons
 from sacrebleu import corpus_bleu
 
-from app.evaluation.metrics import FieldScore, best_constant_caption, bleu4, field_accuracy
+from app.evaluation.metrics import (
+    FieldScore,
+    compute_bleu4,
+    find_best_constant_caption,
+    score_fields,
+)
 
 WORDS = ["a", "the", "thin", "circle", "circle,", "red.", "3.5", "A", "&amp;", ""]
 captions = st.lists(st.sampled_from(WORDS), max_size=9).map(" ".join)
@@ -28,19 +33,21 @@ captions = st.lists(st.sampled_from(WORDS), max_size=9).map(" ".join)
     ],
 )
 def test_bleu4_by_hand(hypothesis: str, reference: str, expected: float) -> None:
-    assert bleu4([hypothesis], [reference]) == pytest.approx(expected, abs=1e-12)
+    assert compute_bleu4([hypothesis], [reference]) == pytest.approx(expected, abs=1e-12)
 
 
 def test_bleu4_pools_the_corpus_instead_of_averaging_sentences() -> None:
     hypotheses = ["a thin red circle", "two blue squares stand beside each other"]
     references = ["a thin red circle", "a green line"]
     # 4/11, 3/9, 2/7, 1/5
-    assert bleu4(hypotheses, references) == pytest.approx((4 / 11 * 3 / 9 * 2 / 7 * 1 / 5) ** 0.25)
+    assert compute_bleu4(hypotheses, references) == pytest.approx(
+        (4 / 11 * 3 / 9 * 2 / 7 * 1 / 5) ** 0.25
+    )
 
 
 def test_bleu4_refuses_lists_of_unequal_length() -> None:
     with pytest.raises(AssertionError, match="in silence"):
-        bleu4(["a", "b"], ["a"])
+        compute_bleu4(["a", "b"], ["a"])
 
 
 @given(st.lists(captions, min_size=1, max_size=8), st.lists(captions, min_size=1, max_size=5))
@@ -50,8 +57,8 @@ def test_best_constant_caption_is_the_brute_force_winner(
     scores = {
         text: corpus_bleu([text] * len(references), [references]).score / 100 for text in train
     }
-    winner, score = best_constant_caption(iter(train), references)
-    assert score == bleu4([winner] * len(references), references)
+    winner, score = find_best_constant_caption(iter(train), references)
+    assert score == compute_bleu4([winner] * len(references), references)
     assert score == pytest.approx(max(scores.values()), abs=1e-12)
     assert winner == next(text for text, value in scores.items() if min(value, 1.0) == score)
 
@@ -63,10 +70,10 @@ def test_best_constant_caption_of_hundreds_of_real_references() -> None:
         for weight in ("thin", "bold", "bold")
     ]
     train, references = texts[:900], texts[900:]
-    winner, score = best_constant_caption(train, references)
-    assert score == bleu4([winner] * len(references), references)
+    winner, score = find_best_constant_caption(train, references)
+    assert score == compute_bleu4([winner] * len(references), references)
     for rival in train[::45]:
-        assert bleu4([rival] * len(references), references) <= score
+        assert compute_bleu4([rival] * len(references), references) <= score
 
 
 WEIGHTS = ("thin", "extra thin", "bold", "semi bold")
@@ -91,7 +98,7 @@ WEIGHTS = ("thin", "extra thin", "bold", "semi bold")
     ],
 )
 def test_field_accuracy_of_one_caption(hypothesis: str, reference: str, right: bool) -> None:
-    assert field_accuracy([hypothesis], [reference], {"weight": WEIGHTS}) == {
+    assert score_fields([hypothesis], [reference], {"weight": WEIGHTS}) == {
         "weight": FieldScore(accuracy=float(right), chance=0.25, majority=1.0, num=1)
     }
 
@@ -105,7 +112,7 @@ def test_field_accuracy_counts_only_the_references_that_name_the_field() -> None
         "tool": ["c++"],
         "none": ["x"],
     }
-    assert field_accuracy(hypotheses, references, fields) == {
+    assert score_fields(hypotheses, references, fields) == {
         "colour": FieldScore(accuracy=2 / 4, chance=1 / 3, majority=3 / 4, num=4),
         "shape": FieldScore(accuracy=2 / 2, chance=1 / 2, majority=1 / 2, num=2),
         "tool": FieldScore(accuracy=0 / 1, chance=1, majority=1, num=1),

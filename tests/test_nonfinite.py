@@ -11,15 +11,15 @@ import torch.multiprocessing
 from torch.distributed.tensor import DTensor
 
 from app.gemma.config import MemoryConfig
-from app.gemma.load import gemma
+from app.gemma.load import unwrap_gemma
 from app.training import checkpoint
 from app.training.config import OptimConfig, TrainConfig
-from app.training.loop import State, as_json, from_json, train
-from app.training.nonfinite import FIRST_SCALE, TrainingDiverged, next_scale
-from app.training.optim import adamw
-from app.training.parallel import wrap
-from data_pipeline.stream.pack import pack
-from tests.test_load import tensors
+from app.training.loop import TrainState, state_from_json, state_to_json, train_model
+from app.training.nonfinite import FIRST_SCALE, TrainingDiverged, update_loss_scale
+from app.training.optim import build_optimizer
+from app.training.parallel import wrap_model
+from data_pipeline.stream.pack import pack_examples
+from tests.reference import tensors
 from tests.tiny import CPU, Recorder, batches, examples, objective, save_model
 
 OPTIM = OptimConfig(learning_rate=1e-2, schedule="constant", warmup_ratio=0.0, max_grad_norm=1.0)
@@ -42,23 +42,21 @@ def run(
     *,
     stream=None,
     state=None,
-    world=None,
+    context=None,
     optimizer=None,
     after_step=None,
     strategy="ddp",
     **config,
 ):
-    config = TrainConfig(
-        **{"max_steps": 6, "evaluate_every_steps": 100, "save_every_steps": 100, **config}
-    )
-    world = world or Recorder()
-    wrapped = wrap(loss, strategy, size=world.size, device=CPU)
-    state = train(
-        wrapped, optimizer or adamw(wrapped, OPTIM), iter(stream or batches(60)), validation, config=config,
-        optim=OPTIM, state=state or State(), world=world, progress_of=lambda position: position.index / 1000,
+    config = TrainConfig(**{"max_steps": 6, "eval_steps": 100, "save_steps": 100, **config})
+    context = context or Recorder()
+    wrapped = wrap_model(loss, strategy, size=context.size, device=CPU)
+    state = train_model(
+        wrapped, optimizer or build_optimizer(wrapped, OPTIM), iter(stream or batches(60)), validation, config=config,
+        optim=OPTIM, state=state or TrainState(), context=context, progress_of=lambda position: position.index / 1000,
         after_step=after_step or (lambda step, micro_batches: None),
     )  # fmt: skip
-    return state, world
+    return state, context
 
 
 def weight(loss):
@@ -90,7 +88,7 @@ def test_the_job_stops_and_names_the_step_and_the_layer(
 ):
     loss = objective(folder, memory=memory)
     if compiled:
-        gemma(loss.model).model.compile(backend="eager")
+        unwrap_gemma(loss.model).model.compile(backend="eager")
     num_hooks = sum(len(module._forward_hooks) for module in loss.modules())
 
     def after_step(step, _):
@@ -107,7 +105,7 @@ def test_the_job_stops_and_names_the_step_and_the_layer(
 
 def test_a_skipped_step_changes_nothing_and_is_counted_and_said(folder, validation, capsys):
     loss = objective(folder)
-    optimizer = adamw(loss, OPTIM)
+    optimizer = build_optimizer(loss, OPTIM)
     stream = batches(60)
     trained_on, snapshots, undo = [], [], []
 
@@ -119,8 +117,8 @@ def test_a_skipped_step_changes_nothing_and_is_counted_and_said(folder, validati
         if step == 2:
             undo.append(poison(loss, math.nan))
 
-    state, world = run(
-        loss, validation, stream=stream, optimizer=optimizer, after_step=after_step, non_finite="skip"
+    state, context = run(
+        loss, validation, stream=stream, optimizer=optimizer, after_step=after_step, on_nonfinite="skip"
     )  # fmt: skip
     assert (state.step, state.num_skipped_steps) == (6, 1)
     torch.testing.assert_close(snapshots[2], snapshots[1], rtol=0, atol=0)
@@ -128,7 +126,7 @@ def test_a_skipped_step_changes_nothing_and_is_counted_and_said(folder, validati
     given = [int(batch["num_examples"].sum()) for batch, _ in stream[:6]]
     assert trained_on == [*given[:2], 0, *given[3:]]
     assert (state.num_examples, state.num_skipped_examples) == (sum(trained_on), given[2])
-    assert [m["train/skipped_steps"] for _, m in world.metrics if "train/loss" in m] == [
+    assert [m["train/skipped_steps"] for _, m in context.metrics if "train/loss" in m] == [
         0,
         0,
         1,
@@ -136,7 +134,7 @@ def test_a_skipped_step_changes_nothing_and_is_counted_and_said(folder, validati
         1,
         1,
     ]
-    assert [math.isfinite(value) for value in world.losses()] == [
+    assert [math.isfinite(value) for value in context.losses()] == [
         True,
         True,
         False,
@@ -150,7 +148,7 @@ def test_a_skipped_step_changes_nothing_and_is_counted_and_said(folder, validati
         "step 3: loss nan, gradient norm nan; first in the output of model.layers.1"
     )
     assert said[0].endswith("the step is skipped")
-    assert from_json(as_json(state)) == state
+    assert state_from_json(state_to_json(state)) == state
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])
@@ -164,15 +162,15 @@ def test_an_evaluation_that_is_not_finite_is_said_and_is_no_checkpoint(
             poison(loss)
 
     what = f"step 2: evaluation loss nan; first in the output of {WHERE}"
-    world = Recorder()
-    changes = {"max_steps": 2, "after_step": after_step, "non_finite": policy, "world": world}
+    context = Recorder()
+    changes = {"max_steps": 2, "after_step": after_step, "on_nonfinite": policy, "context": context}
     if policy == "stop":
         with pytest.raises(TrainingDiverged, match=what):
             run(loss, validation, **changes)
     else:
         run(loss, validation, **changes)
         assert what in capsys.readouterr().err
-        assert [save for *_, save in world.reports] == [False, False]
+        assert [save for *_, save in context.reports] == [False, False]
 
 
 def work(rank, size, folder, port, out):
@@ -184,7 +182,7 @@ def work(rank, size, folder, port, out):
     for strategy in ("ddp", "fsdp"):
         for policy in ("skip", "stop"):
             seen[strategy, policy] = spoilt_at_step_3(
-                folder, rank, size, strategy=strategy, non_finite=policy
+                folder, rank, size, strategy=strategy, on_nonfinite=policy
             )
     torch.save(seen, f"{out}-{rank}")
     dist.destroy_process_group()
@@ -202,8 +200,8 @@ def spoilt_at_step_3(folder, rank, size, **config):
 
     stream, held_out = (batches(num, rank=rank, num_workers=size) for num in (90, 12))
     try:
-        state, _ = run(loss, [batch for batch, _ in held_out], stream=stream, world=Recorder(rank, size),
-                       after_step=after_step, accumulation=2, max_steps=4, **config)  # fmt: skip
+        state, _ = run(loss, [batch for batch, _ in held_out], stream=stream, context=Recorder(rank, size),
+                       after_step=after_step, gradient_accumulation_steps=2, max_steps=4, **config)  # fmt: skip
     except TrainingDiverged as error:
         return str(error)
     return state.num_skipped_steps, all(
@@ -228,16 +226,16 @@ def test_fp16_halves_its_scale_until_gradients_fit_and_then_trains(
     folder, validation, capsys, memory
 ):
     loss = objective(folder, dtype=torch.float16, memory=memory, train_embeddings=True)
-    state, world = run(loss, validation, state=State(loss_scale=2.0**28), max_steps=40, precision="fp16",
-                       stream=batches(260, micro_batch_rows=2))  # fmt: skip
+    state, context = run(loss, validation, state=TrainState(loss_scale=2.0**28), max_steps=40, precision="fp16",
+                       stream=batches(260, micro_batch_size=2))  # fmt: skip
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
     assert 3 <= state.num_skipped_steps == len(said) < 20
     assert said[0].startswith("step 1: loss ")
     assert "first in the gradient of " in said[0]
     assert said[0].endswith(f"the step is skipped and the loss scale {2**28} halved")
     assert state.loss_scale == 2.0 ** (28 - state.num_skipped_steps)
-    assert all(map(math.isfinite, world.losses()))
-    assert world.losses()[-1] < 0.8 * world.losses()[0]
+    assert all(map(math.isfinite, context.losses()))
+    assert context.losses()[-1] < 0.8 * context.losses()[0]
 
 
 @pytest.mark.parametrize("memory", [None, MemoryConfig()])
@@ -245,36 +243,38 @@ def test_fp16_trains_as_fp32_does(folder, validation, memory):
     runs = []
     for precision, dtype in (("fp32", torch.float32), ("fp16", torch.float16)):
         loss = objective(folder, dtype=dtype, memory=memory)
-        state, world = run(loss, validation, precision=precision, state=State(loss_scale=2.0**10))
+        state, context = run(
+            loss, validation, precision=precision, state=TrainState(loss_scale=2.0**10)
+        )
         assert state.num_skipped_steps == 0
-        runs.append(world.losses())
+        runs.append(context.losses())
     assert runs[1] == pytest.approx(runs[0], rel=2e-3)
 
 
 def test_fp16_resumes_with_the_scale_it_had(folder, validation, tmp_path):
-    stream, changes = batches(60), {"precision": "fp16", "non_finite": "stop"}
+    stream, changes = batches(60), {"precision": "fp16", "on_nonfinite": "stop"}
     state, whole = run(objective(folder, dtype=torch.float16), validation, stream=stream, max_steps=10,
-                       state=State(loss_scale=2.0**26), **changes)  # fmt: skip
+                       state=TrainState(loss_scale=2.0**26), **changes)  # fmt: skip
     first, second = (objective(folder, dtype=torch.float16) for _ in range(2))
-    optimizer, other = adamw(first, OPTIM), adamw(second, OPTIM)
-    half, world = run(first, validation, stream=stream, max_steps=5, state=State(loss_scale=2.0**26),
+    optimizer, other = build_optimizer(first, OPTIM), build_optimizer(second, OPTIM)
+    half, context = run(first, validation, stream=stream, max_steps=5, state=TrainState(loss_scale=2.0**26),
                       optimizer=optimizer, **changes)  # fmt: skip
     assert half.num_skipped_steps > 0
-    checkpoint.save(tmp_path, first.model, optimizer, as_json(half))
-    restored = from_json(checkpoint.restore(tmp_path, second.model, other))
+    checkpoint.save_checkpoint(tmp_path, first.model, optimizer, state_to_json(half))
+    restored = state_from_json(checkpoint.restore_checkpoint(tmp_path, second.model, other))
     rest_state, rest = run(second, validation, stream=stream[5:], max_steps=10, state=restored, optimizer=other,
                            **changes)  # fmt: skip
-    assert world.losses() + rest.losses() == whole.losses()
+    assert context.losses() + rest.losses() == whole.losses()
     assert (rest_state.loss_scale, rest_state.good_steps) == (state.loss_scale, state.good_steps)
 
 
 def test_fp16_keeps_a_residual_stream_beyond_its_own_range(folder):
     """Sums of 200,000 between layers, as Gemma 2's are said to be: fp16 ends at 65,504."""
-    (row,) = pack(examples(4), 200)
+    (row,) = pack_examples(examples(4), 200)
     losses = {}
     for dtype in (torch.float16, torch.float32):
         loss = objective(folder, dtype=dtype, train_embeddings=True)
-        layers = gemma(loss.model).model.layers
+        layers = unwrap_gemma(loss.model).model.layers
         seen = []
         layers[0].register_forward_hook(
             lambda _module, _inputs, output, seen=seen: seen.append(output)
@@ -299,7 +299,7 @@ def test_the_scale_moves_as_that_of_torch():
         scaler.scale(torch.zeros(()))
         scaler.step(optimizer)
         scaler.update()
-        ours, good = next_scale(ours, good, finite=finite)
+        ours, good = update_loss_scale(ours, good, finite=finite)
         assert ours == scaler.get_scale(), step
     assert ours == 2.0**13
-    assert next_scale(1.0, 5, finite=False) == (1.0, 0)
+    assert update_loss_scale(1.0, 5, finite=False) == (1.0, 0)

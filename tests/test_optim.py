@@ -6,22 +6,25 @@ from torch import nn
 from transformers import get_scheduler
 
 from app.training.config import OptimConfig
-from app.training.optim import adamw, learning_rate, moments
+from app.training.optim import build_optimizer, compute_learning_rate, get_moments
 
 
 @pytest.mark.parametrize("schedule", ["cosine_with_restarts", "cosine", "linear", "constant"])
-@pytest.mark.parametrize("restarts", [1, 3])
-def test_the_schedules_have_the_shape_of_transformers_own(schedule, restarts):
+@pytest.mark.parametrize("num_cycles", [1, 3])
+def test_the_schedules_have_the_shape_of_transformers_own(schedule, num_cycles):
     steps, warmup, peak = 200, 20, 3e-3
     config = OptimConfig(
-        learning_rate=peak, schedule=schedule, restarts=restarts, warmup_ratio=warmup / steps
+        learning_rate=peak,
+        schedule=schedule,
+        num_cycles=num_cycles,
+        warmup_ratio=warmup / steps,
     )
     name = "constant_with_warmup" if schedule == "constant" else schedule
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=peak)
-    special = {"num_cycles": restarts} if schedule == "cosine_with_restarts" else {}
+    special = {"num_cycles": num_cycles} if schedule == "cosine_with_restarts" else {}
     reference = get_scheduler(name, optimizer, warmup, steps, scheduler_specific_kwargs=special)
     for step in range(steps + 1):
-        assert learning_rate(config, step / steps) == pytest.approx(
+        assert compute_learning_rate(config, step / steps) == pytest.approx(
             reference.get_last_lr()[0], abs=1e-12
         ), step
         optimizer.step()
@@ -29,13 +32,15 @@ def test_the_schedules_have_the_shape_of_transformers_own(schedule, restarts):
 
 
 def test_no_warmup_starts_at_the_peak():
-    assert learning_rate(OptimConfig(learning_rate=0.5, warmup_ratio=0.0), 0.0) == 0.5
+    assert compute_learning_rate(OptimConfig(learning_rate=0.5, warmup_ratio=0.0), 0.0) == 0.5
 
 
 def test_adamw_trains_only_what_requires_a_gradient():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
     model[0].requires_grad_(False)
-    optimizer = adamw(model, OptimConfig(weight_decay=0.25, beta1=0.8, beta2=0.9, epsilon=1e-6))
+    optimizer = build_optimizer(
+        model, OptimConfig(weight_decay=0.25, beta1=0.8, beta2=0.9, epsilon=1e-6)
+    )
     (group,) = optimizer.param_groups
     assert [id(p) for p in group["params"]] == [id(p) for p in model[1].parameters()]
     assert (group["betas"], group["eps"], group["weight_decay"], group["fused"]) == (
@@ -55,13 +60,13 @@ def test_8_bit_moments_take_a_quarter_and_step_alike(kind):
         torch.manual_seed(0)
         model = nn.Linear(128, 64, bias=False)
         before = model.weight.detach().clone()
-        optimizer = adamw(model, OptimConfig(kind=name, learning_rate=1e-3))
+        optimizer = build_optimizer(model, OptimConfig(kind=name, learning_rate=1e-3))
         for _ in range(5):
             model(torch.randn(16, 128)).square().sum().backward()
             optimizer.step()
             optimizer.zero_grad()
         kept = sum(
-            value.nbytes for value in moments(optimizer, model.weight).values() if value.ndim
+            value.nbytes for value in get_moments(optimizer, model.weight).values() if value.ndim
         )
         made[name] = (model.weight.detach() - before, kept)
     (ours, small), (theirs, large) = made[kind], made["adamw"]

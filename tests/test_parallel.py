@@ -7,14 +7,14 @@ import torch.multiprocessing
 from bitsandbytes.nn import Params4bit
 from torch.distributed.tensor import DTensor
 
-from app.gemma.activation_checkpoint import save_memory
+from app.gemma.activation_checkpoint import apply_memory_config
 from app.gemma.config import MemoryConfig
-from app.gemma.load import gemma
+from app.gemma.load import unwrap_gemma
 from app.training import checkpoint
 from app.training.config import OptimConfig, TrainConfig
-from app.training.loop import State, as_json, from_json, train
-from app.training.optim import adamw
-from app.training.parallel import wrap
+from app.training.loop import TrainState, state_from_json, state_to_json, train_model
+from app.training.optim import build_optimizer
+from app.training.parallel import wrap_model
 from tests.tiny import CPU, Recorder, batches, objective, save_model
 
 STRATEGIES = ("ddp", "zero2", "fsdp")
@@ -34,8 +34,11 @@ class Saving(Recorder):
     def report(self, state, eval_loss, *, save):
         super().report(state, eval_loss, save=save)
         if state.step == SAVED:
-            checkpoint.save(
-                self.folder if self.rank == 0 else None, self.model, self.optimizer, as_json(state)
+            checkpoint.save_checkpoint(
+                self.folder if self.rank == 0 else None,
+                self.model,
+                self.optimizer,
+                state_to_json(state),
             )
 
 
@@ -50,16 +53,16 @@ def held(tensors):
 def run(folder, strategy, rank, size, *, saved, resumed=None, dtype=torch.float32, **config):
     """What one worker sees of a job with trained embeddings, dropout, recomputed layers and accumulation."""
     loss = objective(folder, dtype=dtype, rank=3, dropout=0.1, train_embeddings=True)
-    inner = gemma(loss.model).model
-    save_memory(gemma(loss.model), MemoryConfig(tile_tokens=16, offload=True))
-    wrapped = wrap(loss, strategy, size=size, device=CPU)
-    optimizer = adamw(wrapped, OPTIM)
-    state = State()
+    inner = unwrap_gemma(loss.model).model
+    apply_memory_config(unwrap_gemma(loss.model), MemoryConfig(tile_tokens=16, offload=True))
+    wrapped = wrap_model(loss, strategy, size=size, device=CPU)
+    optimizer = build_optimizer(wrapped, OPTIM)
+    state = TrainState()
     if resumed is not None:
-        state = from_json(checkpoint.restore(resumed, loss.model, optimizer))
-    world = Saving(rank, size, saved, loss.model, optimizer)
+        state = state_from_json(checkpoint.restore_checkpoint(resumed, loss.model, optimizer))
+    context = Saving(rank, size, saved, loss.model, optimizer)
     if resumed is not None:
-        world.report(state, 0.0, save=True)
+        context.report(state, 0.0, save=True)
     cut, gradients = [], []
     idle = [inner.embed_tokens.original_module, inner.layers[0]]
     inner.layers[1].register_forward_pre_hook(
@@ -67,22 +70,22 @@ def run(folder, strategy, rank, size, *, saved, resumed=None, dtype=torch.float3
     )
     trained = [parameter for parameter in loss.parameters() if parameter.requires_grad]
     optimizer.register_step_pre_hook(lambda *_: gradients.append(held(p.grad for p in trained)))
-    config = TrainConfig(**{"max_steps": STEPS, "evaluate_every_steps": 2, "save_every_steps": 2,
-                            "accumulation": 4 // size, **config})  # fmt: skip
-    stream = batches(90, rank=rank, num_workers=size)[state.step * config.accumulation :]
+    config = TrainConfig(**{"max_steps": STEPS, "eval_steps": 2, "save_steps": 2,
+                            "gradient_accumulation_steps": 4 // size, **config})  # fmt: skip
+    stream = batches(90, rank=rank, num_workers=size)[
+        state.step * config.gradient_accumulation_steps :
+    ]
     held_out = [batch for batch, _ in batches(12, seed=9, rank=rank, num_workers=size)][: 4 // size]
-    train(
-        wrapped, optimizer, iter(stream), held_out, config=config, optim=OPTIM, state=state, world=world,
-        progress_of=lambda position: position.index / position.window_rows,
+    train_model(
+        wrapped, optimizer, iter(stream), held_out, config=config, optim=OPTIM, state=state, context=context,
+        progress_of=lambda position: position.index / position.num_block_sequences,
     )  # fmt: skip
     return {
-        "losses": world.losses(),
+        "losses": context.losses(),
         "norms": [
-            metrics["train/gradient_norm"]
-            for _, metrics in world.metrics
-            if "train/loss" in metrics
+            metrics["train/grad_norm"] for _, metrics in context.metrics if "train/loss" in metrics
         ],
-        "evaluations": [report[1] for report in world.reports if report[1]],
+        "evaluations": [report[1] for report in context.reports if report[1]],
         "base": held(p for p in loss.parameters() if not p.requires_grad),
         "trained": held(trained),
         "gradients": gradients[-1],
@@ -103,7 +106,7 @@ def work(rank, folder, out):
         )
     for every in (1, 100):
         seen[f"evaluated every {every}"] = run(folder, "fsdp", rank, 2, saved=out / "none", dtype=torch.bfloat16,
-                                               evaluate_every_steps=every, save_every_steps=None)  # fmt: skip
+                                               eval_steps=every, save_steps=None)  # fmt: skip
     torch.save(seen, out / f"rank-{rank}")
     dist.destroy_process_group()
 

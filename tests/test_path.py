@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.sources.phosphor import phosphor_icons
+from data_pipeline.sources.phosphor import read_phosphor
 from data_pipeline.svg.numbers import MAX_CACHED, PathError, Readings, Texts, format_number
 from data_pipeline.svg.path import scale_path, scale_points
 
@@ -310,7 +310,7 @@ def test_no_point_moves_by_more_than_a_unit(d: str, scale: float) -> None:
 
 def test_real_icons_move_by_less_than_a_unit_and_stay_put() -> None:
     worst = 0.0
-    for icon in list(phosphor_icons())[::397]:
+    for icon in list(read_phosphor())[::397]:
         for d in re.findall(r'\sd="([^"]*)"', icon.svg.decode()):
             after = scaled(d, 1)
             worst = max(worst, deviation(flatten(d, 1), flatten(after, 1)))

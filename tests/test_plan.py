@@ -6,12 +6,12 @@ import re
 import pytest
 
 from app.__main__ import main
-from app.config import load, override
+from app.config import load_config, override_config
 from app.errors import UserError
 from app.jobs import plan
-from app.memory_plan.peak import peak
+from app.memory_plan.peak import simulate_peak
 from data_pipeline.config import PrepareConfig
-from data_pipeline.prepare.dataset import prepare
+from data_pipeline.prepare.dataset import prepare_dataset
 from tests.tiny import gemma2_config
 
 GIB = 2**30
@@ -22,8 +22,8 @@ def job(folder, *overrides):
         num_hidden_layers=2, vocab_size=4096, hidden_size=128, intermediate_size=1024
     )
     config.save_pretrained(folder)
-    big = ["data.max_row_tokens=4096", "train.micro_batch_rows=4", "memory.offload=true"]
-    return load(
+    big = ["data.sequence_tokens=4096", "train.micro_batch_size=4", "memory.offload=true"]
+    return load_config(
         None,
         [f"model.name={folder}", "scaling.use_gpu=true", "scaling.num_workers=1", *big, *overrides],
     )
@@ -31,28 +31,28 @@ def job(folder, *overrides):
 
 @pytest.mark.parametrize(("text", "gib"), [("24GiB", 24.0), ("24", 24.0), ("22.5 gib", 22.5)])
 def test_a_card_is_its_memory(text, gib):
-    assert plan.gib_of(text) == gib
+    assert plan.parse_gib(text) == gib
 
 
 @pytest.mark.parametrize("text", ["", "0", "H100", "-3", "24 MiB"])
 def test_what_is_no_card_is_named(text):
     with pytest.raises(UserError, match="such as 24GiB"):
-        plan.gib_of(text)
+        plan.parse_gib(text)
 
 
 def test_a_job_that_cannot_fit_is_refused_with_settings_that_do(tmp_path):
     config = job(tmp_path)
-    taken = peak(config, labelled=plan.LABELS_ONLY).num_bytes
+    taken = simulate_peak(plan.get_step_settings(config, labelled_share=plan.LABELS_ONLY)).num_bytes
     assert plan.require_fit(config, taken).num_bytes == taken
     for limit, names in (
         (0.9 * taken, {"model.attention"}),
-        (10.0 * 2**20, {"train.micro_batch_rows", "optim.kind", "data.max_row_tokens"}),
+        (10.0 * 2**20, {"train.micro_batch_size", "optim.kind", "data.sequence_tokens"}),
     ):
         with pytest.raises(UserError, match="training takes") as refused:
             plan.require_fit(config, limit)
         settings = re.findall(r"[a-z_0-9]+\.[a-z_0-9]+=\S+", str(refused.value))
         assert names <= {setting.partition("=")[0] for setting in settings}
-        assert plan.require_fit(override(config, settings), limit).num_bytes <= limit
+        assert plan.require_fit(override_config(config, settings), limit).num_bytes <= limit
     with pytest.raises(UserError, match="no row fits"):
         plan.require_fit(config, 1000.0)
 
@@ -66,10 +66,10 @@ def test_the_smaller_of_cap_and_cards_decides(tmp_path):
         tmp_path,
         "memory.max_gib_per_gpu=0.5",
         "model.attention=blockwise",
-        "data.max_row_tokens=512",
+        "data.sequence_tokens=512",
     )
     fits = [
-        plan.report(config, gpus, max_context=False, speed=None)
+        plan.make_plan(config, gpus, max_context=False, speed=None)
         for gpus in ([], [24.0, 1.25], [1.05])
     ]
     assert [found["limit_bytes"] for found in fits] == pytest.approx(
@@ -79,13 +79,13 @@ def test_the_smaller_of_cap_and_cards_decides(tmp_path):
 
 
 def test_the_plan_of_a_prepared_job_says_steps_tokens_and_hours(tmp_path, capsys):
-    prepare(["scenes:200"], PrepareConfig(out=str(tmp_path / "shards")), progress=False)
+    prepare_dataset(["scenes:200"], PrepareConfig(out=str(tmp_path / "shards")), progress=False)
     common = [
         "plan",
         "demo",
         f"data.shards={tmp_path / 'shards'}",
         "train.max_steps=null",
-        "train.epochs=3",
+        "train.num_epochs=3",
     ]
     assert (
         main([*common, "--json", "--gpu", "1.25GiB", "--max-context", "--tokens-per-second", "100"])

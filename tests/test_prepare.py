@@ -23,13 +23,13 @@ from hypothesis import strategies as st
 from app.__main__ import main
 from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import DataError
-from data_pipeline.prepare.clean import clean
-from data_pipeline.prepare.dataset import PrepareReport, prepare
-from data_pipeline.prepare.leakage import Leakage, measure_leakage, tells_its_caption
-from data_pipeline.prepare.splits import Fingerprints, decide
-from data_pipeline.shards import ShardRow, open_shards
-from data_pipeline.sources.phosphor import concept
-from data_pipeline.sources.record import Row, split_of
+from data_pipeline.prepare.clean import clean_records
+from data_pipeline.prepare.dataset import PrepareReport, prepare_dataset
+from data_pipeline.prepare.leakage import Leakage, contains_caption, measure_leakage
+from data_pipeline.prepare.splits import Fingerprints, choose_split, decide_splits
+from data_pipeline.shards import ShardRecord, open_shards
+from data_pipeline.sources.phosphor import derive_concept
+from data_pipeline.sources.record import Record
 from data_pipeline.svg import canonicalise
 
 
@@ -48,12 +48,12 @@ def source(path: Path, records: list[tuple[Any, Any, Any]]) -> str:
 
 
 def run(out: Path, *sources: str, **changes: Any) -> PrepareReport:
-    return prepare(sources, PrepareConfig(out=str(out), **changes), progress=False)
+    return prepare_dataset(sources, PrepareConfig(out=str(out), **changes), progress=False)
 
 
-def rows_of(out: Path, split: str) -> list[ShardRow]:
+def rows_of(out: Path, split: str) -> list[ShardRecord]:
     shards = open_shards(str(out))
-    return shards.read(split, 0, shards.num_rows(split))
+    return shards.read(split, 0, shards.num_records(split))
 
 
 def test_every_row_is_accounted_for(tmp_path: Path) -> None:
@@ -73,9 +73,9 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
         source(tmp_path / "a.jsonl", good + bad + again + other),
         max_svg_bytes=2000,
     )
-    assert report.read == 28
-    assert report.written == report.train + report.validation == 21
-    assert report.duplicates == 1
+    assert report.num_read == 28
+    assert report.num_written == report.num_train + report.num_validation == 21
+    assert report.num_duplicates == 1
     assert report.quarantined == {"bad_path": 1, "no_caption": 2, "not_xml": 2, "too_large": 1}
     assert report.sources == {"a.jsonl": 21}
     manifest = json.loads((tmp_path / "out" / "dataset.json").read_text())
@@ -94,7 +94,7 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
     written = {
         row.id: row for split in ("train", "validation") for row in rows_of(tmp_path / "out", split)
     }
-    assert written["g7"] == ShardRow("g7", canonicalise(drawing(7)), "caption 7", "a.jsonl")
+    assert written["g7"] == ShardRecord("g7", canonicalise(drawing(7)), "caption 7", "a.jsonl")
 
 
 def test_the_order_is_shuffled_and_depends_on_seed_and_ids_alone(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_the_order_is_shuffled_and_depends_on_seed_and_ids_alone(tmp_path: Path)
     forward = source(tmp_path / "a.jsonl", records)
     (tmp_path / "b").mkdir()
     backward = source(tmp_path / "b" / "a.jsonl", records[::-1])
-    first, second = run(tmp_path / "1", forward), run(tmp_path / "2", backward, shard_rows=50)
+    first, second = run(tmp_path / "1", forward), run(tmp_path / "2", backward, shard_records=50)
     assert first.digest == second.digest
     ids = [row.id for row in rows_of(tmp_path / "1", "train")]
     assert ids == [row.id for row in rows_of(tmp_path / "2", "train")]
@@ -112,14 +112,14 @@ def test_the_order_is_shuffled_and_depends_on_seed_and_ids_alone(tmp_path: Path)
 
 
 def test_a_split_is_a_pure_function_of_the_concept() -> None:
-    sides = {f"c{n}": split_of(f"c{n}", seed=0, validation_share=0.2) for n in range(2000)}
+    sides = {f"c{n}": choose_split(f"c{n}", seed=0, validation_share=0.2) for n in range(2000)}
     assert 340 < sum(side == "validation" for side in sides.values()) < 460
-    grown = {name: split_of(name, seed=0, validation_share=0.3) for name in sides}
+    grown = {name: choose_split(name, seed=0, validation_share=0.3) for name in sides}
     assert all(grown[name] == "validation" for name, side in sides.items() if side == "validation")
-    assert {split_of(f"c{n}", seed=0, validation_share=0) for n in range(100)} == {"train"}
+    assert {choose_split(f"c{n}", seed=0, validation_share=0) for n in range(100)} == {"train"}
     code = (
-        "from data_pipeline.sources.record import split_of;"
-        "print([split_of(f'c{n}', seed=0, validation_share=0.2) for n in range(50)])"
+        "from data_pipeline.prepare.splits import choose_split;"
+        "print([choose_split(f'c{n}', seed=0, validation_share=0.2) for n in range(50)])"
     )
     other = subprocess.run(
         [sys.executable, "-c", code],
@@ -147,11 +147,12 @@ def test_no_caption_and_no_concept_straddles_the_splits(tmp_path: Path) -> None:
 
 
 def test_icons_of_the_demo(tmp_path: Path) -> None:
-    report = run(tmp_path / "out", "phosphor", max_rows=1200, validation_share=0.2)
-    assert report.read == report.written == 1200
+    report = run(tmp_path / "out", "phosphor", max_records=1200, validation_share=0.2)
+    assert report.num_read == report.num_written == 1200
     sides = {
         split: {
-            concept(row.id.removeprefix("phosphor:")) for row in rows_of(tmp_path / "out", split)
+            derive_concept(row.id.removeprefix("phosphor:"))
+            for row in rows_of(tmp_path / "out", split)
         }
         for split in ("train", "validation")
     }
@@ -171,14 +172,14 @@ def test_sources_with_the_same_ids_keep_all_rows_under_names_of_their_own(tmp_pa
     assert {id_.partition("#")[0] for id_ in ids} == set("01234")
     assert run(tmp_path / "2", b, a, validation_share=0).digest == report.digest
     again = run(tmp_path / "3", str(tmp_path / "1"), a, validation_share=0)
-    assert (again.written, again.duplicates) == (10, 5)
+    assert (again.num_written, again.num_duplicates) == (10, 5)
 
 
 def test_a_drawing_ties_the_concepts_that_use_it(tmp_path: Path) -> None:
     sides: dict[str, list[str]] = {"train": [], "validation": []}
     for n in range(100):
         name = f"caption {n}"
-        sides[split_of(name, seed=0, validation_share=0.5)].append(name)
+        sides[choose_split(name, seed=0, validation_share=0.5)].append(name)
     trained, (tied, further, alone) = sides["train"][0], sides["validation"][:3]
     records = [
         ("a", drawing(0), trained),
@@ -191,7 +192,7 @@ def test_a_drawing_ties_the_concepts_that_use_it(tmp_path: Path) -> None:
     report = run(tmp_path / "out", source(tmp_path / "a.jsonl", records), validation_share=0.5)
     assert {row.id for row in rows_of(tmp_path / "out", "train")} == set("abcde")
     assert {row.id for row in rows_of(tmp_path / "out", "validation")} == {"f"}
-    assert (report.written, report.moved_to_train) == (6, 4)
+    assert (report.num_written, report.num_moved_to_train) == (6, 4)
     assert (report.leakage.train_drawings, report.leakage.train_examples) == (3, 5)
 
 
@@ -205,7 +206,7 @@ def test_splits_against_connected_components(examples: list[tuple[int, int, int]
         rows.concept.append(named)
         rows.validation.append(named >= 5)
         rows.tells.append(False)
-    decision = decide(rows)
+    decision = decide_splits(rows)
     kept = [n for n, example in enumerate(examples) if example not in examples[:n]]
     assert np.flatnonzero(decision.kept).tolist() == kept
     component = list(range(10))  # of each concept
@@ -221,10 +222,10 @@ def test_splits_against_connected_components(examples: list[tuple[int, int, int]
 
 
 def test_leakage_is_measured_by_what_is_there() -> None:
-    train = [ShardRow("a", "<svg>1</svg>", "x", ""), ShardRow("b", "<svg>2</svg>", "y", "")]
+    train = [ShardRecord("a", "<svg>1</svg>", "x", ""), ShardRecord("b", "<svg>2</svg>", "y", "")]
     validation = [
-        ShardRow("c", "<svg>1</svg>", "x", ""), ShardRow("d", "<svg>2</svg>", "z", ""),
-        ShardRow("e", "<svg>3</svg>", "y", ""), ShardRow("f", "<svg>3</svg>", "v", ""),
+        ShardRecord("c", "<svg>1</svg>", "x", ""), ShardRecord("d", "<svg>2</svg>", "z", ""),
+        ShardRecord("e", "<svg>3</svg>", "y", ""), ShardRecord("f", "<svg>3</svg>", "v", ""),
     ]  # fmt: skip
     assert measure_leakage(train, validation) == Leakage(
         train_drawings=2, validation_drawings=3, drawings_in_both=2,
@@ -252,7 +253,7 @@ def test_leakage_is_measured_by_what_is_there() -> None:
     ],
 )
 def test_a_drawing_that_tells_its_caption(inside: str, caption: str, told: bool) -> None:
-    assert tells_its_caption(f"<svg>{inside}</svg>", caption) == told
+    assert contains_caption(f"<svg>{inside}</svg>", caption) == told
 
 
 def test_a_corpus_that_tells_its_captions_is_refused(tmp_path: Path) -> None:
@@ -272,11 +273,11 @@ def test_a_corpus_that_tells_its_captions_is_refused(tmp_path: Path) -> None:
     path = source(tmp_path / "a.jsonl", records + titled + lettered)
     with pytest.raises(
         DataError,
-        match=r"10 of 50 drawings contain their own caption.*20\.0%.*5\.0%.*--max-told-share",
+        match=r"10 of 50 drawings contain their own caption.*20\.0%.*5\.0%.*--max-leaked-share",
     ):
         run(tmp_path / "out", path)
     assert not (tmp_path / "out").exists()
-    assert run(tmp_path / "out", path, max_told_share=0.2).tell_their_caption == 10
+    assert run(tmp_path / "out", path, max_leaked_share=0.2).num_leaked == 10
 
 
 def test_weights_mix_sources_in_proportion(tmp_path: Path) -> None:
@@ -290,7 +291,7 @@ def test_weights_mix_sources_in_proportion(tmp_path: Path) -> None:
     mixed = {f"{a}@2": "a.jsonl", f"{b}@3": "b.jsonl", c: "c.jsonl"}
     report = run(tmp_path / "1", *mixed, validation_share=0)
     assert report.sources == {"a.jsonl": 100, "b.jsonl": 150, "c.jsonl": 50}
-    assert (report.read, report.left_out) == (300, 160)
+    assert (report.num_read, report.num_unsampled) == (300, 160)
     assert run(tmp_path / "2", *reversed(mixed), validation_share=0).digest == report.digest
     assert run(tmp_path / "3", *mixed, validation_share=0, seed=1).sources == report.sources
     ids = [
@@ -303,7 +304,7 @@ def test_weights_mix_sources_in_proportion(tmp_path: Path) -> None:
         "b.jsonl": 300,
         "c.jsonl": 60,
     }
-    assert run(tmp_path / "5", f"{a}@1", f"{b}@0.5", max_rows=40).sources == {
+    assert run(tmp_path / "5", f"{a}@1", f"{b}@0.5", max_records=40).sources == {
         "a.jsonl": 40,
         "b.jsonl": 20,
     }
@@ -323,9 +324,11 @@ def test_each_caption_is_an_example_and_counts_as_one(tmp_path: Path) -> None:
     )
     report = run(tmp_path / "out", str(path), captions="all", validation_share=0.3)
     assert report.quarantined == {"no_caption": 1, "not_xml": 2}
-    assert report.duplicates == 20
-    assert report.written == 2 * 39
-    assert report.read == report.written + report.duplicates + sum(report.quarantined.values())
+    assert report.num_duplicates == 20
+    assert report.num_written == 2 * 39
+    assert report.num_read == report.num_written + report.num_duplicates + sum(
+        report.quarantined.values()
+    )
     drawn = [
         {row.svg for row in rows_of(tmp_path / "out", split)} for split in ("train", "validation")
     ]
@@ -344,15 +347,15 @@ def test_the_number_of_processes_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_killed_process_is_named_with_the_fix() -> None:
-    def rows() -> Iterator[Row]:
+    def rows() -> Iterator[Record]:
         for n in range(3000):
             if n == 2000:
                 for process in multiprocessing.active_children():
                     process.kill()
-            yield Row(str(n), drawing(n), f"caption {n}", "made", f"caption {n}")
+            yield Record(str(n), drawing(n), f"caption {n}", "made", f"caption {n}")
 
     with pytest.raises(DataError, match=r"one of 2 processes.*--processes"):
-        list(clean(rows(), PrepareConfig(out="unused", processes=2)))
+        list(clean_records(rows(), PrepareConfig(out="unused", processes=2)))
 
 
 def test_processes_end_with_a_killed_parent() -> None:
@@ -461,4 +464,4 @@ def test_bytes_and_text_of_one_drawing_are_duplicates(tmp_path: Path) -> None:
     report = run(
         tmp_path / "out", *(str(tmp_path / f"{name}.parquet") for name in "ab"), validation_share=0
     )
-    assert (report.written, report.duplicates) == (1, 1)
+    assert (report.num_written, report.num_duplicates) == (1, 1)

@@ -12,13 +12,13 @@ from bitsandbytes.nn.modules import Linear4bit
 from transformers import Gemma2ForCausalLM
 
 from app.errors import UserError
-from app.gemma.base_model import TINY, digest, pin
+from app.gemma.base_model import TINY, hash_weights, pin_base_model
 from app.gemma.config import LoraConfig, ModelConfig, QuantizationConfig
-from app.gemma.load import CaptionLoss, add_lora, load_base
+from app.gemma.load import CaptionLoss, add_lora, load_base_model
 from app.jobs.quantize import quantize
 from data_pipeline.stream.encode import PromptEncoder
-from data_pipeline.stream.pack import pack
-from tests.test_load import tensors
+from data_pipeline.stream.pack import pack_examples
+from tests.reference import tensors
 from tests.tiny import CPU, examples, gemma2_config, save_model
 
 NF4 = QuantizationConfig()
@@ -38,7 +38,7 @@ def small(full):
 
 
 def loss_and_gradients(name, dtype, quantization=NF4):
-    base = load_base(ModelConfig(name=name), quantization, device=CPU, dtype=dtype)
+    base = load_base_model(ModelConfig(name=name), quantization, device=CPU, dtype=dtype)
     layers = [module for module in base.modules() if isinstance(module, Linear4bit)]
     assert (
         {layer.compute_dtype for layer in layers}
@@ -47,7 +47,7 @@ def loss_and_gradients(name, dtype, quantization=NF4):
     )
     assert {p.dtype for p in base.parameters()} == {torch.uint8, dtype}
     objective = CaptionLoss(add_lora(base, LoraConfig(rank=4, alpha=8), seed=3), dtype).train()
-    loss, _ = objective(**tensors(pack(examples(5), 200)[0]))
+    loss, _ = objective(**tensors(pack_examples(examples(5), 200)[0]))
     loss.backward()
     return loss.item(), {
         name: p.grad for name, p in objective.named_parameters() if p.grad is not None
@@ -68,7 +68,7 @@ def test_the_same_bits_as_quantised_while_loading(full, small, dtype):
 
 
 def test_fp4_without_double_quantisation_too(full, tmp_path):
-    fp4 = QuantizationConfig(kind="fp4", double=False)
+    fp4 = QuantizationConfig(kind="fp4", double_quant=False)
     quantize(ModelConfig(name=full), fp4, tmp_path / "fp4")
     ours, theirs = (
         loss_and_gradients(name, torch.float32, fp4)[0] for name in (str(tmp_path / "fp4"), full)
@@ -77,7 +77,7 @@ def test_fp4_without_double_quantisation_too(full, tmp_path):
 
 
 def test_transformers_reads_it_without_us(small):
-    ours = load_base(ModelConfig(name=small), NF4, device=CPU, dtype=torch.float32)
+    ours = load_base_model(ModelConfig(name=small), NF4, device=CPU, dtype=torch.float32)
     theirs = Gemma2ForCausalLM.from_pretrained(small, attn_implementation="eager")
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():
@@ -86,11 +86,11 @@ def test_transformers_reads_it_without_us(small):
 
 def test_the_command_writes_weights_config_and_tokenizer_and_says_what(tmp_path):
     out = tmp_path / "new" / "tiny4"
-    done = command("tiny", "--out", str(out), "--double", "false")
+    done = command("tiny", "--out", str(out), "--double-quant", "false")
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["quantization"] == "nf4"
-    assert said["sha256"] == digest(ModelConfig(name=str(out)))
+    assert said["sha256"] == hash_weights(ModelConfig(name=str(out)))
     assert said["bytes"] == sum(file.stat().st_size for file in out.iterdir())
     assert {file.suffix for file in out.iterdir()} == {".json", ".safetensors"}
     own, shipped = (
@@ -110,18 +110,18 @@ def test_the_hash_is_what_sha256sum_prints(small):
         text=True,
         check=True,
     ).stdout
-    assert printed.split()[0] == pin(ModelConfig(name=small), NF4)["sha256"]
+    assert printed.split()[0] == pin_base_model(ModelConfig(name=small), NF4)["sha256"]
 
 
 def test_shards_are_hashed_together_and_one_changed_bit_is_another_base(full, tmp_path):
     Gemma2ForCausalLM(gemma2_config()).save_pretrained(tmp_path, max_shard_size="200KB")
     files = sorted(tmp_path.glob("*.safetensors"))
     assert len(files) > 1
-    before = digest(ModelConfig(name=str(tmp_path)))
+    before = hash_weights(ModelConfig(name=str(tmp_path)))
     content = bytearray(files[-1].read_bytes())
     content[-1] ^= 1
     files[-1].write_bytes(content)
-    assert digest(ModelConfig(name=str(tmp_path))) != before
+    assert hash_weights(ModelConfig(name=str(tmp_path))) != before
 
 
 @pytest.mark.parametrize(
@@ -133,14 +133,14 @@ def test_shards_are_hashed_together_and_one_changed_bit_is_another_base(full, tm
         ),
         (QuantizationConfig(kind="fp4"), "but the config says fp4, double"),
         (
-            QuantizationConfig(double=False),
-            "config says nf4: set quantization.kind=nf4 quantization.double=true",
+            QuantizationConfig(double_quant=False),
+            "config says nf4: set quantization.kind=nf4 quantization.double_quant=true",
         ),
     ],
 )
 def test_a_config_that_says_another_kind_is_refused(small, said, message):
     with pytest.raises(UserError, match=message):
-        load_base(ModelConfig(name=small), said, device=CPU, dtype=torch.float32)
+        load_base_model(ModelConfig(name=small), said, device=CPU, dtype=torch.float32)
 
 
 def test_what_cannot_be_quantised_is_named(full, small, tmp_path):

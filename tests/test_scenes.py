@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from data_pipeline.sources.record import split_of
+from data_pipeline.prepare.splits import choose_split
 from data_pipeline.sources.scenes import (
     BASE_STYLES,
     COLOURS,
@@ -14,7 +14,7 @@ from data_pipeline.sources.scenes import (
     SHAPES,
     SIZES,
     Style,
-    scenes,
+    generate_scenes,
 )
 from data_pipeline.svg import canonicalise
 
@@ -38,21 +38,22 @@ def centres(svg):
 
 
 def test_the_same_seed_gives_the_same_scenes_and_styles_share_their_drawings():
-    plain = list(scenes(50, seed=4))
-    assert plain == list(scenes(50, seed=4, style="plain"))
-    styled = {style: list(scenes(50, seed=4, style=style)) for style in STYLES}
+    plain = list(generate_scenes(50, seed=4))
+    assert plain == list(generate_scenes(50, seed=4, style="plain"))
+    styled = {style: list(generate_scenes(50, seed=4, style=style)) for style in STYLES}
     for rows in styled.values():
         assert [row.svg for row in plain] == [row.svg for row in rows]
     whole = [rows for style, rows in styled.items() if style != "where"]
     assert len({row.caption for rows in whole for row in rows}) == 50 * len(whole)
-    assert list(scenes(50, seed=5)) != plain
-    assert list(itertools.islice(scenes(1000, seed=4), 50)) == plain
+    assert list(generate_scenes(50, seed=5)) != plain
+    assert list(itertools.islice(generate_scenes(1000, seed=4), 50)) == plain
 
 
 def test_every_style_but_the_one_word_names_the_same_things():
     """Words of each caption in plain order, whatever order and punctuation its style has."""
     for rows in zip(
-        *(scenes(100, seed=6, style=style) for style in STYLES if style != "where"), strict=True
+        *(generate_scenes(100, seed=6, style=style) for style in STYLES if style != "where"),
+        strict=True,
     ):
         named = [
             [
@@ -62,7 +63,7 @@ def test_every_style_but_the_one_word_names_the_same_things():
             for row in rows
         ]
         assert all(names == named[0] for names in named), [row.caption for row in rows]
-    literal = {style: next(scenes(1, seed=1, style=style)).caption for style in STYLES}
+    literal = {style: next(generate_scenes(1, seed=1, style=style)).caption for style in STYLES}
     assert literal == {
         "plain": "a small gray star to the left of a large black circle",
         "sentence": "There is one star, gray and small, and to the right of it one circle, black and large.",
@@ -79,7 +80,7 @@ def test_the_base_never_sees_the_style_of_the_benchmark():
 
 def test_captions_are_exact():
     seen = set()
-    for row in scenes(600, seed=1):
+    for row in generate_scenes(600, seed=1):
         match = PLAIN.fullmatch(row.caption)
         assert match, row.caption
         drawn = sorted(centres(row.svg))
@@ -98,7 +99,7 @@ def test_captions_are_exact():
 
 
 def test_scenes_are_canonical_and_stay_inside_the_page():
-    for row in scenes(200, seed=2):
+    for row in generate_scenes(200, seed=2):
         assert canonicalise(row.svg) == row.svg
         assert all(0 <= int(n) <= 256 for n in re.findall(r'c[xy]="(-?\d+)"', row.svg))
 
@@ -106,9 +107,9 @@ def test_scenes_are_canonical_and_stay_inside_the_page():
 @pytest.mark.parametrize("share", [0.05, 0.3])
 def test_a_split_by_concept_holds_whole_compositions_out(share):
     splits = {}
-    for row in scenes(2000, seed=3):
+    for row in generate_scenes(2000, seed=3):
         splits.setdefault(row.concept, set()).add(
-            split_of(row.concept, seed=0, validation_share=share)
+            choose_split(row.concept, seed=0, validation_share=share)
         )
     assert all(len(found) == 1 for found in splits.values())
     held_out = sum(found == {"validation"} for found in splits.values()) / len(splits)

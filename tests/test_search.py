@@ -16,7 +16,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from app.jobs.cluster import ConnectedRay
 from tune.config import Choice, LogUniform, SearchConfig
 from tune.errors import SearchError
-from tune.search import TrialOutcome, search
+from tune.search import TrialOutcome, run_search
 
 TRIAL_STEPS = 8
 NUM_CPUS = 4
@@ -84,7 +84,7 @@ def test_asha_prunes_the_worst_and_a_failing_trial_ends_alone(
         seed=194,
     )
     ended: list[TrialOutcome] = []
-    result = search(
+    result = run_search(
         config,
         nested(tmp_path),
         name="nested",
@@ -129,7 +129,9 @@ def test_diverged_trials_have_no_loss_and_a_long_grace_prunes_nothing(
         grace_steps=TRIAL_STEPS,
         seed=6,  # draws each of them once
     )
-    result = search(config, bare, name="bare", storage_path=str(tmp_path), trial_steps=TRIAL_STEPS)
+    result = run_search(
+        config, bare, name="bare", storage_path=str(tmp_path), trial_steps=TRIAL_STEPS
+    )
     seen = {(t.overrides["model.x"], t.status, t.step, t.eval_loss) for t in result.trials}
     best = 0.25 + 1 / TRIAL_STEPS
     assert seen == {
@@ -145,7 +147,9 @@ def test_a_search_in_which_all_trials_fail_names_the_first_error(
 ) -> None:
     config = SearchConfig(space={"model.x": Choice(choice=(-1.0,))}, num_trials=2, max_concurrent=2)
     with pytest.raises(SearchError, match=r"none of the 2 trials .* ValueError: x is -1\.0"):
-        search(config, bare, name="failing", storage_path=str(tmp_path), trial_steps=TRIAL_STEPS)
+        run_search(
+            config, bare, name="failing", storage_path=str(tmp_path), trial_steps=TRIAL_STEPS
+        )
 
 
 @pytest.fixture
@@ -179,7 +183,7 @@ def test_interrupting_a_search_stops_it_and_its_trials(
             ended.append(outcome)
 
     with pytest.raises(KeyboardInterrupt):
-        search(
+        run_search(
             config,
             run_trial,
             name="interrupted",
@@ -204,7 +208,9 @@ def test_optuna_repeats_its_choices_for_a_seed(ray_local: ConnectedRay, tmp_path
         seed=3,
     )
     first, second = (
-        search(config, bare, name=name, storage_path=str(tmp_path), trial_steps=TRIAL_STEPS).trials
+        run_search(
+            config, bare, name=name, storage_path=str(tmp_path), trial_steps=TRIAL_STEPS
+        ).trials
         for name in ("first", "second")
     )
     assert [trial.overrides for trial in first] == [trial.overrides for trial in second]
@@ -219,6 +225,6 @@ def test_optuna_repeats_its_choices_for_a_seed(ray_local: ConnectedRay, tmp_path
 
 def test_an_empty_space_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SearchError, match=r"search\.space is empty"):
-        search(
+        run_search(
             SearchConfig(), bare, name="empty", storage_path=str(tmp_path), trial_steps=TRIAL_STEPS
         )

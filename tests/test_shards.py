@@ -13,22 +13,22 @@ from hypothesis import strategies as st
 from data_pipeline.errors import DataError
 from data_pipeline.shards import (
     ROW_GROUP_ROWS,
-    QuarantineRow,
-    ShardRow,
+    QuarantinedRecord,
+    ShardRecord,
     Shards,
     ShardWriter,
     open_shards,
 )
 
 NUM_ROWS = 1500
-ROWS = [ShardRow(f"id{n}", f"<svg>{n}</svg>", f"caption {n}", "made") for n in range(NUM_ROWS)]
+ROWS = [ShardRecord(f"id{n}", f"<svg>{n}</svg>", f"caption {n}", "made") for n in range(NUM_ROWS)]
 
 
-def write(folder: Path | str, rows: list[ShardRow], *, shard_rows: int = 700) -> Shards:
-    writer = ShardWriter(str(folder), shard_rows=shard_rows)
+def write(folder: Path | str, rows: list[ShardRecord], *, shard_records: int = 700) -> Shards:
+    writer = ShardWriter(str(folder), shard_records=shard_records)
     for n, row in enumerate(rows):
         writer.add("validation" if n % 10 == 9 else "train", row)
-    writer.refuse(QuarantineRow("bad", "made", "empty", "nothing is drawn", b"<svg"))
+    writer.refuse(QuarantinedRecord("bad", "made", "empty", "nothing is drawn", b"<svg"))
     writer.commit(
         {"digest": writer.close(), "duplicates": 0, "quarantined": {}}, {"read": len(rows)}
     )
@@ -69,7 +69,7 @@ def test_layout(shards: Shards) -> None:
             "first_bytes": b"<svg",
         }
     ]
-    assert (shards.num_rows("train"), shards.num_rows("validation")) == (1350, 150)
+    assert (shards.num_records("train"), shards.num_records("validation")) == (1350, 150)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -99,7 +99,7 @@ def test_opened_shards_travel(shards: Shards) -> None:
 
 
 def test_the_digest_is_of_the_rows_not_of_the_files(tmp_path: Path, shards: Shards) -> None:
-    assert write(tmp_path / "a", ROWS, shard_rows=100).digest == shards.digest
+    assert write(tmp_path / "a", ROWS, shard_records=100).digest == shards.digest
     assert (
         write(tmp_path / "b", [*ROWS[:-1], ROWS[-1]._replace(caption="x")]).digest != shards.digest
     )
@@ -113,10 +113,10 @@ def test_a_uri_is_a_folder_too(tmp_path: Path) -> None:
 
 
 def test_a_new_dataset_replaces_the_old_and_nothing_else(tmp_path: Path) -> None:
-    write(tmp_path, ROWS, shard_rows=100)
+    write(tmp_path, ROWS, shard_records=100)
     (tmp_path / "notes.txt").write_text("mine")
     shards = write(tmp_path, ROWS[:20])
-    assert shards.num_rows("train") == 18
+    assert shards.num_records("train") == 18
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "dataset.json",
         "notes.txt",
@@ -129,7 +129,7 @@ def test_a_new_dataset_replaces_the_old_and_nothing_else(tmp_path: Path) -> None
 
 
 def test_what_was_written_is_read_back_before_the_commit(tmp_path: Path) -> None:
-    writer = ShardWriter(str(tmp_path / "a"), shard_rows=400)
+    writer = ShardWriter(str(tmp_path / "a"), shard_records=400)
     for row in ROWS:
         writer.add("train", row)
     writer.close()
@@ -139,7 +139,7 @@ def test_what_was_written_is_read_back_before_the_commit(tmp_path: Path) -> None
 
 def test_until_the_commit_the_old_dataset_is_whole(tmp_path: Path) -> None:
     old = write(tmp_path / "a", ROWS[:20])
-    writer = ShardWriter(str(tmp_path / "a"), shard_rows=2)
+    writer = ShardWriter(str(tmp_path / "a"), shard_records=2)
     for row in ROWS[100:200]:
         writer.add("train", row)
     writer.close()  # and no commit: a crash here
@@ -185,4 +185,4 @@ def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
 def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot write"):
-        ShardWriter(str(tmp_path / "file" / "a"), shard_rows=2)
+        ShardWriter(str(tmp_path / "file" / "a"), shard_records=2)

@@ -20,9 +20,15 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import DataError
-from data_pipeline.sources.phosphor import WEIGHTS, caption, category_names, concept, phosphor_icons
+from data_pipeline.sources.phosphor import (
+    WEIGHTS,
+    compose_caption,
+    derive_concept,
+    list_categories,
+    read_phosphor,
+)
 from data_pipeline.sources.read import read_source
-from data_pipeline.sources.record import Row
+from data_pipeline.sources.record import Record
 
 SVG = '<svg viewBox="0 0 1 1"><path d="M0 0h1"/></svg>'
 
@@ -42,7 +48,7 @@ def test_parquet(tmp_path: Path, svg: str | bytes) -> None:
         tmp_path / "a.parquet", id=[7], svg=[svg], caption=["A  red Box"], extra=[1]
     )
     assert list(read_source(str(path), config())) == [
-        Row("7", svg, "A  red Box", "a.parquet", "a red box")
+        Record("7", svg, "A  red Box", "a.parquet", "a red box")
     ]
 
 
@@ -143,7 +149,7 @@ def test_a_folder_of_drawings(tmp_path: Path, kind: str, suffix: str) -> None:
             (tmp_path / f"{name}.txt").write_text(f"{text}\n")
     rows = {row.id: row for row in read_source(str(tmp_path), config())}
     assert {name: row.caption for name, row in rows.items()} == {**CAPTIONS, "silent": ""}
-    assert rows["cat"] == Row("cat", SVG.encode(), "a cat", tmp_path.name, "a cat")
+    assert rows["cat"] == Record("cat", SVG.encode(), "a cat", tmp_path.name, "a cat")
 
 
 def test_scenes() -> None:
@@ -256,7 +262,7 @@ CAPTIONED = [
 ]
 
 
-def captioned(tmp_path: Path, **changes: Any) -> list[Row]:
+def captioned(tmp_path: Path, **changes: Any) -> list[Record]:
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(json.dumps(record) for record in CAPTIONED))
     return list(read_source(str(path), config(**changes)))
@@ -547,11 +553,11 @@ def test_wrong_inputs_are_named_before_the_first_row(tmp_path: Path) -> None:
     ],
 )
 def test_icon_captions(arguments: tuple[str, str, str, list[str]], sentence: str) -> None:
-    assert caption(*arguments) == sentence
+    assert compose_caption(*arguments) == sentence
 
 
 def test_phosphor_icons() -> None:
-    rows = list(phosphor_icons())
+    rows = list(read_phosphor())
     assert len(rows) == len({row.id for row in rows}) == 1512 * 6
     assert Counter(row.id.rsplit("-", 1)[1] for row in rows) == dict.fromkeys(WEIGHTS, 1512)
     by_id = {row.id: row for row in rows}
@@ -567,8 +573,8 @@ def test_phosphor_icons() -> None:
         for row in rows
         if " category" in row.caption
     }
-    assert named == set(category_names())
-    assert len(category_names()) == 18
+    assert named == set(list_categories())
+    assert len(list_categories()) == 18
 
 
 def test_icons_without_their_package_name_the_command() -> None:
@@ -587,11 +593,17 @@ def test_icons_without_their_package_name_the_command() -> None:
 
 def test_siblings_share_a_concept() -> None:
     assert (
-        len({concept(name) for name in ("airplane", "airplane-landing", "airplane-in-flight")}) == 1
+        len(
+            {
+                derive_concept(name)
+                for name in ("airplane", "airplane-landing", "airplane-in-flight")
+            }
+        )
+        == 1
     )
-    assert concept("arrows-in") == concept("arrow-up")
-    assert concept("cat") != concept("car-profile")
+    assert derive_concept("arrows-in") == derive_concept("arrow-up")
+    assert derive_concept("cat") != derive_concept("car-profile")
     concepts = {
-        row.id.removeprefix("phosphor:").rsplit("-", 1)[0]: row.concept for row in phosphor_icons()
+        row.id.removeprefix("phosphor:").rsplit("-", 1)[0]: row.concept for row in read_phosphor()
     }
     assert len(set(concepts.values())) > 600

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from tune.config import Choice, LogUniform, SearchConfig, Uniform
-from tune.space import optuna_distributions, sample
+from tune.space import build_optuna_distributions, sample_space
 
 SPACE = {
     "optim.learning_rate": LogUniform(loguniform=(1e-5, 1e-1)),
@@ -18,16 +18,16 @@ SPACE = {
 
 
 def test_draws_are_plain_values_that_a_seed_repeats() -> None:
-    draws = sample(SPACE, 50, seed=7)
-    assert draws == sample(SPACE, 50, seed=7) != sample(SPACE, 50, seed=8)
-    assert draws[:20] == sample(SPACE, 20, seed=7)  # more trials go on where fewer ended
+    draws = sample_space(SPACE, 50, seed=7)
+    assert draws == sample_space(SPACE, 50, seed=7) != sample_space(SPACE, 50, seed=8)
+    assert draws[:20] == sample_space(SPACE, 20, seed=7)  # more trials go on where fewer ended
     assert {tuple(draw) for draw in draws} == {tuple(SPACE)}
     assert {type(draw["optim.learning_rate"]) for draw in draws} == {float}
     assert {type(draw["lora.rank"]) for draw in draws} == {int, float, str, bool}
 
 
 def test_draws_have_the_distribution_that_is_asked_for() -> None:
-    draws = sample(SPACE, 4000, seed=0)
+    draws = sample_space(SPACE, 4000, seed=0)
     exponents = [math.log10(draw["optim.learning_rate"]) for draw in draws]
     dropouts = [draw["lora.dropout"] for draw in draws]
     for values, low, high in ((exponents, -5, -1), (dropouts, 0, 0.5)):
@@ -47,12 +47,12 @@ def test_draws_have_the_distribution_that_is_asked_for() -> None:
 )
 def test_a_log_uniform_draw_never_leaves_its_range(low: float, ratio: float, seed: int) -> None:
     high = max(low * ratio, math.nextafter(low, math.inf))
-    (draw,) = sample({"x": LogUniform(loguniform=(low, high))}, 1, seed=seed)
+    (draw,) = sample_space({"x": LogUniform(loguniform=(low, high))}, 1, seed=seed)
     assert low <= draw["x"] <= high
 
 
 def test_optuna_is_told_the_same_space() -> None:
-    assert optuna_distributions(SPACE) == {
+    assert build_optuna_distributions(SPACE) == {
         "optim.learning_rate": FloatDistribution(1e-5, 1e-1, log=True),
         "lora.dropout": FloatDistribution(0.0, 0.5),
         "lora.rank": CategoricalDistribution((8, 16.0, "all", True)),
@@ -72,4 +72,7 @@ def test_a_space_is_read_from_yaml_values() -> None:
         "optim.learning_rate": LogUniform(loguniform=(1e-5, 1e-1)),
         "lora.rank": Choice(choice=(8, 16)),
     }
-    assert [type(value) for value in sample(config.space, 1, seed=0)[0].values()] == [float, int]
+    assert [type(value) for value in sample_space(config.space, 1, seed=0)[0].values()] == [
+        float,
+        int,
+    ]

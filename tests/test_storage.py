@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from app.storage import join, mask, read_json, write_json, write_text
+from app.storage import join_uri, mask_secrets, read_json, write_json, write_text
 
 
 def test_what_is_written_is_read_back_and_replaced(tmp_path: Path) -> None:
-    file = join(str(tmp_path), "new folder", "run.json")
+    file = join_uri(str(tmp_path), "new folder", "run.json")
     assert read_json(file) is None
     write_json(file, {"run_id": "a", "text": "größer"})
     assert read_json(file) == {"run_id": "a", "text": "größer"}
@@ -22,7 +22,7 @@ def test_what_is_written_is_read_back_and_replaced(tmp_path: Path) -> None:
 
 
 def test_text_is_written_as_utf8(tmp_path: Path) -> None:
-    write_text(join(str(tmp_path), "page.html"), "größer\n")
+    write_text(join_uri(str(tmp_path), "page.html"), "größer\n")
     assert (tmp_path / "page.html").read_bytes() == b"gr\xc3\xb6\xc3\x9fer\n"
 
 
@@ -74,7 +74,7 @@ def test_a_damaged_file_is_not_taken_for_an_absent_one(tmp_path: Path) -> None:
     ],
 )
 def test_join(uri: str, parts: tuple[str, ...], expected: str) -> None:
-    assert join(uri, *parts) == expected
+    assert join_uri(uri, *parts) == expected
 
 
 @pytest.mark.parametrize(
@@ -93,4 +93,4 @@ def test_join(uri: str, parts: tuple[str, ...], expected: str) -> None:
     ],
 )
 def test_mask(text: str, expected: str) -> None:
-    assert mask(text) == expected
+    assert mask_secrets(text) == expected

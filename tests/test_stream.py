@@ -13,16 +13,11 @@ import pytest
 from app.jobs.cluster import ConnectedRay
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import DataError
-from data_pipeline.stream.encode import IGNORED, PromptEncoder
-from data_pipeline.stream.ray_dataset import batches, dataset
-from data_pipeline.stream.token_stream import (
-    Batch,
-    Position,
-    Stream,
-    deal,
-    progress,
-    validation_batches,
-)
+from data_pipeline.shards import open_shards
+from data_pipeline.stream.encode import IGNORE_INDEX, PromptEncoder
+from data_pipeline.stream.ray_dataset import build_dataset, iterate_batches
+from data_pipeline.stream.token_stream import Batch, Position, Stream, compute_progress
+from data_pipeline.stream.worker_batches import split_among_workers, validation_batches
 from tests.corpus import save_tokenizer, svg_of, write_shards
 
 # Ray Data warns of the defaults that it sets itself.
@@ -41,13 +36,17 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def stream(tokenizer: str, tmp_path_factory: pytest.TempPathFactory) -> Stream:
-    """Two epochs of two windows; the first holds more packed rows than travel together."""
+    """Two epochs of two blocks; the first holds more packed rows than travel together."""
     folder = tmp_path_factory.mktemp("shards")
     write_shards(folder, train=LENGTHS[:NUM_TRAIN], validation=LENGTHS[NUM_TRAIN:])
     config = DataConfig(
-        shards=str(folder), system="Look:", max_row_tokens=232, window_rows=120, seed=1
+        shards=str(folder),
+        system_prompt="Look:",
+        sequence_tokens=232,
+        shuffle_block_examples=120,
+        seed=1,
     )
-    return Stream(config, tokenizer, epochs=2)
+    return Stream(open_shards(config.shards), config, tokenizer, num_epochs=2)
 
 
 def changed(stream: Stream, **config: object) -> Stream:
@@ -56,7 +55,7 @@ def changed(stream: Stream, **config: object) -> Stream:
 
 def icons(stream: Stream, rows: Batch) -> list[list[int]]:
     """The icons in each packed row, read back from its tokens."""
-    encoder = PromptEncoder(stream.tokenizer, stream.config.system)
+    encoder = PromptEncoder(stream.tokenizer, stream.config.system_prompt)
     found = []
     for ids, positions, num_tokens in zip(
         rows["input_ids"], rows["position_ids"], rows["num_tokens"], strict=True
@@ -72,19 +71,20 @@ def flat(nested: Iterable[list[T]]) -> list[T]:
 
 
 def epochs_of(stream: Stream) -> list[list[int]]:
-    per_window = [
-        flat(icons(stream, stream.window(number))) for number in range(stream.num_windows)
+    per_block = [
+        flat(icons(stream, stream.shuffle_block(number)))
+        for number in range(stream.num_shuffle_blocks)
     ]
-    per_epoch = stream.num_windows_per_epoch
+    per_epoch = stream.num_shuffle_blocks_per_epoch
     return [
-        flat(per_window[start : start + per_epoch])
-        for start in range(0, stream.num_windows, per_epoch)
+        flat(per_block[start : start + per_epoch])
+        for start in range(0, stream.num_shuffle_blocks, per_epoch)
     ]
 
 
-def concatenated(windows: Iterable[Batch]) -> Batch:
-    windows = list(windows)
-    return {name: np.concatenate([window[name] for window in windows]) for name in windows[0]}
+def concatenated(blocks: Iterable[Batch]) -> Batch:
+    blocks = list(blocks)
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
 def assert_same(left: Batch, right: Batch) -> None:
@@ -100,44 +100,46 @@ def test_every_epoch_has_every_row_once_and_its_own_order(stream: Stream) -> Non
     assert first != second
     # neighbours in the shards are not neighbours in training, nor do rows with long examples come first
     assert sum(abs(a - b) == 1 for a, b in itertools.pairwise(first)) < NUM_TRAIN // 10
-    longest = [max(LENGTHS[icon] for icon in row) for row in icons(stream, stream.window(0))]
+    longest = [max(LENGTHS[icon] for icon in row) for row in icons(stream, stream.shuffle_block(0))]
     assert abs(np.corrcoef(longest, range(len(longest)))[0, 1]) < 0.3
-    company = [icons(stream, stream.window(number)) for number in range(stream.num_windows)]
+    company = [
+        icons(stream, stream.shuffle_block(number)) for number in range(stream.num_shuffle_blocks)
+    ]
     assert {frozenset(row) for row in flat(company[:2])} != {
         frozenset(row) for row in flat(company[2:])
     }
 
 
-def test_windows_take_turns_at_random(stream: Stream) -> None:
-    many = dataclasses.replace(changed(stream, window_rows=10), epochs=3)
+def test_shuffle_blocks_take_turns_at_random(stream: Stream) -> None:
+    many = dataclasses.replace(changed(stream, shuffle_block_examples=10), num_epochs=3)
     turns = [[icon // 10 for icon in epoch] for epoch in epochs_of(many)]
-    orders = [[window for window, _ in itertools.groupby(turn)] for turn in turns]
+    orders = [[block for block, _ in itertools.groupby(turn)] for turn in turns]
     assert [sorted(order) for order in orders] == [list(range(15))] * 3
     assert len({tuple(order) for order in [*orders, range(15)]}) == 4
 
 
-def test_a_window_depends_on_nothing_but_its_number_and_the_seed(stream: Stream) -> None:
-    before = stream.window(2)
-    stream.window(0)
-    assert_same(stream.window(2), before)
-    assert_same(dataclasses.replace(stream, epochs=9).window(2), before)
+def test_a_shuffle_block_depends_on_nothing_but_its_number_and_the_seed(stream: Stream) -> None:
+    before = stream.shuffle_block(2)
+    stream.shuffle_block(0)
+    assert_same(stream.shuffle_block(2), before)
+    assert_same(dataclasses.replace(stream, num_epochs=9).shuffle_block(2), before)
     assert epochs_of(changed(stream, seed=2)) != epochs_of(stream)
 
 
 def test_a_packed_row_is_its_examples_one_behind_the_other(stream: Stream) -> None:
-    encoder = PromptEncoder(stream.tokenizer, stream.config.system)
-    rows = stream.window(1)
+    encoder = PromptEncoder(stream.tokenizer, stream.config.system_prompt)
+    rows = stream.shuffle_block(1)
     assert rows["num_examples"].max() > 1
     for row, members in enumerate(icons(stream, rows)):
         examples = [encoder.encode(svg_of(LENGTHS[i]), f"icon {i}") for i in members]
         num_tokens = sum(len(example.input_ids) for example in examples)
-        padding = stream.config.max_row_tokens - num_tokens
+        padding = stream.config.sequence_tokens - num_tokens
         expected = {
             "input_ids": [
                 *(example.input_ids for example in examples),
                 np.full(padding, encoder.pad_id),
             ],
-            "targets": [*(example.targets for example in examples), np.full(padding, IGNORED)],
+            "targets": [*(example.targets for example in examples), np.full(padding, IGNORE_INDEX)],
             "position_ids": [
                 *(np.arange(len(example.input_ids)) for example in examples),
                 np.zeros(padding),
@@ -149,28 +151,34 @@ def test_a_packed_row_is_its_examples_one_behind_the_other(stream: Stream) -> No
 
 
 def test_max_train_rows_keeps_the_first_rows(stream: Stream) -> None:
-    few = changed(stream, max_train_rows=130)
-    assert (few.num_train_rows, few.num_windows_per_epoch, few.num_windows) == (130, 2, 4)
+    few = changed(stream, max_train_examples=130)
+    assert (few.num_train_examples, few.num_shuffle_blocks_per_epoch, few.num_shuffle_blocks) == (
+        130,
+        2,
+        4,
+    )
     assert [sorted(epoch) for epoch in epochs_of(few)] == [list(range(130))] * 2
-    assert changed(stream, max_train_rows=10**6).num_train_rows == NUM_TRAIN
+    assert changed(stream, max_train_examples=10**6).num_train_examples == NUM_TRAIN
 
 
 def test_examples_longer_than_a_row_are_left_out_and_counted(
     tokenizer: str, tmp_path: Path
 ) -> None:
     write_shards(tmp_path, train=[30, 500, 30, 600, 700, 30, 30, 800], validation=[500, 30])
-    config = DataConfig(shards=str(tmp_path), system="Look:", max_row_tokens=200, window_rows=2)
-    stream = Stream(config, tokenizer, epochs=3)
+    config = DataConfig(
+        shards=str(tmp_path), system_prompt="Look:", sequence_tokens=200, shuffle_block_examples=2
+    )
+    stream = Stream(open_shards(config.shards), config, tokenizer, num_epochs=3)
     assert [sorted(epoch) for epoch in epochs_of(stream)] == [[0, 2, 5, 6]] * 3
-    windows = [stream.window(number) for number in range(stream.num_windows)]
-    assert [int(window["left_out"].sum()) for window in windows] == [1] * 12
+    blocks = [stream.shuffle_block(number) for number in range(stream.num_shuffle_blocks)]
+    assert [int(block["num_dropped"].sum()) for block in blocks] == [1] * 12
 
     alone = changed(
-        stream, window_rows=1
-    )  # a window of which nothing is left must still be counted
-    windows = [alone.window(number) for number in range(alone.num_windows_per_epoch)]
-    assert sum(int(window["left_out"].sum()) for window in windows) == 4
-    assert sorted(int(window["num_tokens"].sum() > 0) for window in windows) == [
+        stream, shuffle_block_examples=1
+    )  # a block of which nothing is left must still be counted
+    blocks = [alone.shuffle_block(number) for number in range(alone.num_shuffle_blocks_per_epoch)]
+    assert sum(int(block["num_dropped"].sum()) for block in blocks) == 4
+    assert sorted(int(block["num_tokens"].sum() > 0) for block in blocks) == [
         0,
         0,
         0,
@@ -181,8 +189,8 @@ def test_examples_longer_than_a_row_are_left_out_and_counted(
         1,
     ]
 
-    (batch,) = validation_batches(stream, micro_batch_rows=4, rank=0, num_workers=1)
-    assert (int(batch["left_out"].sum()), int(batch["num_examples"].sum())) == (1, 1)
+    (batch,) = validation_batches(stream, micro_batch_size=4, rank=0, num_workers=1)
+    assert (int(batch["num_dropped"].sum()), int(batch["num_examples"].sum())) == (1, 1)
 
 
 def test_examples_longer_than_a_row_are_truncated_and_counted_if_asked_for(
@@ -191,60 +199,66 @@ def test_examples_longer_than_a_row_are_truncated_and_counted_if_asked_for(
     """The drawing loses its end; template, caption and what is trained on stay whole."""
     write_shards(tmp_path, train=[30, 500, 30, 600], validation=[500, 30])
     config = DataConfig(
-        shards=str(tmp_path), system="Look:", max_row_tokens=200, window_rows=2, too_long="truncate"
+        shards=str(tmp_path),
+        system_prompt="Look:",
+        sequence_tokens=200,
+        shuffle_block_examples=2,
+        too_long="truncate",
     )
-    stream = Stream(config, tokenizer, epochs=2)
+    stream = Stream(open_shards(config.shards), config, tokenizer, num_epochs=2)
     assert [sorted(epoch) for epoch in epochs_of(stream)] == [[0, 1, 2, 3]] * 2
-    windows = [stream.window(number) for number in range(stream.num_windows)]
-    assert [int(window["truncated"].sum()) for window in windows] == [1] * 4
-    assert [int(window["left_out"].sum()) for window in windows] == [0] * 4
+    blocks = [stream.shuffle_block(number) for number in range(stream.num_shuffle_blocks)]
+    assert [int(block["num_truncated"].sum()) for block in blocks] == [1] * 4
+    assert [int(block["num_dropped"].sum()) for block in blocks] == [0] * 4
 
     encoder = PromptEncoder(tokenizer, "Look:")
     whole = encoder.encode(svg_of(500), "icon 1")
     num_cut = len(whole.input_ids) - 200
     cut = encoder.encode(svg_of(500)[:-num_cut], "icon 1")
     alone = (
-        (window, row)
-        for window in windows
-        for row, found in enumerate(icons(stream, window))
+        (block, row)
+        for block in blocks
+        for row, found in enumerate(icons(stream, block))
         if found == [1]
     )
-    window, row = next(alone)
-    np.testing.assert_array_equal(window["input_ids"][row], cut.input_ids)
-    np.testing.assert_array_equal(window["targets"][row], cut.targets)
+    block, row = next(alone)
+    np.testing.assert_array_equal(block["input_ids"][row], cut.input_ids)
+    np.testing.assert_array_equal(block["targets"][row], cut.targets)
 
     # A caption that alone is longer than a row has no shorter form that could be learnt.
-    short = changed(stream, max_row_tokens=20)
-    window = short.window(0)
-    assert (int(window["truncated"].sum()), int(window["left_out"].sum())) == (0, 2)
-    (batch,) = validation_batches(stream, micro_batch_rows=2, rank=0, num_workers=1)
-    assert (int(batch["truncated"].sum()), int(batch["num_examples"].sum())) == (1, 2)
+    short = changed(stream, sequence_tokens=20)
+    block = short.shuffle_block(0)
+    assert (int(block["num_truncated"].sum()), int(block["num_dropped"].sum())) == (0, 2)
+    (batch,) = validation_batches(stream, micro_batch_size=2, rank=0, num_workers=1)
+    assert (int(batch["num_truncated"].sum()), int(batch["num_examples"].sum())) == (1, 2)
 
 
-def naive_deal(rows: Batch, micro_batch_rows: int, num_workers: int) -> list[list[list[int]]]:
+def naive_deal(rows: Batch, micro_batch_size: int, num_workers: int) -> list[list[list[int]]]:
     """[worker][micro-batch] → which packed rows, -1 for one that fills up."""
     num_rows = len(rows["index"])
-    num_steps = -(-num_rows // (micro_batch_rows * num_workers))
-    everything = iter([*range(num_rows), *itertools.repeat(-1, micro_batch_rows * num_workers)])
+    num_steps = -(-num_rows // (micro_batch_size * num_workers))
+    everything = iter([*range(num_rows), *itertools.repeat(-1, micro_batch_size * num_workers)])
     hands: list[list[list[int]]] = [[] for _ in range(num_workers)]
     for _ in range(num_steps):
         for hand in hands:
-            hand.append([next(everything) for _ in range(micro_batch_rows)])
+            hand.append([next(everything) for _ in range(micro_batch_size)])
     return hands
 
 
 @pytest.mark.parametrize(
-    ("micro_batch_rows", "num_workers"),
+    ("micro_batch_size", "num_workers"),
     [(1, 1), (1, 2), (3, 1), (2, 3), (5, 4), (1, 200), (300, 2)],
 )
 def test_every_row_is_dealt_once_and_the_ragged_end_is_filled_up(
-    stream: Stream, micro_batch_rows: int, num_workers: int
+    stream: Stream, micro_batch_size: int, num_workers: int
 ) -> None:
-    windows = [stream.window(number) for number in range(stream.num_windows)]
-    rows = concatenated(windows)
-    for rank, hand in enumerate(naive_deal(rows, micro_batch_rows, num_workers)):
+    blocks = [stream.shuffle_block(number) for number in range(stream.num_shuffle_blocks)]
+    rows = concatenated(blocks)
+    for rank, hand in enumerate(naive_deal(rows, micro_batch_size, num_workers)):
         dealt = list(
-            deal(windows, micro_batch_rows=micro_batch_rows, rank=rank, num_workers=num_workers)
+            split_among_workers(
+                blocks, micro_batch_size=micro_batch_size, rank=rank, num_workers=num_workers
+            )
         )
         assert len(dealt) == len(hand)
         for k, ((batch, position), wanted) in enumerate(zip(dealt, hand, strict=True)):
@@ -252,59 +266,63 @@ def test_every_row_is_dealt_once_and_the_ragged_end_is_filled_up(
             assert_same({name: column[: len(real)] for name, column in batch.items()},
                         {name: column[real] for name, column in rows.items()})  # fmt: skip
             for name, value in {
-                "targets": IGNORED,
+                "targets": IGNORE_INDEX,
                 "num_tokens": 0,
                 "num_examples": 0,
-                "left_out": 0,
+                "num_dropped": 0,
                 "truncated": 0,
             }.items():
                 assert (batch[name][len(real) :] == value).all()
-                assert len(batch[name]) == micro_batch_rows
-            consumed = min((k + 1) * micro_batch_rows * num_workers, len(rows["index"]))
-            assert rows_before(position, windows) == consumed
+                assert len(batch[name]) == micro_batch_size
+            consumed = min((k + 1) * micro_batch_size * num_workers, len(rows["index"]))
+            assert rows_before(position, blocks) == consumed
 
 
-def rows_before(position: Position, windows: Sequence[Batch]) -> int:
+def rows_before(position: Position, blocks: Sequence[Batch]) -> int:
     if position.index:
-        assert len(windows[position.window]["index"]) == position.window_rows > position.index
-    return sum(len(window["index"]) for window in windows[: position.window]) + position.index
+        assert (
+            len(blocks[position.shuffle_block]["index"])
+            == position.num_block_sequences
+            > position.index
+        )
+    return sum(len(block["index"]) for block in blocks[: position.shuffle_block]) + position.index
 
 
-def test_a_window_that_got_lost_is_noticed(stream: Stream) -> None:
-    windows = [stream.window(0), stream.window(2)]
+def test_a_shuffle_block_that_got_lost_is_noticed(stream: Stream) -> None:
+    blocks = [stream.shuffle_block(0), stream.shuffle_block(2)]
     with pytest.raises(AssertionError):
-        list(deal(windows, micro_batch_rows=1, rank=0, num_workers=1))
+        list(split_among_workers(blocks, micro_batch_size=1, rank=0, num_workers=1))
 
 
 def test_progress_grows_from_0_to_1_with_the_position(stream: Stream) -> None:
-    windows = (stream.window(number) for number in range(stream.num_windows))
+    blocks = (stream.shuffle_block(number) for number in range(stream.num_shuffle_blocks))
     positions = [
         Position(),
-        *(p for _, p in deal(windows, micro_batch_rows=1, rank=0, num_workers=1)),
+        *(p for _, p in split_among_workers(blocks, micro_batch_size=1, rank=0, num_workers=1)),
     ]
-    shares = [progress(position, stream.num_windows) for position in positions]
+    shares = [compute_progress(position, stream.num_shuffle_blocks) for position in positions]
     assert (shares[0], shares[-1]) == (0.0, 1.0)
     assert all(a < b for a, b in itertools.pairwise(shares))
     assert positions == sorted(positions)
-    assert positions[-1] == Position(window=4)
-    assert progress(Position(window=3, index=1, window_rows=4), 13) == 0.25
+    assert positions[-1] == Position(shuffle_block=4)
+    assert compute_progress(Position(shuffle_block=3, index=1, num_block_sequences=4), 13) == 0.25
     for position in positions[:: len(positions) // 7]:
         assert Position(**json.loads(json.dumps(dataclasses.asdict(position)))) == position
 
 
-@pytest.mark.parametrize(("micro_batch_rows", "num_workers"), [(1, 1), (2, 2), (3, 3), (1, 50)])
+@pytest.mark.parametrize(("micro_batch_size", "num_workers"), [(1, 1), (2, 2), (3, 3), (1, 50)])
 def test_workers_share_the_validation_split_in_equal_parts(
-    stream: Stream, micro_batch_rows: int, num_workers: int
+    stream: Stream, micro_batch_size: int, num_workers: int
 ) -> None:
-    stream = changed(stream, max_validation_rows=33, window_rows=10)
+    stream = changed(stream, max_validation_examples=33, shuffle_block_examples=10)
     hands = [
         validation_batches(
-            stream, micro_batch_rows=micro_batch_rows, rank=rank, num_workers=num_workers
+            stream, micro_batch_size=micro_batch_size, rank=rank, num_workers=num_workers
         )
         for rank in range(num_workers)
     ]
     assert len({len(hand) for hand in hands}) == 1
-    assert {len(batch["index"]) for hand in hands for batch in hand} == {micro_batch_rows}
+    assert {len(batch["index"]) for hand in hands for batch in hand} == {micro_batch_size}
     seen = flat(flat(icons(stream, batch)) for hand in hands for batch in hand)
     assert sorted(seen) == list(range(33))
 
@@ -312,11 +330,11 @@ def test_workers_share_the_validation_split_in_equal_parts(
 def test_an_empty_split_is_refused(stream: Stream, tmp_path: Path) -> None:
     write_shards(tmp_path, train=[30], validation=[])
     stream = changed(stream, shards=str(tmp_path))
-    assert stream.num_windows == 2
+    assert stream.num_shuffle_blocks == 2
     with pytest.raises(
         DataError, match=r"the validation split of .* is empty: .*--validation-share"
     ):
-        validation_batches(stream, micro_batch_rows=1, rank=0, num_workers=1)
+        validation_batches(stream, micro_batch_size=1, rank=0, num_workers=1)
 
 
 # From here on with Ray Data.
@@ -326,19 +344,19 @@ def consume(
     stream: Stream,
     start: Position,
     *,
-    micro_batch_rows: int,
+    micro_batch_size: int,
     num_workers: int,
     steps: int | None = None,
 ) -> list[list[tuple[Batch, Position]]]:
     """What each worker gets, at most `steps` micro-batches of it."""
-    shards = dataset(stream, start=start, num_workers=num_workers).streaming_split(
+    shards = build_dataset(stream, start=start, num_workers=num_workers).streaming_split(
         num_workers, equal=True
     )
 
     def read(rank: int) -> list[tuple[Batch, Position]]:
-        own = batches(
+        own = iterate_batches(
             shards[rank],
-            micro_batch_rows=micro_batch_rows,
+            micro_batch_size=micro_batch_size,
             rank=rank,
             num_workers=num_workers,
             prefetch=2,
@@ -349,16 +367,16 @@ def consume(
         return list(threads.map(read, range(num_workers)))
 
 
-@pytest.mark.parametrize(("micro_batch_rows", "num_workers"), [(4, 1), (1, 2), (2, 3)])
+@pytest.mark.parametrize(("micro_batch_size", "num_workers"), [(4, 1), (1, 2), (2, 3)])
 def test_ray_data_deals_the_same_rows_as_plain_python(
-    ray_local: ConnectedRay, stream: Stream, micro_batch_rows: int, num_workers: int
+    ray_local: ConnectedRay, stream: Stream, micro_batch_size: int, num_workers: int
 ) -> None:
-    windows = [stream.window(number) for number in range(stream.num_windows)]
-    assert len(windows[0]["index"]) > 64  # more than travel together
-    hands = consume(stream, Position(), micro_batch_rows=micro_batch_rows, num_workers=num_workers)
+    blocks = [stream.shuffle_block(number) for number in range(stream.num_shuffle_blocks)]
+    assert len(blocks[0]["index"]) > 64  # more than travel together
+    hands = consume(stream, Position(), micro_batch_size=micro_batch_size, num_workers=num_workers)
     for rank, hand in enumerate(hands):
-        expected = deal(
-            windows, micro_batch_rows=micro_batch_rows, rank=rank, num_workers=num_workers
+        expected = split_among_workers(
+            blocks, micro_batch_size=micro_batch_size, rank=rank, num_workers=num_workers
         )
         for (batch, position), (wanted, wanted_position) in zip(hand, expected, strict=True):
             assert_same(batch, wanted)
@@ -367,26 +385,28 @@ def test_ray_data_deals_the_same_rows_as_plain_python(
 
 
 def test_two_workers_stop_and_three_go_on(ray_local: ConnectedRay, stream: Stream) -> None:
-    before = consume(stream, Position(), micro_batch_rows=1, num_workers=2, steps=34)
+    before = consume(stream, Position(), micro_batch_size=1, num_workers=2, steps=34)
     (position,) = {hand[-1][1] for hand in before}
     assert position.index > 64
-    after = consume(stream, position, micro_batch_rows=2, num_workers=3)
-    assert {hand[-1][1] for hand in after} == {Position(window=stream.num_windows)}
+    after = consume(stream, position, micro_batch_size=2, num_workers=3)
+    assert {hand[-1][1] for hand in after} == {Position(shuffle_block=stream.num_shuffle_blocks)}
     seen = flat(flat(icons(stream, batch)) for hand in [*before, *after] for batch, _ in hand)
     assert sorted(seen) == sorted([*range(NUM_TRAIN)] * 2)
     assert consume(
-        stream, Position(window=stream.num_windows), micro_batch_rows=2, num_workers=2
+        stream, Position(shuffle_block=stream.num_shuffle_blocks), micro_batch_size=2, num_workers=2
     ) == [[], []]
 
 
-def test_resuming_reads_nothing_of_the_windows_before(
+def test_resuming_reads_nothing_of_the_shuffle_blocks_before(
     ray_local: ConnectedRay, tokenizer: str, tmp_path: Path
 ) -> None:
-    """All other windows' shards are unreadable: only one is opened for its rows, however late the position."""
+    """All other blocks' shards are unreadable: only one is opened for its rows, however late the position."""
     write_shards(tmp_path, train=[30 + i % 50 for i in range(6 * 64)])
-    config = DataConfig(shards=str(tmp_path), system="Look:", max_row_tokens=232, window_rows=64)
-    stream = Stream(config, tokenizer, epochs=1)
-    last = stream.window(5)
+    config = DataConfig(
+        shards=str(tmp_path), system_prompt="Look:", sequence_tokens=232, shuffle_block_examples=64
+    )
+    stream = Stream(open_shards(config.shards), config, tokenizer, num_epochs=1)
+    last = stream.shuffle_block(5)
     (shard,) = {i // 64 for i in flat(icons(stream, last))}
     for file in tmp_path.glob("train-*.parquet"):
         if file.name != f"train-{shard:05d}.parquet":
@@ -394,9 +414,9 @@ def test_resuming_reads_nothing_of_the_windows_before(
             footer = int.from_bytes(content[-8:-4], "little") + 8
             file.write_bytes(b"PAR1" + bytes(len(content) - footer - 4) + content[-footer:])
     with pytest.raises(OSError):  # noqa: PT011
-        stream.window(4)
-    start = Position(window=5, index=3, window_rows=len(last["index"]))
-    (hand,) = consume(stream, start, micro_batch_rows=1, num_workers=1)
+        stream.shuffle_block(4)
+    start = Position(shuffle_block=5, index=3, num_block_sequences=len(last["index"]))
+    (hand,) = consume(stream, start, micro_batch_size=1, num_workers=1)
     assert [int(batch["index"][0]) for batch, _ in hand] == list(range(3, len(last["index"])))
     np.testing.assert_array_equal(
         concatenated(batch for batch, _ in hand)["input_ids"], last["input_ids"][3:]

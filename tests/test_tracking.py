@@ -22,11 +22,11 @@ from app.tracking import (
     Status,
     Tracker,
     TrackingConfig,
-    attach,
-    check,
+    attach_run,
+    check_tracking,
     final_status,
     open_run,
-    resolve,
+    resolve_uri,
     ui_command,
 )
 
@@ -40,7 +40,7 @@ ROOT = Path(__file__).parent.parent
 def database(tmp_path_factory: pytest.TempPathFactory) -> str:
     """One database for all: making its schema takes 8 s."""
     uri = f"sqlite:///{tmp_path_factory.mktemp('tracking')}/new/mlflow.db"
-    check(TrackingConfig(uri=uri))
+    check_tracking(TrackingConfig(uri=uri))
     return uri
 
 
@@ -76,8 +76,8 @@ def test_a_replay_after_a_crash_leaves_each_step_once(
                     step, {"eval/loss": 2 / step}
                 )  # the same step, after train/loss has it
 
-    train(attach(config, driver.run_id), 1, 7)  # and dies; its last checkpoint is at step 4
-    train(attach(config, driver.run_id), 5, 10)
+    train(attach_run(config, driver.run_id), 1, 7)  # and dies; its last checkpoint is at step 4
+    train(attach_run(config, driver.run_id), 5, 10)
     assert history(config, driver, "train/loss") == [(step, 1 / step) for step in range(1, 11)]
     assert history(config, driver, "train/lr") == [(step, 1e-4) for step in range(1, 11)]
     assert history(config, driver, "eval/loss") == [(step, 2 / step) for step in (3, 6, 9)]
@@ -122,7 +122,7 @@ def test_params_have_no_secrets_are_cut_and_changes_become_tags(
         "optim.lr": 1e-4,
         "tracking.uri": "http://user:pw@host:5000",
         "data.shards": "s3://key:sec/ret@bucket/x",
-        "data.system": "x" * 7000,
+        "data.system_prompt": "x" * 7000,
         "evaluate.fields.what's?": ("a", "b"),
         "model.revision": None,
     } | {f"many.p{n}": n for n in range(150)}
@@ -134,7 +134,7 @@ def test_params_have_no_secrets_are_cut_and_changes_become_tags(
     assert data.params["new.key"] == "True"
     assert data.params["tracking.uri"] == "http://***@host:5000"
     assert data.params["data.shards"] == "s3://***@bucket/x"
-    assert data.params["data.system"] == "x" * 5993 + "… (cut)"
+    assert data.params["data.system_prompt"] == "x" * 5993 + "… (cut)"
     assert data.params["evaluate.fields.what_s_"] == "('a', 'b')"
     assert data.params["many.p149"] == "149"
     assert {key: value for key, value in data.tags.items() if key.startswith("resumed")} == {
@@ -229,7 +229,7 @@ def test_a_driver_logs_the_best_checkpoint_after_its_worker(
 ) -> None:
     driver = open_job(config, tmp_path)
     driver.log_metrics(0, {"eval/loss": 3.0})
-    worker = attach(config, driver.run_id, job_dir=str(tmp_path))
+    worker = attach_run(config, driver.run_id, job_dir=str(tmp_path))
     for step in (10, 20, 30):
         worker.log_metrics(step, {"eval/loss": abs(step - 20) / 10})
     driver.log_checkpoint(20, tmp_path, name="best", metrics={"eval/loss": 0.0}, files=False)
@@ -256,7 +256,7 @@ def test_a_checkpoint_left_half_logged_is_completed(config: TrackingConfig, tmp_
 def test_processes_write_to_one_database_at_the_same_time(
     config: TrackingConfig, tmp_path: Path
 ) -> None:
-    check(config)
+    check_tracking(config)
     trial = """
 import sys
 from app.tracking import TrackingConfig, open_run
@@ -278,7 +278,7 @@ print(tracker.run_id)
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert len(set(run_ids)) == 3
     for run_id in run_ids:
-        tracker = attach(config, run_id)
+        tracker = attach_run(config, run_id)
         assert history(config, tracker, "train/loss") == [(step, 1 / step) for step in range(1, 31)]
         assert stored(config, tracker).info.status == "FINISHED"
 
@@ -317,7 +317,7 @@ def test_what_cannot_be_tracked_to_is_named_in_one_sentence(
         uri, part = (text.format(tmp=tmp_path, **ports) for text in (uri, part))
         started = time.monotonic()
         with pytest.raises(UserError) as caught:
-            check(TrackingConfig(uri=uri, timeout_seconds=1))
+            check_tracking(TrackingConfig(uri=uri, timeout_seconds=1))
     assert part in str(caught.value)
     assert "pw" not in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -325,23 +325,23 @@ def test_what_cannot_be_tracked_to_is_named_in_one_sentence(
 
 
 def test_a_deleted_experiment_is_named(config: TrackingConfig) -> None:
-    check(config)
+    check_tracking(config)
     client = MlflowClient(config.uri)
     experiment = client.get_experiment_by_name(config.experiment)
     assert experiment is not None
     client.delete_experiment(experiment.experiment_id)
     with pytest.raises(UserError, match=r"tracking\.experiment='test_a_deleted.* was deleted"):
-        check(config)
+        check_tracking(config)
 
 
 def test_null_tracks_nothing(tmp_path: Path) -> None:
     config = TrackingConfig(uri=None)
-    check(config)
-    assert resolve(config) == config
+    check_tracking(config)
+    assert resolve_uri(config) == config
     for tracker in (
         open_job(config, tmp_path),
-        attach(config, None),
-        attach(config, "1"),
+        attach_run(config, None),
+        attach_run(config, "1"),
         NullTracker(),
     ):
         assert tracker.run_id is None
@@ -367,7 +367,7 @@ def test_a_relative_database_is_the_same_file_elsewhere(
         ("sqlite:////data/mlflow.db?timeout=5", "sqlite:////data/mlflow.db?timeout=5"),
         ("http://host:5000", "http://host:5000"),
     ]:
-        assert resolve(TrackingConfig(uri=uri)).uri == expected
+        assert resolve_uri(TrackingConfig(uri=uri)).uri == expected
 
 
 def test_ui_command_of_a_server_is_its_address() -> None:
@@ -400,7 +400,7 @@ def test_a_silent_server_is_not_waited_for_at_every_step() -> None:
         config = TrackingConfig(
             uri=f"http://127.0.0.1:{silent.getsockname()[1]}", timeout_seconds=1
         )
-        worker = attach(config, "0" * 32)
+        worker = attach_run(config, "0" * 32)
         for step in range(100):
             worker.log_metrics(step, {"train/loss": 1.0})
         connection, _ = silent.accept()  # one request waited its second in vain
@@ -452,13 +452,13 @@ def test_a_server_may_die_and_come_back(
         uri=f"http://127.0.0.1:{server.port}", experiment="http", timeout_seconds=60
     )
     hasty = config.model_copy(update={"timeout_seconds": 1})
-    check(config)
+    check_tracking(config)
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "weights.safetensors").write_bytes(b"abc")
     unsent = tmp_path / "mlflow_unsent.json"
     driver = open_job(config, tmp_path)
     driver.log_params({"optim.lr": 1e-4})
-    worker = attach(config, driver.run_id, job_dir=str(tmp_path))
+    worker = attach_run(config, driver.run_id, job_dir=str(tmp_path))
     for step in range(1, 11):
         worker.log_metrics(step, {"train/loss": 1 / step})
     log_step_10(worker, tmp_path / "adapter")
@@ -470,7 +470,7 @@ def test_a_server_may_die_and_come_back(
             worker.log_checkpoint(
                 20, tmp_path / "adapter", name="step-20", metrics={"b": 0.5}, files=True
             )
-    worker = attach(
+    worker = attach_run(
         hasty, driver.run_id, job_dir=str(tmp_path)
     )  # it died too, and replays from step 8
     for step in range(8, 31):
@@ -478,12 +478,12 @@ def test_a_server_may_die_and_come_back(
     worker.log_metrics(10, {"eval/loss": 0.5})
     worker.flush()
     with pytest.raises(UserError, match=str(unsent)):
-        attach(hasty, driver.run_id, job_dir=str(tmp_path)).finish("FAILED")
+        attach_run(hasty, driver.run_id, job_dir=str(tmp_path)).finish("FAILED")
     assert capfd.readouterr().err.count("takes nothing now") == 3  # once for each tracker
     shutil.copy(unsent, tmp_path / "copy.json")
 
     server.start()
-    check(config)
+    check_tracking(config)
     driver.finish("FINISHED")
     assert json.loads(unsent.read_text()) == {}
     shutil.copy(tmp_path / "copy.json", unsent)  # as if it had died between sending and clearing

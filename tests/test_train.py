@@ -14,18 +14,19 @@ from mlflow import MlflowClient
 from ray.util.state import list_actors
 from safetensors.torch import load_file, save_file
 
-from app.config import absolute, load, override
+from app.config import load_config, make_paths_absolute, override_config
 from app.errors import UserError
-from app.gemma.base_model import TINY, digest
+from app.gemma.base_model import TINY, hash_weights
 from app.gemma.config import ModelConfig, QuantizationConfig
-from app.jobs import train
 from app.jobs.evaluate import evaluate_job
+from app.jobs.job import get_job_dir
 from app.jobs.quantize import quantize
-from app.jobs.tune import run_search
+from app.jobs.train import SNAPSHOT, train_job
+from app.jobs.tune import tune_job
 from app.storage import read_json
-from app.tracking import check
+from app.tracking import check_tracking
 from data_pipeline.config import PrepareConfig
-from data_pipeline.prepare.dataset import prepare
+from data_pipeline.prepare.dataset import prepare_dataset
 from data_pipeline.shards import open_shards
 from data_pipeline.stream.encode import PromptEncoder
 
@@ -36,36 +37,44 @@ STEPS = 12
 def config(ray_local, tmp_path_factory):
     folder = tmp_path_factory.mktemp("jobs")
     (folder / "refused.jsonl").write_text('{"svg": "<svg", "caption": "cut off"}\n')
-    prepare(
+    prepare_dataset(
         ["scenes:400:7:list", str(folder / "refused.jsonl")],
         PrepareConfig(out=str(folder / "shards"), validation_share=0.1),
         progress=False,
     )
-    made = absolute(
-        load(
+    made = make_paths_absolute(
+        load_config(
             "demo",
             {
-                "data.shards": str(folder / "shards"), "data.max_row_tokens": 256, "data.window_rows": 32,
-                "data.max_validation_rows": 16, "train.output_dir": str(folder), "train.max_steps": STEPS,
-                "train.evaluate_every_steps": 4, "train.save_every_steps": 4, "train.micro_batch_rows": 1,
+                "data.shards": str(folder / "shards"), "data.sequence_tokens": 256, "data.shuffle_block_examples": 32,
+                "data.max_validation_examples": 16, "train.output_dir": str(folder), "train.max_steps": STEPS,
+                "train.eval_steps": 4, "train.save_steps": 4, "train.micro_batch_size": 1,
                 "optim.learning_rate": 2e-3, "lora.dropout": 0.1, "tracking.uri": f"sqlite:///{folder}/mlflow.db",
-                "evaluate.max_captions": 6, "evaluate.max_new_tokens": 12, "evaluate.gallery_items": 4,
+                "evaluate.max_captions": 6, "evaluate.max_new_tokens": 12, "evaluate.max_gallery_items": 4,
                 "evaluate.fields": {"colour": ["red", "green", "blue"]}, "search.trial_steps": 6,
             },
         )
     )  # fmt: skip
-    check(made.tracking)
+    check_tracking(made.tracking)
     return made
 
 
 def job(config, name, **changes):
-    return override(
+    return override_config(
         config,
         {
             "train.run_name": name,
             **{key.replace("__", "."): value for key, value in changes.items()},
         },
     )
+
+
+def train_opened(config):
+    return train_job(config, open_shards(config.data.shards))
+
+
+def evaluate_opened(config):
+    return evaluate_job(config, open_shards(config.data.shards))
 
 
 def history(config, run_id, metric):
@@ -76,7 +85,9 @@ def history(config, run_id, metric):
 @pytest.fixture(scope="module")
 def uninterrupted(config):
     """One worker that accumulates two micro-batches."""
-    return train.train_job(job(config, "one", scaling__num_workers=1, train__accumulation=2))
+    return train_opened(
+        job(config, "one", scaling__num_workers=1, train__gradient_accumulation_steps=2)
+    )
 
 
 def kill_a_worker_after_the_first_checkpoint(
@@ -84,7 +95,7 @@ def kill_a_worker_after_the_first_checkpoint(
 ):
     """SIGKILL to one of the training workers, as soon as Ray Train has registered a checkpoint."""
     while not stop.wait(0.1):
-        if not (read_json(str(folder / train.SNAPSHOT)) or {}).get("latest_checkpoint_result"):
+        if not (read_json(str(folder / SNAPSHOT)) or {}).get("latest_checkpoint_result"):
             continue
         workers = [
             actor
@@ -102,11 +113,11 @@ def train_and_kill_a_worker(config):
     stop = threading.Event()
     killer = threading.Thread(
         target=kill_a_worker_after_the_first_checkpoint,
-        args=(Path(train.job_dir(config)), killed, stop),
+        args=(Path(get_job_dir(config)), killed, stop),
     )
     killer.start()
     try:
-        trained = train.train_job(config)
+        trained = train_opened(config)
     finally:
         stop.set()
         killer.join()
@@ -116,14 +127,20 @@ def train_and_kill_a_worker(config):
 
 def ledger_of(config):
     """[(epoch, step, rank, row id)]"""
-    table = pq.read_table(Path(train.job_dir(config), "ledger"))
-    return [(row["epoch"], row["step"], row["rank"], row["row_id"]) for row in table.to_pylist()]
+    table = pq.read_table(Path(get_job_dir(config), "ledger"))
+    return [(row["epoch"], row["step"], row["rank"], row["record_id"]) for row in table.to_pylist()]
 
 
 def test_one_worker_that_is_killed_has_the_losses_of_one_that_is_not_bit_for_bit(
     config, uninterrupted
 ):
-    killed = job(config, "again", scaling__num_workers=1, train__accumulation=2, data__ledger=True)
+    killed = job(
+        config,
+        "again",
+        scaling__num_workers=1,
+        train__gradient_accumulation_steps=2,
+        data__ledger=True,
+    )
     again = train_and_kill_a_worker(killed)
     losses = history(config, uninterrupted.run_id, "train/loss")
     assert [step for step, _ in losses] == list(range(1, STEPS + 1))
@@ -134,7 +151,7 @@ def test_one_worker_that_is_killed_has_the_losses_of_one_that_is_not_bit_for_bit
     entries = ledger_of(killed)
     assert {step for _, step, _, _ in entries} == set(range(1, STEPS + 1))
     assert (
-        len({(epoch, row_id) for epoch, _, _, row_id in entries})
+        len({(epoch, record_id) for epoch, _, _, record_id in entries})
         == len(entries)
         == again.metrics["num_examples"]
     )
@@ -158,7 +175,7 @@ def test_two_workers_of_which_one_is_killed_train_as_one_that_is_not(config, uni
         (n, rank) for n in range(1, STEPS + 1) for rank in (0, 1)
     }
     assert (
-        len({(epoch, row_id) for epoch, _, _, row_id in entries})
+        len({(epoch, record_id) for epoch, _, _, record_id in entries})
         == len(entries)
         == trained.metrics["num_examples"]
     )
@@ -169,18 +186,18 @@ def test_a_job_that_goes_on_with_other_workers_and_strategies_trains_on_every_ro
     config, tmp_path
 ):
     rows = open_shards(config.data.shards).read("train", 0, 50)
-    encoder = PromptEncoder(str(TINY), config.data.system)
+    encoder = PromptEncoder(str(TINY), config.data.system_prompt)
     lengths = [len(encoder.encode(row.svg, row.caption).input_ids) for row in rows]
     limit = sorted(set(lengths))[-2]  # longer ones are truncated, and no less trained on
-    changes = {"train__epochs": 2, "train__evaluate_every_steps": 100, "train__save_every_steps": 100,
+    changes = {"train__num_epochs": 2, "train__evaluate_every_steps": 100, "train__save_every_steps": 100,
                "data__max_train_rows": len(rows), "data__max_row_tokens": limit, "data__too_long": "truncate",
-               "data__ledger": True, "data__cache": str(tmp_path)}  # fmt: skip
+               "data__ledger": True, "data__cache_dir": str(tmp_path)}  # fmt: skip
     for num_workers, strategy, max_steps in ((2, "fsdp", 4), (3, "zero2", 8), (1, "ddp", None)):
         part = job(config, "rescaled", **changes, scaling__num_workers=num_workers, parallel__strategy=strategy,
                    train__max_steps=max_steps)  # fmt: skip
-        trained = train.train_job(part)
+        trained = train_opened(part)
     entries = ledger_of(part)
-    assert sorted((epoch, row_id) for epoch, _, _, row_id in entries) == sorted(
+    assert sorted((epoch, record_id) for epoch, _, _, record_id in entries) == sorted(
         (e, row.id) for e in (0, 1) for row in rows
     )
     spans = ((1, 4), (5, 8), (9, trained.metrics["step"]))
@@ -190,12 +207,12 @@ def test_a_job_that_goes_on_with_other_workers_and_strategies_trains_on_every_ro
     assert ranks == [{0, 1}, {0, 1, 2}, {0}]
     counts = {
         name: trained.metrics[f"num_{name}"]
-        for name in ("examples", "left_out", "truncated", "validation_left_out")
+        for name in ("examples", "num_dropped", "truncated", "validation_left_out")
     }
     num_truncated = 2 * sum(length > limit for length in lengths)
     assert counts == {
         "examples": 100,
-        "left_out": 0,
+        "num_dropped": 0,
         "truncated": num_truncated,
         "validation_left_out": 0,
     }
@@ -208,9 +225,13 @@ def test_a_job_that_goes_on_with_other_workers_and_strategies_trains_on_every_ro
 
 def test_the_same_name_continues_the_job_in_the_same_run(config, uninterrupted):
     longer = job(
-        config, "one", scaling__num_workers=1, train__accumulation=2, train__max_steps=STEPS + 4
+        config,
+        "one",
+        scaling__num_workers=1,
+        train__gradient_accumulation_steps=2,
+        train__max_steps=STEPS + 4,
     )
-    continued = train.train_job(longer)
+    continued = train_opened(longer)
     assert continued.run_id == uninterrupted.run_id
     steps = [step for step, _ in history(config, continued.run_id, "train/loss")]
     assert steps == list(range(1, STEPS + 5))
@@ -238,7 +259,7 @@ def test_the_best_checkpoint_is_restored_and_linked_to_its_step(config, uninterr
 
 
 def test_evaluation_writes_a_gallery_and_figures_beside_their_baselines(config, uninterrupted):
-    report = evaluate_job(job(config, "one"))
+    report = evaluate_opened(job(config, "one"))
     for name in (
         "eval_loss_before",
         "eval_loss_after",
@@ -248,7 +269,7 @@ def test_evaluation_writes_a_gallery_and_figures_beside_their_baselines(config, 
         "colour_accuracy",
     ):
         assert isinstance(report[name], float), name
-    result = json.loads(Path(train.job_dir(job(config, "one")), "result.json").read_text())
+    result = json.loads(Path(get_job_dir(job(config, "one")), "result.json").read_text())
     assert report["eval_loss_after"] == pytest.approx(result["eval_loss"], abs=2e-3)
     assert report["eval_loss_before"] > report["eval_loss_after"]
     assert Path(report["gallery"]).read_text().count("<article>") == 4
@@ -259,7 +280,7 @@ def test_evaluation_writes_a_gallery_and_figures_beside_their_baselines(config, 
 
 def test_an_evaluation_without_a_trained_adapter_says_so(config):
     with pytest.raises(UserError, match="holds no trained adapter: run `train`"):
-        evaluate_job(job(config, "never"))
+        evaluate_opened(job(config, "never"))
 
 
 def test_a_checkpoint_of_one_base_is_neither_continued_nor_judged_on_another(
@@ -274,19 +295,19 @@ def test_a_checkpoint_of_one_base_is_neither_continued_nor_judged_on_another(
         train__max_steps=40,
     )
     message = rf"trained on the base tiny \(nf4, double; sha256 .*not on {tmp_path}/tiny4 \(nf4, double; sha256"
-    for run in (train.train_job, evaluate_job):
+    for run in (train_opened, evaluate_opened):
         with pytest.raises(UserError, match=message) as error:
             run(other)
         assert "\n" not in str(error.value)
     run = MlflowClient(config.tracking.uri).get_run(uninterrupted.run_id)
-    assert run.data.tags["base.sha256"] == digest(config.model)
+    assert run.data.tags["base.sha256"] == hash_weights(config.model)
 
 
 def test_a_loss_that_diverges_ends_the_job_once_with_a_sentence_and_a_failed_run(config):
     """A checkpoint whose weights have become NaN is continued."""
-    train.train_job(job(config, "wild", scaling__num_workers=1, train__max_steps=4))
+    train_opened(job(config, "wild", scaling__num_workers=1, train__max_steps=4))
     files = list(
-        Path(train.job_dir(job(config, "wild"))).glob("checkpoint_*/adapter_model.safetensors")
+        Path(get_job_dir(job(config, "wild"))).glob("checkpoint_*/adapter_model.safetensors")
     )
     assert files
     for file in files:
@@ -295,7 +316,7 @@ def test_a_loss_that_diverges_ends_the_job_once_with_a_sentence_and_a_failed_run
             file,
         )
     with pytest.raises(UserError, match=r"step 5: loss nan.*lower optim\.learning_rate"):
-        train.train_job(job(config, "wild", scaling__num_workers=1, train__max_steps=8))
+        train_opened(job(config, "wild", scaling__num_workers=1, train__max_steps=8))
     run = MlflowClient(config.tracking.uri).search_runs(
         [
             MlflowClient(config.tracking.uri)
@@ -311,7 +332,7 @@ def test_a_search_is_a_parent_run_with_a_true_status_for_every_trial(config):
     searching = job(config, "search", search__num_trials=3, search__max_concurrent=1, search__grace_steps=2,
                     train__evaluate_every_steps=2, train__save_every_steps=2,
                     search__space={"optim.learning_rate": {"choice": [3e-3, 1e-7]}})  # fmt: skip
-    searched = run_search(searching)
+    searched = tune_job(searching, open_shards(searching.data.shards))
     client = MlflowClient(config.tracking.uri)
     parent = client.get_run(searched.run_id)
     assert parent.info.status == "FINISHED"
@@ -322,7 +343,7 @@ def test_a_search_is_a_parent_run_with_a_true_status_for_every_trial(config):
         assert run.info.status == expected[trial.status]
         assert run.data.tags["pruned"] == str(trial.status == "pruned").lower()
     assert (
-        load(searched.best_config).optim.learning_rate
+        load_config(searched.best_config).optim.learning_rate
         == searched.result.best.overrides["optim.learning_rate"]
     )
     assert ray.available_resources().get("CPU", 0) > 0

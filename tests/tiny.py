@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from app.gemma.activation_checkpoint import save_memory
+from app.gemma.activation_checkpoint import apply_memory_config
 from app.gemma.config import LoraConfig, ModelConfig, QuantizationConfig
-from app.gemma.load import CaptionLoss, add_lora, load_base
+from app.gemma.load import CaptionLoss, add_lora, load_base_model
 from data_pipeline.stream.encode import Example
-from data_pipeline.stream.pack import pack
+from data_pipeline.stream.pack import pack_examples
 from data_pipeline.stream.token_stream import Position
 
 VOCABULARY = 96
@@ -39,7 +39,7 @@ def objective(
     folder: str,
     *,
     kind="nf4",
-    double=True,
+    double_quant=True,
     dtype=torch.float32,
     attention="eager",
     memory=None,
@@ -47,15 +47,15 @@ def objective(
     **lora,
 ) -> CaptionLoss:
     """memory: a MemoryConfig to save activations by; None: transformers' and PEFT's modules as they are."""
-    base = load_base(
+    base = load_base_model(
         ModelConfig(name=folder, attention=attention),
-        QuantizationConfig(kind=kind, double=double),
+        QuantizationConfig(kind=kind, double_quant=double_quant),
         device=device,
         dtype=dtype,
     )
     model = add_lora(base, LoraConfig(**{"rank": 4, "alpha": 8, **lora}), seed=3)
     if memory is not None:
-        save_memory(base, memory)
+        apply_memory_config(base, memory)
     return CaptionLoss(model, dtype).train()
 
 
@@ -75,19 +75,19 @@ def examples(num: int, *, seed: int = 0) -> list[Example]:
 def batches(
     num: int,
     *,
-    micro_batch_rows: int = 1,
+    micro_batch_size: int = 1,
     rank: int = 0,
     num_workers: int = 1,
     seed: int = 0,
-    row_tokens: int = 48,
+    sequence_tokens: int = 48,
 ):
     """(batch, position) pairs as the stream gives them; every global micro-batch is one window's rows."""
-    rows = pack(examples(num, seed=seed), row_tokens)
-    group = micro_batch_rows * num_workers
+    rows = pack_examples(examples(num, seed=seed), sequence_tokens)
+    group = micro_batch_size * num_workers
     made = []
     for start in range(0, len(rows) - len(rows) % group, group):
-        own = rows[start + rank * micro_batch_rows : start + (rank + 1) * micro_batch_rows]
-        pad = [(0, row_tokens - len(row.input_ids)) for row in own]
+        own = rows[start + rank * micro_batch_size : start + (rank + 1) * micro_batch_size]
+        pad = [(0, sequence_tokens - len(row.input_ids)) for row in own]
         made.append(
             (
                 {
@@ -105,8 +105,8 @@ def batches(
                     ),
                     "num_tokens": np.array([len(r.input_ids) for r in own]),
                     "num_examples": np.array([len(r.members) for r in own]),
-                    "left_out": np.zeros(len(own), np.int32),
-                    "truncated": np.zeros(len(own), np.int32),
+                    "num_dropped": np.zeros(len(own), np.int32),
+                    "num_truncated": np.zeros(len(own), np.int32),
                 },
                 Position(0, start + group, len(rows)),
             )

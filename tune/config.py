@@ -57,22 +57,32 @@ class SearchConfig(BaseModel):
         "random", description="how the next trial is chosen"
     )
     num_trials: Annotated[int, Field(ge=1, le=100_000)] = Field(
-        6, description="trials that the search runs"
+        6,
+        description="trials that the search runs",
+        json_schema_extra={"counterpart": "TuneConfig.num_samples"},
     )
     workers_per_trial: Annotated[int, Field(ge=1, le=4096)] = Field(
         1,
         description="training workers of one trial; it accumulates more, so that the global batch stays the same",
     )
     max_concurrent: Annotated[int, Field(ge=1, le=10_000)] = Field(
-        1, description="trials run side by side"
+        1,
+        description="trials run side by side",
+        json_schema_extra={"counterpart": "TuneConfig.max_concurrent_trials"},
     )
     grace_steps: Annotated[int, Field(ge=1)] = Field(
-        10, description="optimizer steps that every trial is given before ASHA may stop it (steps)"
+        10,
+        description="optimizer steps that every trial is given before ASHA may stop it (steps)",
+        json_schema_extra={"counterpart": "ASHAScheduler.grace_period"},
     )
     reduction_factor: Annotated[float, Field(gt=1)] = Field(
-        2.0, description="at each rung the best 1/reduction_factor of the trials go on"
+        2.0,
+        description="at each rung the best 1/reduction_factor of the trials go on",
+        json_schema_extra={"counterpart": "ASHAScheduler.reduction_factor"},
     )
     trial_steps: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="optimizer steps of a full trial (steps); null: train.max_steps"
+        None,
+        description="optimizer steps of a full trial (steps); null: train.max_steps",
+        json_schema_extra={"counterpart": "ASHAScheduler.max_t"},
     )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the search")

@@ -18,7 +18,7 @@ from ray.tune.search import Searcher
 
 from tune.config import SearchConfig
 from tune.errors import SearchError
-from tune.space import optuna_distributions, sample
+from tune.space import build_optuna_distributions, sample_space
 
 METRIC = "eval_loss"
 TIME = "step"
@@ -54,7 +54,7 @@ class SearchResult:
     best: TrialOutcome
 
 
-def search(
+def run_search(
     config: SearchConfig,
     run_trial: RunTrial,
     *,
@@ -127,13 +127,13 @@ def _trainable(run_trial: RunTrial) -> Callable[[dict[str, Any]], None]:
 def _strategy(config: SearchConfig) -> tuple[Searcher | None, dict[str, Any] | None]:
     """Tune's search algorithm and its parameter space; a random search is a grid of its draws."""
     if config.algorithm == "random":
-        draws = sample(config.space, config.num_trials, seed=config.seed)
+        draws = sample_space(config.space, config.num_trials, seed=config.seed)
         return None, {_OVERRIDES: ray.tune.grid_search(draws)}
     try:
         import optuna
         from ray.tune.search.optuna import OptunaSearch
 
-        distributions = optuna_distributions(config.space)
+        distributions = build_optuna_distributions(config.space)
     except ImportError as error:
         raise SearchError(
             "search.algorithm=optuna needs the package optuna: pip install 'optuna>=5,<6', "

@@ -8,7 +8,9 @@ from typing import Any
 from tune.config import Choice, Domain, LogUniform, Uniform
 
 
-def sample(space: Mapping[str, Domain], num_trials: int, *, seed: int) -> list[dict[str, Any]]:
+def sample_space(
+    space: Mapping[str, Domain], num_trials: int, *, seed: int
+) -> list[dict[str, Any]]:
     """`num_trials` independent draws, the same for the same seed on every machine.
 
     >>> sample({"lora.rank": Choice(choice=(8, 16))}, 3, seed=0)
@@ -32,7 +34,7 @@ def _draw(domain: Domain, generator: random.Random) -> bool | int | float | str:
             return generator.choice(values)
 
 
-def optuna_distributions(space: Mapping[str, Domain]) -> dict[str, Any]:
+def build_optuna_distributions(space: Mapping[str, Domain]) -> dict[str, Any]:
     """The same space as `optuna.distributions`, by config path. Raises ImportError without Optuna."""
     from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 

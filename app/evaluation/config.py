@@ -12,19 +12,23 @@ class EvaluateConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    batch_rows: Annotated[int, Field(ge=1, le=4096)] = Field(
-        2, description="packed rows in one forward pass of an evaluation (rows)"
+    micro_batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(
+        2,
+        description="packed rows in one forward pass of an evaluation (rows)",
+        json_schema_extra={"counterpart": "TrainingArguments.per_device_eval_batch_size"},
     )
     max_captions: Annotated[int, Field(ge=0)] = Field(
         240, description="held-out drawings that are captioned and scored (drawings); 0: none"
     )
-    generate_batch: Annotated[int, Field(ge=1, le=4096)] = Field(
+    generation_batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(
         20, description="drawings captioned together (drawings)"
     )
     max_new_tokens: Annotated[int, Field(ge=1, le=8192)] = Field(
-        128, description="longest generated caption (tokens)"
+        128,
+        description="longest generated caption (tokens)",
+        json_schema_extra={"counterpart": "GenerationConfig.max_new_tokens"},
     )
-    gallery_items: Annotated[int, Field(ge=0, le=5000)] = Field(
+    max_gallery_items: Annotated[int, Field(ge=0, le=5000)] = Field(
         60, description="drawings shown in the gallery (drawings)"
     )
     fields: dict[str, Annotated[tuple[Phrase, ...], Field(min_length=1)]] = Field(

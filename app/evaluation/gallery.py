@@ -18,7 +18,7 @@ class GalleryItem:
     after: str
 
 
-def gallery_html(items: Sequence[GalleryItem], *, title: str, summary: Mapping[str, str]) -> str:
+def render_gallery(items: Sequence[GalleryItem], *, title: str, summary: Mapping[str, str]) -> str:
     """A self-contained page: the summary's figures, and a card for each item.
 
     Nothing in it can act: the page has no script and its policy allows none, a drawing is an image (where

@@ -7,7 +7,7 @@ import torch
 from data_pipeline.stream.encode import PromptEncoder
 
 
-def caption(
+def generate_captions(
     model: torch.nn.Module,
     encoder: PromptEncoder,
     svgs: Sequence[str],

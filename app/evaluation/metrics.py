@@ -22,14 +22,14 @@ class FieldScore:
     num: int
 
 
-def bleu4(hypotheses: Sequence[str], references: Sequence[str]) -> float:
+def compute_bleu4(hypotheses: Sequence[str], references: Sequence[str]) -> float:
     """Corpus BLEU-4 in 0–1, one reference each (Papineni et al. 2002), as sacrebleu computes it by default:
     13a tokeniser, case kept, exponential smoothing (`case:mixed|tok:13a|smooth:exp`)."""
     assert len(hypotheses) == len(references), "sacrebleu would cut the longer list in silence"
     return _share(_bleu().corpus_score(hypotheses, [references]))
 
 
-def best_constant_caption(
+def find_best_constant_caption(
     train_captions: Iterable[str], references: Sequence[str]
 ) -> tuple[str, float]:
     """The training caption that scores best when given for every reference (the first of equals), and its
@@ -62,7 +62,7 @@ def best_constant_caption(
     return max(((caption, score(caption)) for caption in distinct), key=itemgetter(1))
 
 
-def field_accuracy(
+def score_fields(
     hypotheses: Sequence[str], references: Sequence[str], fields: Mapping[str, Sequence[str]]
 ) -> dict[str, FieldScore]:
     """How often a caption names what its reference names. A field is a list of phrases, of which a caption

@@ -5,7 +5,6 @@ in Luo et al. 2024 (arXiv:2407.15892), so that no tensor of the MLP's width has 
 layers stay in place: only their `forward` is replaced.
 """
 
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,25 +16,28 @@ from transformers import Gemma2ForCausalLM
 
 from app.errors import UserError
 from app.gemma.config import MemoryConfig
-from app.gemma.fused_layers import lean, replace_forward
-from app.gemma.tiles import turns
+from app.gemma.fused_layers import patch_forward, patch_layers
+from app.gemma.offload import HostOffload
+from app.gemma.tiles import iterate_tiles
 
 
-def save_memory(model: Gemma2ForCausalLM, memory: MemoryConfig, *, where: str = "cpu") -> None:
+def apply_memory_config(
+    model: Gemma2ForCausalLM, memory: MemoryConfig, *, where: str = "cpu"
+) -> None:
     """Make a frozen base with its adapter keep no more than `memory` says; loss and gradients stay what they are.
 
     where: the device that is the host; in a simulation of a GPU's memory it is `meta`. Raises UserError where `memory`
     cannot be had.
     """
-    lean(model)
+    patch_layers(model)
     layers = model.model.layers
-    host = Host(where) if memory.offload else None
+    host = HostOffload(where) if memory.offload else None
     if memory.embedding == "host":
         _embed_on_host(model, where)
     if not memory.gradient_checkpointing:
         return
     for layer in layers[: max(0, len(layers) - memory.keep_layers)]:
-        replace_forward(layer, _forward, host, memory.tile_tokens)
+        patch_forward(layer, _forward, host, memory.tile_tokens)
 
 
 def _embed_on_host(model: Gemma2ForCausalLM, where: str) -> None:
@@ -53,12 +55,12 @@ def _embed_on_host(model: Gemma2ForCausalLM, where: str) -> None:
     ):  # fmt: skip
         delattr(module, name)
         setattr(module, name, tensor)
-    replace_forward(embedding, lambda _, plain, ids: plain(ids.to(where)).to(ids.device))
+    patch_forward(embedding, lambda _, plain, ids: plain(ids.to(where)).to(ids.device))
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _forward(
-    layer: Any, plain: Any, host: "Host | None", tile: int, hidden: Tensor, **context: Any
+    layer: Any, plain: Any, host: HostOffload | None, tile: int, hidden: Tensor, **context: Any
 ) -> Tensor:
     """hidden [B, S, H] → [B, S, H]; whoever evaluates or generates gets transformers' own forward."""
     if not (layer.training and torch.is_grad_enabled()):
@@ -97,7 +99,7 @@ class _Recomputed(torch.autograd.Function):
         hidden: Tensor,
         layer: nn.Module,
         context: dict[str, Any],
-        host: "Host | None",
+        host: HostOffload | None,
         tile: int,
         num_attention: int,
         *parameters: Tensor,
@@ -108,7 +110,7 @@ class _Recomputed(torch.autograd.Function):
         ctx.save_for_backward(hidden if host is None else None)
         ctx.parameters = parameters[:num_attention], parameters[num_attention:]
         out = _attend(layer, hidden, context).contiguous()
-        for tokens in turns(out.flatten(0, 1).split(tile), out):
+        for tokens in iterate_tiles(out.flatten(0, 1).split(tile), out):
             tokens.copy_(_feed_forward(layer, tokens))
         return out
 
@@ -128,7 +130,7 @@ class _Recomputed(torch.autograd.Function):
                 tensor.flatten(0, 1).split(ctx.tile)
                 for tensor in (middle.detach(), upstream, of_middle)
             )
-            for tokens, up, out in turns([*zip(*each, strict=True)], middle):
+            for tokens, up, out in iterate_tiles([*zip(*each, strict=True)], middle):
                 tokens = tokens.detach().requires_grad_()
                 first, *rest = torch.autograd.grad(
                     _feed_forward(ctx.layer, tokens), (tokens, *of_rest), up
@@ -169,55 +171,3 @@ class _State:
             for device, state in self._random_of.items():
                 torch.cuda.set_rng_state(state, device)
             yield
-
-
-class Host:
-    """Tensors that wait on the host. On a GPU the copies run on a stream of their own, beside the computation, and
-    the one that is needed next is fetched ahead; on a CPU the same calls copy within the host's memory."""
-
-    def __init__(self, where: str = "cpu") -> None:
-        self._where = where
-        self._stream: torch.cuda.Stream | None = None
-        self._last: weakref.ref[Waiting] | None = None
-
-    def put(self, tensor: Tensor) -> "Waiting":
-        if tensor.is_cuda and self._stream is None:
-            self._stream = torch.cuda.Stream(tensor.device)
-        pinned = self._stream is not None
-        host = torch.empty(tensor.shape, dtype=tensor.dtype, device=self._where, pin_memory=pinned)
-        if self._stream is not None:
-            self._stream.wait_stream(torch.cuda.current_stream(tensor.device))
-            tensor.record_stream(self._stream)
-        with torch.cuda.stream(self._stream):
-            host.copy_(tensor, non_blocking=True)
-        waiting = Waiting(host, tensor.device, self._last)
-        self._last = weakref.ref(waiting)
-        return waiting
-
-    def get(self, waiting: "Waiting") -> Tensor:
-        """Back on the device. Tensors are wanted in the opposite order of their coming."""
-        tensor = self._fetch(waiting)
-        waiting.back = None
-        if self._stream is not None:
-            torch.cuda.current_stream(tensor.device).wait_stream(self._stream)
-            tensor.record_stream(torch.cuda.current_stream(tensor.device))
-        before = None if waiting.before is None else waiting.before()
-        if before is not None:
-            before.back = self._fetch(before)
-        return tensor
-
-    def _fetch(self, waiting: "Waiting") -> Tensor:
-        if waiting.back is not None:
-            return waiting.back
-        with torch.cuda.stream(self._stream):
-            return waiting.host.to(waiting.device, non_blocking=True)
-
-
-class Waiting:
-    """One tensor on the host; `before`: the one that came before it, while someone still wants it."""
-
-    def __init__(
-        self, host: Tensor, device: torch.device, before: "weakref.ref[Waiting] | None"
-    ) -> None:
-        self.host, self.device, self.before = host, device, before
-        self.back: Tensor | None = None

@@ -15,13 +15,13 @@ from transformers import AttentionInterface
 
 from app.errors import UserError
 from app.gemma import flex_attention
-from app.gemma.block_mask import Block, Plan, once, plan_blocks
+from app.gemma.block_mask import Block, BlockPlan, cache_per_tensor, plan_blocks
 
 UNDERFLOW = -80.0
 """Smallest exponent: e^-80 is nothing beside the 1 in every softmax, and fp32 below e^-87 is ~50 times slower."""
 
 
-def in_words(name: str) -> str:
+def describe_attention(name: str) -> str:
     """What a configured attention is, for the log."""
     if name == "eager":
         return "eager (transformers' reference: whole [S, S] scores)"
@@ -49,7 +49,7 @@ def softcapped_attention(
     """
     assert key.shape[2] == query.shape[2], "packed rows have no cache"
     if query.device.type == "cuda":
-        return flex_attention.attend(
+        return flex_attention.flex_softcapped_attention(
             query,
             key,
             value,
@@ -64,7 +64,7 @@ def softcapped_attention(
     else:
         # A simulation of memory has no documents to read.
         known = None if isinstance(query, FakeTensor) else document_ids
-        plan = once(
+        plan = cache_per_tensor(
             document_ids, ("blocks", window), lambda: plan_blocks(known, batch, length, window)
         )
     attended: Tensor = _Blockwise.apply(query, key, value, plan, scale, softcap)  # type: ignore[no-untyped-call]
@@ -96,7 +96,7 @@ def _attend(
             f"attention_dropout={dropout} of the model: blockwise has none, set model.attention=eager"
         )
     rows = len(query)
-    document_ids = once(
+    document_ids = cache_per_tensor(
         position_ids, ("documents", rows), lambda: _documents(position_ids).expand(rows, -1)
     )
     attended = softcapped_attention(
@@ -128,7 +128,7 @@ class _Blockwise(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        plan: Plan,
+        plan: BlockPlan,
         scale: float,
         softcap: float | None,
     ) -> Tensor:

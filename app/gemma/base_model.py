@@ -13,20 +13,22 @@ from app.errors import UserError
 from app.gemma.config import ModelConfig, QuantizationConfig
 
 TINY = Path(__file__).parent / "tiny"
-Base = dict[str, str]
+BaseModelPin = dict[str, str]
 """name, quantization, sha256: what a checkpoint says of the base that it was trained on."""
 
 
-def source_of(name: str) -> str:
+def resolve_model_source(name: str) -> str:
     """Folder or hub name of a configured model; `tiny` is the shipped one."""
     return str(TINY) if name == "tiny" else name
 
 
-def config_of(model: ModelConfig) -> Gemma2Config:
+def load_model_config(model: ModelConfig) -> Gemma2Config:
     """The model's own config, without the softcaps that are switched off. Raises UserError for a model that is not to
     be had or not a Gemma 2."""
     try:
-        config = AutoConfig.from_pretrained(source_of(model.name), revision=model.revision)
+        config = AutoConfig.from_pretrained(
+            resolve_model_source(model.name), revision=model.revision
+        )
     except (OSError, ValueError) as error:
         raise UserError(
             f"model.name={model.name!r} is neither a model folder nor to be had from the hub: "
@@ -43,7 +45,7 @@ def config_of(model: ModelConfig) -> Gemma2Config:
     return config
 
 
-def stored_quantization(model: ModelConfig, config: Gemma2Config) -> QuantizationConfig | None:
+def get_stored_quantization(model: ModelConfig, config: Gemma2Config) -> QuantizationConfig | None:
     """How a pre-quantised model's weights are stored, None for full ones. Raises UserError for what is not 4-bit."""
     stored: dict[str, Any] | None = getattr(config, "quantization_config", None)
     if stored is None:
@@ -54,64 +56,68 @@ def stored_quantization(model: ModelConfig, config: Gemma2Config) -> Quantizatio
             "give the full model"
         )
     return QuantizationConfig(
-        kind=stored["bnb_4bit_quant_type"], double=stored["bnb_4bit_use_double_quant"]
+        kind=stored["bnb_4bit_quant_type"], double_quant=stored["bnb_4bit_use_double_quant"]
     )
 
 
-def require_full(model: ModelConfig, config: Gemma2Config) -> None:
+def require_unquantised(model: ModelConfig, config: Gemma2Config) -> None:
     """Raises UserError for a pre-quantised model."""
-    stored = stored_quantization(model, config)
+    stored = get_stored_quantization(model, config)
     if stored is not None:
         raise UserError(
-            f"{model.name!r} is quantised already ({in_words(stored)}): it can be trained on as it is"
+            f"{model.name!r} is quantised already ({describe_quantization(stored)}): it can be trained on as it is"
         )
 
 
-def require_agreement(
+def require_same_quantization(
     model: ModelConfig, quantization: QuantizationConfig, stored: QuantizationConfig
 ) -> None:
     """Raises UserError if a pre-quantised model is not stored as the config says."""
     if quantization != stored:
         raise UserError(
-            f"model.name={model.name!r} is stored as {in_words(stored)}, but the config says {in_words(quantization)}: "
-            f"set quantization.kind={stored.kind} quantization.double={str(stored.double).lower()}, "
+            f"model.name={model.name!r} is stored as {describe_quantization(stored)}, but the config says {describe_quantization(quantization)}: "
+            f"set quantization.kind={stored.kind} quantization.double_quant={str(stored.double_quant).lower()}, "
             "or give the full model"
         )
 
 
-def in_words(quantization: QuantizationConfig) -> str:
+def describe_quantization(quantization: QuantizationConfig) -> str:
     """`nf4, double`, `fp4`, `none`."""
     return quantization.kind + (
-        ", double" if quantization.double and quantization.kind != "none" else ""
+        ", double" if quantization.double_quant and quantization.kind != "none" else ""
     )
 
 
-def pin(model: ModelConfig, quantization: QuantizationConfig) -> Base:
+def pin_base_model(model: ModelConfig, quantization: QuantizationConfig) -> BaseModelPin:
     """What a checkpoint says of its base. Reads every byte of its weights: 1.2 GB/s a core where it was measured."""
-    return {"name": model.name, "quantization": in_words(quantization), "sha256": digest(model)}
+    return {
+        "name": model.name,
+        "quantization": describe_quantization(quantization),
+        "sha256": hash_weights(model),
+    }
 
 
-def digest(model: ModelConfig) -> str:
+def hash_weights(model: ModelConfig) -> str:
     """What `sha256sum *.safetensors | sha256sum` prints in the model's folder: of the weights as they are stored.
 
     A pre-quantised copy is another base than its original, even where both compute the same.
     """
-    files = weight_files(model)
+    files = find_weight_files(model)
     with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter: one core a file
         sums = pool.map(_sha256, files)
     lines = [f"{sum_}  {file.name}\n" for file, sum_ in zip(files, sums, strict=True)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def weight_files(model: ModelConfig) -> list[Path]:
+def find_weight_files(model: ModelConfig) -> list[Path]:
     """The model's safetensors by name, in its folder or in the hub's cache."""
-    index = local_file(model, "model.safetensors.index.json")
+    index = find_local_file(model, "model.safetensors.index.json")
     names = (
         ["model.safetensors"]
         if index is None
         else set(json.loads(index.read_text())["weight_map"].values())
     )
-    files = [local_file(model, name) for name in sorted(names)]
+    files = [find_local_file(model, name) for name in sorted(names)]
     if None in files:
         raise UserError(
             f"model.name={model.name!r} holds no {', '.join(sorted(names))}: give a model in safetensors"
@@ -119,10 +125,10 @@ def weight_files(model: ModelConfig) -> list[Path]:
     return [file for file in files if file is not None]
 
 
-def local_file(model: ModelConfig, name: str) -> Path | None:
+def find_local_file(model: ModelConfig, name: str) -> Path | None:
     """One of the model's files, in its folder or in the hub's cache; None where it has none of that name."""
     found = cached_file(
-        source_of(model.name),
+        resolve_model_source(model.name),
         name,
         revision=model.revision,
         _raise_exceptions_for_missing_entries=False,

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-QUERIES = 128
+MAX_QUERIES = 128
 """Most queries in one block (tokens): short documents share a block, longer ones are cut evenly."""
-KEYS = 512
+MAX_KEYS = 512
 """Most keys in one tile (tokens). Scores of 8 heads, 128 queries and 512 keys are 2 MiB in fp32: cache, not memory."""
 
 Ints = npt.NDArray[np.int64]
@@ -42,11 +42,13 @@ class Block:
     tiles: tuple[Tile, ...]
 
 
-Plan = tuple[tuple[Block, ...], ...]
+BlockPlan = tuple[tuple[Block, ...], ...]
 """The blocks of every row. What is in no tile is never computed."""
 
 
-def plan_blocks(document_ids: Tensor | None, batch: int, length: int, window: int | None) -> Plan:
+def plan_blocks(
+    document_ids: Tensor | None, batch: int, length: int, window: int | None
+) -> BlockPlan:
     """The plan of [batch, length] tokens on the host.
 
     document_ids [batch, length]: a document is a run of equal ids, None: one document a row. A query sees itself
@@ -75,7 +77,7 @@ def _blocks(documents: Ints, length: int, window: int | None, masks: Masks) -> t
     blocks = []
     for first, last in _cuts(documents.tolist(), length):
         low = int(starts[first])  # starts never fall: no later query of the block sees further back
-        num_tiles = -(-(last - low) // KEYS)
+        num_tiles = -(-(last - low) // MAX_KEYS)
         edges = [last - (last - low) * i // num_tiles for i in range(num_tiles + 1)]
         tiles = tuple(
             Tile(left, right, *_masks(starts[first:last], first, left, right, masks))
@@ -89,11 +91,11 @@ def _cuts(documents: list[int], length: int) -> list[tuple[int, int]]:
     """Blocks of at most QUERIES tokens: whole short documents together, a long one alone and in even parts."""
     cuts = [0]
     for start, end in zip(documents, [*documents[1:], length], strict=True):
-        if end - cuts[-1] <= QUERIES:
+        if end - cuts[-1] <= MAX_QUERIES:
             continue  # it may share a block with those before it
         if cuts[-1] != start:
             cuts.append(start)
-        parts = -(-(end - start) // QUERIES)
+        parts = -(-(end - start) // MAX_QUERIES)
         if parts > 1:
             cuts += [start + (end - start) * i // parts for i in range(1, parts + 1)]
     return list(zip(cuts, [*cuts[1:], length], strict=True))[: len(cuts) - (cuts[-1] == length)]
@@ -122,7 +124,7 @@ def _masks(
 _kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # tensor → (its version, {what: result})
 
 
-def once(tensor: Tensor, what: tuple[Any, ...], make: Callable[[], T]) -> T:
+def cache_per_tensor(tensor: Tensor, what: tuple[Any, ...], make: Callable[[], T]) -> T:
     """make(), computed once for this tensor in its present state: layers of one batch share it, the next does not."""
     version, results = _kept.get(tensor, (None, {}))
     if version != tensor._version:

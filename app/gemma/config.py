@@ -15,19 +15,30 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(
-        "tiny", description="`tiny` (shipped, 2 M parameters), a hub name or a local folder"
+        "tiny",
+        description="`tiny` (shipped, 2 M parameters), a hub name or a local folder",
+        json_schema_extra={"counterpart": "from_pretrained.pretrained_model_name_or_path"},
     )
-    revision: str | None = Field(None, description="hub revision; null: the newest")
+    revision: str | None = Field(
+        None,
+        description="hub revision; null: the newest",
+        json_schema_extra={"counterpart": "from_pretrained.revision"},
+    )
     attention: Literal["eager", "blockwise", "flash_attention_2", "flex_attention"] = Field(
         "eager",
         description="attention implementation: eager is the reference, blockwise takes O(tokens) memory (on a GPU: "
         "FlexAttention); each applies Gemma 2's softcap, windows and document borders",
+        json_schema_extra={"counterpart": "from_pretrained.attn_implementation"},
     )
     attention_softcap: bool = Field(
-        True, description="cap attention scores as the model was trained; false: for study"
+        True,
+        description="cap attention scores as the model was trained; false: for study",
+        json_schema_extra={"counterpart": "Gemma2Config.attn_logit_softcapping"},
     )
     logit_softcap: bool = Field(
-        True, description="cap output logits as the model was trained; false: for study"
+        True,
+        description="cap output logits as the model was trained; false: for study",
+        json_schema_extra={"counterpart": "Gemma2Config.final_logit_softcapping"},
     )
 
 
@@ -37,10 +48,16 @@ class QuantizationConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["nf4", "fp4", "none"] = Field(
-        "nf4", description="4-bit type of the frozen weights, or none"
+        "nf4",
+        description="4-bit type of the frozen weights, or none",
+        json_schema_extra={
+            "counterpart": "BitsAndBytesConfig.bnb_4bit_quant_type, BitsAndBytesConfig.load_in_4bit"
+        },
     )
-    double: bool = Field(
-        True, description="quantise the quantisation constants too (0.37 bit a weight less)"
+    double_quant: bool = Field(
+        True,
+        description="quantise the quantisation constants too (0.37 bit a weight less)",
+        json_schema_extra={"counterpart": "BitsAndBytesConfig.bnb_4bit_use_double_quant"},
     )
 
 
@@ -49,19 +66,31 @@ class LoraConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rank: Annotated[int, Field(ge=1, le=1024)] = Field(16, description="rank r of the two factors")
+    rank: Annotated[int, Field(ge=1, le=1024)] = Field(
+        16,
+        description="rank r of the two factors",
+        json_schema_extra={"counterpart": "LoraConfig.r"},
+    )
     alpha: Annotated[float, Field(gt=0)] = Field(
-        32.0, description="scale; the update is alpha / rank · B·A"
+        32.0,
+        description="scale; the update is alpha / rank · B·A",
+        json_schema_extra={"counterpart": "LoraConfig.lora_alpha"},
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="dropout on the adapter's input"
+        0.0,
+        description="dropout on the adapter's input",
+        json_schema_extra={"counterpart": "LoraConfig.lora_dropout"},
     )
     target_modules: tuple[TargetModule, ...] = Field(
-        ALL_LINEAR, min_length=1, description="linear layers that get an adapter"
+        ALL_LINEAR,
+        min_length=1,
+        description="linear layers that get an adapter",
+        json_schema_extra={"counterpart": "LoraConfig.target_modules"},
     )
     train_embeddings: bool = Field(
         False,
         description="train the embedding and output head as well; the two stay one tied weight",
+        json_schema_extra={"counterpart": "LoraConfig.modules_to_save"},
     )
 
 
@@ -73,6 +102,7 @@ class MemoryConfig(BaseModel):
     gradient_checkpointing: bool = Field(
         True,
         description="keep only each layer's input, and recompute the rest in the backward pass",
+        json_schema_extra={"counterpart": "TrainingArguments.gradient_checkpointing"},
     )
     keep_layers: Annotated[int, Field(ge=0)] = Field(
         0,
@@ -92,9 +122,13 @@ class MemoryConfig(BaseModel):
         None,
         description="allocator's cap per GPU (GiB); null: the whole card; CPU runs ignore it and say so",
     )
-    empty_cache_every_steps: Annotated[int, Field(ge=0)] = Field(
-        0, description="return cached GPU memory every N steps (steps); 0: never"
+    empty_cache_steps: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="return cached GPU memory every N steps (steps); 0: never",
+        json_schema_extra={"counterpart": "TrainingArguments.torch_empty_cache_steps"},
     )
     pin_memory: bool = Field(
-        True, description="page-locked host batches; used when training on a GPU"
+        True,
+        description="page-locked host batches; used when training on a GPU",
+        json_schema_extra={"counterpart": "TrainingArguments.dataloader_pin_memory"},
     )

@@ -7,20 +7,24 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from app.gemma.block_mask import once
-from app.gemma.kernels import compiled
+from app.gemma.block_mask import cache_per_tensor
+from app.gemma.kernels import compile_kernel
 
 BLOCK = 128
 """Queries and keys in one block of FlexAttention's sparse mask (tokens)."""
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, **attention: Any) -> Tensor:
+def flex_softcapped_attention(
+    query: Tensor, key: Tensor, value: Tensor, **attention: Any
+) -> Tensor:
     """`softcapped_attention` on CUDA tensors. Uncompiled, FlexAttention would build the [S, S] scores."""
-    attended: Tensor = compiled(flex_attention)(query, key, value, **arguments(query, **attention))
+    attended: Tensor = compile_kernel(flex_attention)(
+        query, key, value, **build_flex_arguments(query, **attention)
+    )
     return attended
 
 
-def arguments(
+def build_flex_arguments(
     query: Tensor,
     *,
     scale: float,
@@ -31,11 +35,13 @@ def arguments(
     """FlexAttention's keyword arguments; layers of one batch share the block mask."""
     batch, _, length, _ = query.shape
     if document_ids is None:
-        mask = block_mask(
+        mask = build_block_mask(
             torch.zeros(batch, length, dtype=torch.int64, device=query.device), window
         )
     else:
-        mask = once(document_ids, ("flex", window), lambda: block_mask(document_ids, window))
+        mask = cache_per_tensor(
+            document_ids, ("flex", window), lambda: build_block_mask(document_ids, window)
+        )
 
     def capped(
         score: Tensor, _batch: Tensor, _head: Tensor, _query: Tensor, _key: Tensor
@@ -50,11 +56,11 @@ def arguments(
         "block_mask": mask,
         "scale": scale,
         "enable_gqa": True,
-        "kernel_options": kernel_options(query),
+        "kernel_options": choose_kernel_options(query),
     }
 
 
-def kernel_options(query: Tensor) -> dict[str, Any]:
+def choose_kernel_options(query: Tensor) -> dict[str, Any]:
     """FlexAttention's own choice of tiles, but for heads of 256 in 16 bits on Hopper, where others were faster on an
     H100 (docs/gpu.md). Its kernel for decoding, which it would take for rows of less than a block, has no
     configuration for them."""
@@ -67,7 +73,7 @@ def kernel_options(query: Tensor) -> dict[str, Any]:
     return options
 
 
-def block_mask(document_ids: Tensor, window: int | None) -> BlockMask:
+def build_block_mask(document_ids: Tensor, window: int | None) -> BlockMask:
     """Blocks to compute and blocks to mask for document_ids [B, S], without a word to the host."""
     length = document_ids.shape[1]
     places = torch.arange(length, device=document_ids.device)

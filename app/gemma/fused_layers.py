@@ -16,23 +16,23 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 
-from app.gemma.kernels import compiled
-from app.gemma.tiles import turns
+from app.gemma.kernels import compile_kernel
+from app.gemma.tiles import iterate_tiles
 
 ROWS = 1024
 """Tokens that a norm takes at a time: its fp32 copies have this many rows."""
 
 
-def lean(model: nn.Module) -> None:
+def patch_layers(model: nn.Module) -> None:
     """Replace the forward of every norm and LoRA layer of a model with a frozen base."""
     for module in model.modules():
         if isinstance(module, Gemma2RMSNorm) and not module.weight.requires_grad:
-            replace_forward(module, _norm_forward)
+            patch_forward(module, _norm_forward)
         elif isinstance(module, LoraLayer) and isinstance(module.get_base_layer(), nn.Linear):
-            replace_forward(module, _lora_forward)
+            patch_forward(module, _lora_forward)
 
 
-def replace_forward(module: Any, forward: Callable[..., Tensor], *more: Any) -> None:
+def patch_forward(module: Any, forward: Callable[..., Tensor], *more: Any) -> None:
     """Calling this one module calls `forward(module, its forward until now, *more, …)`; its class stays as it is."""
     module.forward = partial(forward, module, module.forward, *more)
 
@@ -125,11 +125,11 @@ def _by_rows(
     shape, device = inputs[0].shape[:-1], inputs[0].device
     flat = [tensor.detach().reshape(-1, tensor.shape[-1]) for tensor in inputs]
     if device.type == "cuda" or len(flat[0]) <= ROWS:
-        run = compiled(function) if device.type == "cuda" else function
+        run = compile_kernel(function) if device.type == "cuda" else function
         return [result.view(*shape, -1) for result in run(*flat, *fixed)]
     made = [torch.empty(*shape, width, dtype=dtype, device=device) for width, dtype in results]
     parts = [tensor.split(ROWS) for tensor in (*flat, *(result.flatten(0, -2) for result in made))]
-    for rows in turns([*zip(*parts, strict=True)], inputs[0]):
+    for rows in iterate_tiles([*zip(*parts, strict=True)], inputs[0]):
         for into, result in zip(
             rows[len(flat) :], function(*rows[: len(flat)], *fixed), strict=True
         ):

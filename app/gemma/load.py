@@ -16,11 +16,11 @@ from transformers import BitsAndBytesConfig, Gemma2ForCausalLM
 
 from app.gemma import attention
 from app.gemma.base_model import (
-    config_of,
-    require_agreement,
-    source_of,
-    stored_quantization,
-    weight_files,
+    find_weight_files,
+    get_stored_quantization,
+    load_model_config,
+    require_same_quantization,
+    resolve_model_source,
 )
 from app.gemma.config import LoraConfig, ModelConfig, QuantizationConfig
 from app.gemma.loss import softcapped_cross_entropy
@@ -33,7 +33,7 @@ warnings.filterwarnings(
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def load_base(
+def load_base_model(
     model: ModelConfig,
     quantization: QuantizationConfig,
     *,
@@ -48,21 +48,21 @@ def load_base(
     UserError for a model that is not to be had, not a Gemma 2, or stored in another kind of 4 bits than the config
     says.
     """
-    config = config_of(model)
-    weight_files(model)  # safetensors or a UserError
-    stored = stored_quantization(model, config)
+    config = load_model_config(model)
+    find_weight_files(model)  # safetensors or a UserError
+    stored = get_stored_quantization(model, config)
     if stored is not None:
-        require_agreement(model, quantization, stored)
+        require_same_quantization(model, quantization, stored)
     quantized = None
     if quantization.kind != "none" and stored is None:
         quantized = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type=quantization.kind,
-            bnb_4bit_use_double_quant=quantization.double,
+            bnb_4bit_use_double_quant=quantization.double_quant,
             bnb_4bit_compute_dtype=dtype,
         )
     base = Gemma2ForCausalLM.from_pretrained(
-        source_of(model.name),
+        resolve_model_source(model.name),
         config=config,
         revision=model.revision or "main",
         dtype=dtype if quantization.kind == "none" else "auto",
@@ -71,7 +71,7 @@ def load_base(
         device_map={"": device},
     )
     _compute_in(base, dtype)
-    print(f"attention: {attention.in_words(model.attention)}", file=sys.stderr)
+    print(f"attention: {attention.describe_attention(model.attention)}", file=sys.stderr)
     for on, what in (
         (model.attention_softcap, "attention scores"),
         (model.logit_softcap, "output logits"),
@@ -100,7 +100,7 @@ def _compute_in(base: Gemma2ForCausalLM, dtype: torch.dtype) -> None:
         )
 
 
-def residual_dtype(dtype: torch.dtype) -> torch.dtype:
+def get_residual_dtype(dtype: torch.dtype) -> torch.dtype:
     """Of what layers add to: fp16's range is too small for Gemma 2's sums, though its products fit."""
     return torch.float32 if dtype == torch.float16 else dtype
 
@@ -132,8 +132,8 @@ def load_adapter(base: Gemma2ForCausalLM, folder: str | Path) -> PeftModel:
 
 
 def _trainable_in_fp32(model: PeftModel) -> PeftModel:
-    inner = gemma(model)
-    dtype = residual_dtype(inner.dtype)
+    inner = unwrap_gemma(model)
+    dtype = get_residual_dtype(inner.dtype)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -145,7 +145,7 @@ def _trainable_in_fp32(model: PeftModel) -> PeftModel:
     return model
 
 
-def gemma(model: nn.Module) -> Gemma2ForCausalLM:
+def unwrap_gemma(model: nn.Module) -> Gemma2ForCausalLM:
     """The Gemma 2 inside a PEFT wrapper, or the model itself."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     assert isinstance(inner, Gemma2ForCausalLM)
@@ -153,7 +153,7 @@ def gemma(model: nn.Module) -> Gemma2ForCausalLM:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode (no dropout, no gradients) in which bitsandbytes' layers stay in training mode.
 
     In evaluation mode bitsandbytes repacks 4-bit weights in place on CPUs with AVX512-bf16, and training after
@@ -177,7 +177,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
-def num_parameters(model: nn.Module) -> tuple[int, int]:
+def count_parameters(model: nn.Module) -> tuple[int, int]:
     """(trained, all) parameters; a 4-bit weight counts as the weights that it stores."""
     trained = total = 0
     for parameter in model.parameters():
@@ -201,7 +201,7 @@ class CaptionLoss(nn.Module):
         self, input_ids: Tensor, position_ids: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
         """All [B, S]. Documents are told apart by positions that restart: no attention mask may be passed."""
-        inner = gemma(self.model)
+        inner = unwrap_gemma(self.model)
         with autocast(input_ids.device, self.dtype):
             hidden = inner.model(
                 input_ids=input_ids, position_ids=position_ids, use_cache=False

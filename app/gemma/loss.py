@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from app.gemma.tiles import turns
+from app.gemma.tiles import iterate_tiles
 
-IGNORED = -100
+IGNORE_INDEX = -100
 BUDGET = 256 * 2**20
 """What the logits and what is computed from them may take at a time (bytes)."""
 BYTES_PER_LOGIT = 12
@@ -23,13 +23,18 @@ MANY_TOKENS = 512
 """Rows of logits in one tile that has a part of the vocabulary."""
 
 
-def softcap(x: Tensor, cap: float | None) -> Tensor:
+def apply_softcap(x: Tensor, cap: float | None) -> Tensor:
     """`cap · tanh(x / cap)` (Gemma 2 report, arXiv:2408.00118, §2); None: x itself."""
     return x if cap is None else cap * torch.tanh(x / cap)
 
 
 def softcapped_cross_entropy(
-    hidden: Tensor, weight: Tensor, labels: Tensor, *, softcap: float | None, budget: int = BUDGET
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    softcap: float | None,
+    budget: int = BUDGET,
 ) -> tuple[Tensor, Tensor]:
     """Sum of the negative log-likelihoods (nats) over the positions that have a label, and their number.
 
@@ -39,7 +44,7 @@ def softcapped_cross_entropy(
     that take `budget` bytes; of a frozen weight on the host, tiles are copied. The weight's gradient is summed in the
     weight's dtype. One backward pass per forward.
     """
-    where = (labels != IGNORED).nonzero(as_tuple=True)[0]
+    where = (labels != IGNORE_INDEX).nonzero(as_tuple=True)[0]
     with_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     loss_sum: Tensor = _CrossEntropy.apply(
         hidden, weight, labels, where, softcap, budget, with_gradient
@@ -47,7 +52,9 @@ def softcapped_cross_entropy(
     return loss_sum, torch.tensor(len(where), device=hidden.device)
 
 
-def tile_of(num_tokens: int, vocabulary: int, bytes_per_word: int, budget: int) -> tuple[int, int]:
+def choose_tile(
+    num_tokens: int, vocabulary: int, bytes_per_word: int, budget: int
+) -> tuple[int, int]:
     """(tokens, words) of one tile; bytes_per_word: what a word takes besides its logits.
 
     >>> tile_of(700, 1024, 0, 256 * 2**20), tile_of(8192, 256_000, 0, 256 * 2**20), tile_of(8192, 256_000, 0, 2**26)
@@ -79,12 +86,12 @@ class _CrossEntropy(torch.autograd.Function):
         of_weight = torch.zeros_like(weight) if with_gradient and ctx.needs_input_grad[1] else None
         here = (weight.device, weight.dtype) == (hidden.device, hidden.dtype)
         copied = 0 if here else hidden.shape[1] * hidden.element_size()
-        tokens, words = tile_of(
+        tokens, words = choose_tile(
             len(rows), len(weight), copied * (1 if of_weight is None else 2), budget
         )
         loss_sum = rows.new_zeros((), dtype=torch.promote_types(rows.dtype, torch.float32))
         with torch.autocast(hidden.device.type, enabled=False):
-            for first in turns(range(0, len(rows), max(1, tokens)), hidden):
+            for first in iterate_tiles(range(0, len(rows), max(1, tokens)), hidden):
                 part = slice(first, first + tokens)
                 loss_sum += _chunk(
                     rows[part], weight, targets[part], cap, words,

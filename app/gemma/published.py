@@ -30,15 +30,18 @@ SIZES = {
 the published config.json. What the three have in common (vocabulary, windows, softcaps) are Gemma2Config's defaults."""
 
 
-def config_of(model: ModelConfig) -> Gemma2Config:
-    """A model's own config: of a folder, or of a published size that its name says (`google/gemma-2-9b-it`), without a
-    hub; else the hub's. Raises UserError for what is no Gemma 2 or not to be had."""
-    source = base_model.source_of(model.name)
+def find_model_config(model: ModelConfig) -> Gemma2Config:
+    """Return a model's own config, without a hub where its name says a published size.
+
+    `google/gemma-2-9b-it` is such a name. A folder is read, any other name is asked of the hub.
+    Raises UserError for a model that is missing or no Gemma 2.
+    """
+    source = base_model.resolve_model_source(model.name)
     named = re.search(r"gemma-2-(2b|9b|27b)\b", source)
-    if named and not Path(source).exists():
-        return Gemma2Config(
-            **asdict(SIZES[named[1]]),
-            attn_logit_softcapping=50.0 if model.attention_softcap else None,
-            final_logit_softcapping=30.0 if model.logit_softcap else None,
-        )
-    return base_model.config_of(model)
+    if not named or Path(source).exists():
+        return base_model.load_model_config(model)
+    return Gemma2Config(
+        **asdict(SIZES[named[1]]),
+        attn_logit_softcapping=50.0 if model.attention_softcap else None,
+        final_logit_softcapping=30.0 if model.logit_softcap else None,
+    )

@@ -9,6 +9,6 @@ from torch._subclasses import FakeTensor
 T = TypeVar("T")
 
 
-def turns(tiles: Sequence[T], of: Tensor) -> Sequence[T]:
+def iterate_tiles(tiles: Sequence[T], of: Tensor) -> Sequence[T]:
     """All of the tiles; where `of` is fake, in a simulation of memory, the first two: the others take no more."""
     return tiles[:2] if isinstance(of, FakeTensor) else tiles

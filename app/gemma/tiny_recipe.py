@@ -25,20 +25,21 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
 
-from app.gemma.loss import IGNORED, softcap
+from app.gemma.loss import IGNORE_INDEX, apply_softcap
 from data_pipeline.config import DataConfig
-from data_pipeline.sources.line_drawings import line_drawings
-from data_pipeline.sources.record import Row, split_of
-from data_pipeline.sources.scenes import BASE_STYLES, scenes
+from data_pipeline.prepare.splits import choose_split
+from data_pipeline.sources.line_drawings import generate_line_drawings
+from data_pipeline.sources.record import Record
+from data_pipeline.sources.scenes import BASE_STYLES, generate_scenes
 from data_pipeline.stream.encode import PromptEncoder
-from data_pipeline.stream.pack import pack
+from data_pipeline.stream.pack import pack_examples
 from data_pipeline.svg import canonicalise
 
 VOCABULARY = 2048
 PRE_TOKEN = r'[- ]?\d{1,3}| [\w:-]+="| ?\p{L}+| ?[^\s\p{L}\d]+?(?=-?\d|[\s\p{L}]|$)|\s'
 """A number of up to three digits with its sign or space, the name of an attribute, a word, punctuation."""
 CONTROL = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
-SYSTEM: str = DataConfig.model_fields["system"].default
+SYSTEM: str = DataConfig.model_fields["system_prompt"].default
 SEED = 20_261_122
 VALIDATION_SHARE = 0.05
 ROW_TOKENS = 256  # longer rows only pay for attention across documents
@@ -77,9 +78,9 @@ def _tokenizer_corpus() -> Iterator[str]:
     yield from itertools.repeat(grid, 2_000)
     yield from itertools.repeat(f"user\n{SYSTEM}\n\nmodel\n", 1_000)
     for style in BASE_STYLES:
-        for row in scenes(500, seed=SEED, style=style):
+        for row in generate_scenes(500, seed=SEED, style=style):
             yield f"{row.svg!s}\n{row.caption}"
-    for row in line_drawings(1_000, seed=SEED):
+    for row in generate_line_drawings(1_000, seed=SEED):
         yield f"{canonicalise(row.svg)}\n{row.caption}"
     for icon in json.loads(
         (resources.files("py_phosphor_icons") / "search" / "metadata.json").read_text()
@@ -97,25 +98,25 @@ def _tokenizer_corpus() -> Iterator[str]:
         yield '<path opacity=".2" fill="currentColor" d="m"/>'
 
 
-def _where_things_are(seed: int) -> Iterator[Row]:
+def _where_things_are(seed: int) -> Iterator[Record]:
     """To begin with: scenes that are described by one word, for which coordinates have to be compared.
 
     Among the many easier words of whole captions that is not learnt in 8,000 steps, here in 300, and then kept.
     """
-    return scenes(512, seed=seed, style="where")
+    return generate_scenes(512, seed=seed, style="where")
 
 
-def _everything(seed: int) -> Iterator[Row]:
+def _everything(seed: int) -> Iterator[Record]:
     """Scenes in all of the base's styles and as many line drawings."""
     styled = (
-        scenes(512 // len(BASE_STYLES), seed=seed + k, style=style)
+        generate_scenes(512 // len(BASE_STYLES), seed=seed + k, style=style)
         for k, style in enumerate(BASE_STYLES)
     )
-    return chain(line_drawings(512, seed=seed), *styled)
+    return chain(generate_line_drawings(512, seed=seed), *styled)
 
 
 def drawn_rows(
-    encoder: PromptEncoder, drawings: Callable[[int], Iterator[Row]]
+    encoder: PromptEncoder, drawings: Callable[[int], Iterator[Record]]
 ) -> Iterator[dict[str, Tensor]]:
     """Endless packed rows [ROW_TOKENS] of fresh drawings from the training side.
 
@@ -127,24 +128,26 @@ def drawn_rows(
         trained = [
             row
             for row in rows
-            if split_of(row.concept, seed=0, validation_share=VALIDATION_SHARE) == "train"
+            if choose_split(row.concept, seed=0, validation_share=VALIDATION_SHARE) == "train"
         ]
         pairs = [(canonicalise(row.svg), row.caption) for row in trained]
-        packed = pack(
+        packed = pack_examples(
             [e for e in encoder.encode_batch(pairs) if len(e.input_ids) <= ROW_TOKENS], ROW_TOKENS
         )
         for i in np.random.default_rng((SEED, chunk)).permutation(len(packed)):
             row, gap = packed[i], ROW_TOKENS - len(packed[i].input_ids)
-            document, is_target = np.cumsum(row.position_ids == 0) - 1, row.targets != IGNORED
+            document, is_target = np.cumsum(row.position_ids == 0) - 1, row.targets != IGNORE_INDEX
             weights = is_target / np.bincount(document, weights=is_target)[document]
             next_ids = np.where(
-                np.append(row.position_ids[1:], 0) > 0, np.append(row.input_ids[1:], 0), IGNORED
+                np.append(row.position_ids[1:], 0) > 0,
+                np.append(row.input_ids[1:], 0),
+                IGNORE_INDEX,
             )
             columns = {
                 "input_ids": (row.input_ids, 0, torch.int64),
                 "position_ids": (row.position_ids, 0, torch.int64),
-                "targets": (row.targets, IGNORED, torch.int64),
-                "next_ids": (next_ids, IGNORED, torch.int64),
+                "targets": (row.targets, IGNORE_INDEX, torch.int64),
+                "next_ids": (next_ids, IGNORE_INDEX, torch.int64),
                 "weights": (weights, 0, torch.float32),
             }
             yield {
@@ -199,15 +202,15 @@ def loss_of(model: Gemma2ForCausalLM, batch: dict[str, Tensor], *, drawing_weigh
     other captions must first dig them out, at a rate that ruins the rest. To foresee how a drawing goes on teaches
     what its numbers mean: it has ten times as many tokens as its caption.
     """
-    where = batch["next_ids"] != IGNORED
+    where = batch["next_ids"] != IGNORE_INDEX
     with torch.autocast("cpu", torch.bfloat16):
         hidden = model.model(
             input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
         ).last_hidden_state
         logits = model.lm_head(hidden[where])
-    logits = softcap(logits.float(), model.config.final_logit_softcapping)
+    logits = apply_softcap(logits.float(), model.config.final_logit_softcapping)
     drawing = cross_entropy(logits, batch["next_ids"][where])
-    said, weights = batch["targets"][where] != IGNORED, batch["weights"][where]
+    said, weights = batch["targets"][where] != IGNORE_INDEX, batch["weights"][where]
     caption = cross_entropy(
         logits[said],
         batch["targets"][where][said],

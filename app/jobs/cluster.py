@@ -138,13 +138,13 @@ def _environment(defaults: Mapping[str, str]) -> Iterator[None]:
 Resources = Mapping[str, float]
 
 
-def nodes() -> list[Resources]:
+def list_node_resources() -> list[Resources]:
     """What each living node of the connected cluster has, free or not."""
     found: list[dict[str, Any]] = ray.nodes()
     return [node["Resources"] for node in found if node["Alive"]]
 
 
-def room(
+def count_fitting_workers(
     on: Sequence[Resources], cpus_per_worker: float, use_gpu: bool, cpus_per_task: float
 ) -> int:
     """How many training workers fit on the nodes when a data task stands where it costs the fewest of them.
@@ -168,7 +168,7 @@ def room(
     return sum(fit(*size) for size in sizes) - min(costs) if costs else 0
 
 
-def shortage(
+def describe_shortage(
     on: Sequence[Resources],
     num_workers: int,
     cpus_per_worker: float,
@@ -179,11 +179,14 @@ def shortage(
 
     Otherwise one sentence: what is asked, what is there, what to change.
     """
-    most = room(on, cpus_per_worker, use_gpu, cpus_per_task)
+    most = count_fitting_workers(on, cpus_per_worker, use_gpu, cpus_per_task)
     if most >= num_workers:
         return None
     smaller = (n / 100 for n in range(math.ceil(cpus_per_worker * 100) - 1, 0, -1))
-    cpus = next((c for c in smaller if room(on, c, use_gpu, cpus_per_task) >= num_workers), None)
+    cpus = next(
+        (c for c in smaller if count_fitting_workers(on, c, use_gpu, cpus_per_task) >= num_workers),
+        None,
+    )
     fixes = ["scaling.use_gpu=false", "a smaller data.cpus_per_task"]
     if most or cpus:
         fixes = [f"scaling.num_workers={most}"] * bool(most) + [
@@ -207,7 +210,7 @@ def require_resources(
     Raises UserError when the time is over.
     """
     asked = (num_workers, cpus_per_worker, use_gpu, cpus_per_task)
-    missing = shortage(nodes(), *asked)
+    missing = describe_shortage(list_node_resources(), *asked)
     deadline = time.monotonic() + max(wait_seconds, 0 if missing else _RELEASE_SECONDS)
     if missing and wait_seconds:
         worker = {"CPU": cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
@@ -216,7 +219,7 @@ def require_resources(
         )
     say_at = math.inf
     try:
-        while problem := shortage(nodes(), *asked) or _busy(*asked):
+        while problem := describe_shortage(list_node_resources(), *asked) or _busy(*asked):
             left = deadline - time.monotonic()
             if left <= 0:
                 raise UserError(f"the cluster has no room: {problem}")
@@ -235,7 +238,7 @@ def require_resources(
 def _busy(num_workers: int, *size: Any) -> str | None:
     """Ray does not tell what is free by node: the sum is exact for one node, and too kind to more."""
     free: Resources = ray.available_resources()
-    if room([free], *size) >= num_workers:
+    if count_fitting_workers([free], *size) >= num_workers:
         return None
     return (
         f"other work leaves only {free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU free; "

@@ -8,22 +8,24 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from app.config import Config, override
-from app.jobs import train
+from app.config import Config, override_config
 from app.jobs.cluster import connect
 from app.jobs.evaluate import evaluate_job
-from app.jobs.tune import run_search
-from app.tracking import check
+from app.jobs.job import require_workers
+from app.jobs.train import train_job
+from app.jobs.tune import tune_job
+from app.tracking import check_tracking
 from data_pipeline.config import PrepareConfig
-from data_pipeline.prepare.dataset import prepare
-from data_pipeline.sources.phosphor import category_names
+from data_pipeline.prepare.dataset import prepare_dataset
+from data_pipeline.shards import open_shards
+from data_pipeline.sources.phosphor import list_categories
 
 SPLIT_SEED = 5
 """Held-out concepts of even size: with seed 0 a third of the icons would be letters."""
 
 SEARCH = {
-    "train.run_name": "search", "train.evaluate_every_steps": 10, "train.save_every_steps": 10,
-    "data.max_validation_rows": 40,
+    "train.run_name": "search", "train.eval_steps": 10, "train.save_steps": 10,
+    "data.max_validation_examples": 40,
 }  # fmt: skip
 """Of the search: evaluations often enough for ASHA to act, and small enough not to be what it spends its time on."""
 
@@ -31,7 +33,7 @@ SECONDS = {"prepare": 10, "connect": 8, "search": 130, "train": 250, "evaluate":
 """What each phase takes on 2 cores: only to say how long is left."""
 
 
-def demo(config: Config) -> int:
+def run_demo(config: Config) -> int:
     """Run it all into `train.output_dir`, over what an earlier demo left there; 0 when done."""
     started = time.monotonic()
     folder = Path(config.train.output_dir)
@@ -39,31 +41,34 @@ def demo(config: Config) -> int:
         shutil.rmtree(folder / job, ignore_errors=True)
     phases = _Phases()
     with phases("prepare", "real icons → canonical SVG → shards split by concept"):
-        check(config.tracking)
-        prepared = prepare(["phosphor"], PrepareConfig(out=config.data.shards, seed=SPLIT_SEED))
-        config = override(
-            config,
-            {"evaluate.fields.category": [f"the {name} category" for name in category_names()]},
+        check_tracking(config.tracking)
+        prepared = prepare_dataset(
+            ["phosphor"], PrepareConfig(out=config.data.shards, seed=SPLIT_SEED)
         )
+        config = override_config(
+            config,
+            {"evaluate.fields.category": [f"the {name} category" for name in list_categories()]},
+        )
+    shards = open_shards(config.data.shards)
     with phases("connect", "a private Ray on this machine"):
         stack = ExitStack()
         stack.enter_context(connect())
-        train.require(config, max(config.scaling.num_workers, config.search.max_concurrent))
+        require_workers(config, max(config.scaling.num_workers, config.search.max_concurrent))
     with stack:
         with phases("search", f"{config.search.num_trials} trials, bad ones stopped early by ASHA"):
-            searched = run_search(override(config, SEARCH))
-        best = override(config, searched.result.best.overrides)
+            searched = tune_job(override_config(config, SEARCH), shards)
+        best = override_config(config, searched.result.best.overrides)
         with phases(
             "train",
             f"{best.scaling.num_workers} workers, {best.train.max_steps} steps with the best trial's values",
         ):
-            trained = train.train_job(best)
+            trained = train_job(best, shards)
         with phases("evaluate", "base against tuned on icons whose concept was never trained on"):
-            judged = evaluate_job(best, trained.adapter)
+            judged = evaluate_job(best, shards, trained.adapter)
     report = {
         "seconds": round(time.monotonic() - started, 1),
-        "num_train_rows": prepared.train,
-        "num_validation_rows": prepared.validation,
+        "num_train_examples": prepared.num_train,
+        "num_validation_examples": prepared.num_validation,
         **judged,
         "search": {
             "trials": len(searched.result.trials),

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from app.config import Config
 from app.errors import UserError
 from app.gemma.config import QuantizationConfig
-from app.storage import join, mask
-from app.tracking import check as check_tracking
+from app.storage import join_uri, mask_secrets
+from app.tracking import check_tracking as check_tracking
 from data_pipeline.errors import DataError
 
 if TYPE_CHECKING:  # third-party packages are what is checked: each check imports its own
@@ -29,17 +29,17 @@ Check = Callable[[Config], Iterator[Line]]
 _GIB = 2**30
 
 
-def doctor(config: Config) -> int:
+def run_doctor(config: Config) -> int:
     """Print `ok`, `warn` or `FAIL` for each check; 0 when nothing failed, else 1."""
     failed = False
     for name, (check, limit_seconds) in _CHECKS.items():
-        for status, text in bounded(check, config, limit_seconds):
+        for status, text in run_check(check, config, limit_seconds):
             failed |= status == "FAIL"
             print(f"{status:<5}{name:<13}{text}", flush=True)
     return int(failed)
 
 
-def bounded(check: Check, config: Config, limit_seconds: float | None) -> list[Line]:
+def run_check(check: Check, config: Config, limit_seconds: float | None) -> list[Line]:
     """The lines of one check; an error, or no end within the limit, becomes a FAIL line."""
     lines: list[Line] = []
 
@@ -52,7 +52,10 @@ def bounded(check: Check, config: Config, limit_seconds: float | None) -> list[L
             Exception
         ) as error:  # whatever a broken installation or a foreign server comes up with
             lines.append(
-                ("FAIL", f"{type(error).__name__}: {mask(' '.join(str(error).split()))[:300]}")
+                (
+                    "FAIL",
+                    f"{type(error).__name__}: {mask_secrets(' '.join(str(error).split()))[:300]}",
+                )
             )
 
     thread = threading.Thread(
@@ -158,7 +161,7 @@ def _matmul_error(config: QuantizationConfig) -> float:
     torch.manual_seed(0)
     layer: Any = Linear4bit(
         256, 64, bias=False, compute_dtype=torch.bfloat16, quant_type=config.kind,
-        compress_statistics=config.double,
+        compress_statistics=config.double_quant,
     )  # fmt: skip
     x, exact = torch.randn(8, 256), layer.weight.detach().clone()
     product = layer.to(device)(x.to(device, torch.bfloat16)).detach().float().cpu()
@@ -173,16 +176,19 @@ def _storage(config: Config) -> Iterator[Line]:
     folder = config.train.output_dir
     remote = "://" in folder
     existing = folder if remote else str(_existing(Path(folder)))
-    filesystem, path = FileSystem.from_uri(join(existing, f".doctor-{uuid.uuid4().hex}"))
+    filesystem, path = FileSystem.from_uri(join_uri(existing, f".doctor-{uuid.uuid4().hex}"))
     try:
         with filesystem.open_output_stream(path) as stream:
             stream.write(b"written by svgscribe doctor")
         filesystem.delete_file(path)
     except OSError as error:
-        why = mask(str(error).splitlines()[0])
-        yield "FAIL", f"train.output_dir={mask(folder)} is not writable ({why}): choose another"
+        why = mask_secrets(str(error).splitlines()[0])
+        yield (
+            "FAIL",
+            f"train.output_dir={mask_secrets(folder)} is not writable ({why}): choose another",
+        )
         return
-    yield "ok", f"train.output_dir={mask(folder)} is writable"
+    yield "ok", f"train.output_dir={mask_secrets(folder)} is writable"
     if not remote:
         free = shutil.disk_usage(existing).free / _GIB
         needed = (
@@ -208,16 +214,14 @@ def _shards(config: Config) -> Iterator[Line]:
     from data_pipeline.shards import open_shards
 
     shards = open_shards(config.data.shards)
-    rows = (
-        f"{shards.num_rows('train')} training and {shards.num_rows('validation')} validation rows"
-    )
-    yield "ok", f"{rows} in data.shards={mask(config.data.shards)}"
+    rows = f"{shards.num_records('train')} training and {shards.num_records('validation')} validation rows"
+    yield "ok", f"{rows} in data.shards={mask_secrets(config.data.shards)}"
 
 
 def _model(config: Config) -> Iterator[Line]:
-    from app.gemma.base_model import source_of
+    from app.gemma.base_model import resolve_model_source
 
-    name, folder = config.model.name, Path(source_of(config.model.name))
+    name, folder = config.model.name, Path(resolve_model_source(config.model.name))
     if (folder / "config.json").is_file():
         yield "ok", f"{name} is in {folder}"
     elif folder.is_dir() or name.startswith((".", "/", "~")) or name.count("/") != 1:
@@ -234,12 +238,12 @@ def _model(config: Config) -> Iterator[Line]:
 
 def _tracking(config: Config) -> Iterator[Line]:
     check_tracking(config.tracking)
-    yield "ok", f"tracking.uri={mask(str(config.tracking.uri))}"
+    yield "ok", f"tracking.uri={mask_secrets(str(config.tracking.uri))}"
 
 
 def _ray(config: Config) -> Iterator[Line]:
     """Joining a cluster proves address, token and version: Ray refuses other ones."""
-    from app.jobs.cluster import connect, nodes, shortage
+    from app.jobs.cluster import connect, describe_shortage, list_node_resources
 
     scaling = config.scaling
     asked = (
@@ -254,7 +258,7 @@ def _ray(config: Config) -> Iterator[Line]:
 
         yield "ok", "RAY_ADDRESS is not set: each command starts a private Ray on this machine"
         here = {"CPU": float(get_num_cpus()), "GPU": float(torch.cuda.device_count())}
-        problem = shortage([here], *asked)
+        problem = describe_shortage([here], *asked)
     else:
         with connect() as cluster:
             yield (
@@ -262,7 +266,7 @@ def _ray(config: Config) -> Iterator[Line]:
                 f"joined {cluster.address}, Ray {importlib.metadata.version('ray')} there as here",
             )
             yield _token(cluster.dashboard)
-            problem = shortage(nodes(), *asked)
+            problem = describe_shortage(list_node_resources(), *asked)
     if problem and scaling.wait_seconds:
         yield "warn", f"{problem}, or let the autoscaler help within {scaling.wait_seconds} s"
     elif problem:

@@ -11,12 +11,18 @@ from typing import Any
 
 import torch
 
-from app.config import Config, override
+from app.config import Config, override_config
 from app.errors import UserError
-from app.gemma.base_model import source_of
-from app.memory_plan.peak import Peak, longest, peak
+from app.gemma.base_model import resolve_model_source
+from app.jobs.job import build_stream
+from app.memory_plan.peak import (
+    MemoryPeak,
+    StepSettings,
+    find_longest_sequence,
+    simulate_peak,
+)
 from data_pipeline.errors import DataError
-from data_pipeline.stream.token_stream import Stream
+from data_pipeline.shards import open_shards
 
 GIB = 2**30
 OUTSIDE_GIB = 1.0
@@ -29,7 +35,7 @@ LABELS_ONLY = 0.08
 """Share of a row's tokens that are a caption's, as in benchmarks/loss.py."""
 REMEDIES: tuple[tuple[str, Any], ...] = (
     ("memory.gradient_checkpointing", True), ("memory.keep_layers", 0), ("model.attention", "blockwise"),
-    ("train.micro_batch_rows", 1), ("memory.offload", True), ("memory.embedding", "host"),
+    ("train.micro_batch_size", 1), ("memory.offload", True), ("memory.embedding", "host"),
     ("quantization.kind", "nf4"), ("optim.kind", "adamw_8bit"),
 )  # fmt: skip
 """What saves memory: first what changes no gradient but for rounding, last the precision of base and moments."""
@@ -44,7 +50,7 @@ class Card:
     max_tokens_labels_only: int
 
 
-def gib_of(text: str) -> float:
+def parse_gib(text: str) -> float:
     """`24GiB`, `24` → 24.0. Raises UserError for anything else."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GiB|GB|G)?", text.strip(), re.IGNORECASE)
     if not found or not float(found[1]):
@@ -52,21 +58,47 @@ def gib_of(text: str) -> float:
     return float(found[1])
 
 
-def report(
+def get_step_settings(
+    config: Config, *, sequence_tokens: int | None = None, labelled_share: float = 1.0
+) -> StepSettings:
+    """Return the settings of a job that decide its memory; `sequence_tokens` replaces the config's."""
+    return StepSettings(
+        model=config.model,
+        quantization=config.quantization,
+        lora=config.lora,
+        memory=config.memory,
+        optim=config.optim,
+        train=config.train,
+        num_workers=config.scaling.num_workers,
+        sequence_tokens=sequence_tokens or config.data.sequence_tokens,
+        labelled_share=labelled_share,
+    )
+
+
+def _peak_bytes(
+    config: Config, *, sequence_tokens: int | None = None, labelled_share: float
+) -> int:
+    settings = get_step_settings(
+        config, sequence_tokens=sequence_tokens, labelled_share=labelled_share
+    )
+    return simulate_peak(settings).num_bytes
+
+
+def make_plan(
     config: Config, gpus: Sequence[float], *, max_context: bool, speed: float | None
 ) -> dict[str, Any]:
     """The plan as `--json` prints it. gpus: cards (GiB); speed: tokens a second of the whole job, None if unknown."""
-    found = peak(config)
+    found = simulate_peak(get_step_settings(config))
     cap = _cap(config)
     limits = [*([] if cap is None else [cap / FRAGMENTATION]), *map(_usable, gpus)]
     cards = []
     if max_context:
-        cards = cards_of(config, gpus or CARDS_GIB)
+        cards = plan_cards(config, gpus or CARDS_GIB)
     trained = found.by_category["lora"]
-    tokens, steps = amount(config)
+    tokens, steps = estimate_tokens_and_steps(config)
     return {
         "model": config.model.name,
-        "row_tokens": config.data.max_row_tokens,
+        "sequence_tokens": config.data.sequence_tokens,
         "peak_bytes": found.num_bytes,
         "by_category": found.by_category,
         "stage": found.stage,
@@ -80,10 +112,10 @@ def report(
     }
 
 
-def in_words(plan: dict[str, Any]) -> str:
+def format_plan(plan: dict[str, Any]) -> str:
     """The plan for people."""
     lines = [
-        f"{plan['model']}, rows of {plan['row_tokens']:,} tokens, all labelled; GiB of a worker (parallel=ddp):"
+        f"{plan['model']}, rows of {plan['sequence_tokens']:,} tokens, all labelled; GiB of a worker (parallel=ddp):"
     ]
     lines += [
         f"  {name:<12}{num_bytes / GIB:8.2f}" for name, num_bytes in plan["by_category"].items()
@@ -116,7 +148,7 @@ def in_words(plan: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def cards_of(config: Config, gpus: Sequence[float]) -> list[Card]:
+def plan_cards(config: Config, gpus: Sequence[float]) -> list[Card]:
     """The longest rows on each card, found from the largest card on: its rows bound the others'."""
     found = {}
     for labelled in (1.0, LABELS_ONLY):
@@ -124,50 +156,52 @@ def cards_of(config: Config, gpus: Sequence[float]) -> list[Card]:
         for gib in sorted(gpus, reverse=True):
 
             def peak_bytes(tokens: int, labelled: float = labelled) -> int:
-                return peak(config, row_tokens=tokens, labelled=labelled).num_bytes
+                return _peak_bytes(config, sequence_tokens=tokens, labelled_share=labelled)
 
-            found[gib, labelled] = longest(peak_bytes, _usable(gib), known)
+            found[gib, labelled] = find_longest_sequence(peak_bytes, _usable(gib), known)
     return [Card(gib, found[gib, 1.0], found[gib, LABELS_ONLY]) for gib in gpus]
 
 
-def amount(config: Config) -> tuple[int, int] | tuple[None, None]:
+def estimate_tokens_and_steps(config: Config) -> tuple[int, int] | tuple[None, None]:
     """(tokens, optimizer steps) of the job, from its first window of examples; None without shards or tokenizer."""
-    source = source_of(config.model.name)
+    source = resolve_model_source(config.model.name)
     if not Path(source).is_dir():
         return None, None
-    stream = Stream(config.data, source, config.train.epochs)
     try:
-        window = stream.window(0)
+        stream = build_stream(config, open_shards(config.data.shards))
+        block = stream.shuffle_block(0)
     except DataError:
         return None, None
-    windows = (
-        stream.epochs * stream.num_train_rows / min(stream.num_train_rows, config.data.window_rows)
-    )
+    num_examples = stream.num_train_examples
+    block_examples = min(num_examples, config.data.shuffle_block_examples)
+    num_blocks = stream.num_epochs * num_examples / block_examples
     rows_a_step = (
-        config.train.micro_batch_rows * config.train.accumulation * config.scaling.num_workers
+        config.train.micro_batch_size
+        * config.train.gradient_accumulation_steps
+        * config.scaling.num_workers
     )
-    rows = windows * len(window["num_tokens"])
+    rows = num_blocks * len(block["num_tokens"])
     steps = math.ceil(rows / rows_a_step)
     if config.train.max_steps is not None:
         steps = min(steps, config.train.max_steps)
-    return round(min(rows, steps * rows_a_step) * float(window["num_tokens"].mean())), steps
+    return round(min(rows, steps * rows_a_step) * float(block["num_tokens"].mean())), steps
 
 
-def require_fit(config: Config, limit_bytes: float | None) -> Peak | None:
+def require_fit(config: Config, limit_bytes: float | None) -> MemoryPeak | None:
     """Raises UserError, which names the settings that would do, for a job on GPUs that cannot fit in limit_bytes even
     if only captions are labelled. Returns the peak; None where nothing can be said: on CPUs, without a known limit, and
     for workers that share weights (zero2, fsdp)."""
     shared = config.parallel.strategy != "ddp" and config.scaling.num_workers > 1
     if not config.scaling.use_gpu or limit_bytes is None or shared:
         return None
-    found = peak(config, labelled=LABELS_ONLY)
+    found = simulate_peak(get_step_settings(config, labelled_share=LABELS_ONLY))
     if found.num_bytes <= limit_bytes:
         return found
     short = f"training takes {found.num_bytes / GIB:.3g} GiB a GPU, of which {limit_bytes / GIB:.3g} are there"
     raise UserError(f"{short} ({found.stage}): {_fix(config, limit_bytes / FRAGMENTATION)}")
 
 
-def limit_here(config: Config) -> float | None:
+def get_memory_limit(config: Config) -> float | None:
     """What the job may take of a GPU (bytes): memory.max_gib_per_gpu, and this machine's cards where it has some."""
     usable = [
         torch.cuda.get_device_properties(i).total_memory - OUTSIDE_GIB * GIB
@@ -189,17 +223,20 @@ def _fix(config: Config, limit_bytes: float) -> str:
             open_to.append((path, value))
     singles = [[remedy] for remedy in open_to]
     for chosen in [*singles, *(open_to[:n] for n in range(2, len(open_to) + 1))]:
-        if peak(override(config, dict(chosen)), labelled=LABELS_ONLY).num_bytes <= limit_bytes:
+        if (
+            _peak_bytes(override_config(config, dict(chosen)), labelled_share=LABELS_ONLY)
+            <= limit_bytes
+        ):
             return f"set {_settings(chosen)}"
-    all_of_them = override(config, dict(open_to))
-    tokens = longest(
-        lambda row: peak(all_of_them, row_tokens=row, labelled=LABELS_ONLY).num_bytes,
+    all_of_them = override_config(config, dict(open_to))
+    tokens = find_longest_sequence(
+        lambda tokens: _peak_bytes(all_of_them, sequence_tokens=tokens, labelled_share=LABELS_ONLY),
         limit_bytes,
         {},
     )
     if not tokens:
         return "no row fits: take a smaller model or a larger card"
-    return f"set {_settings([*open_to, ('data.max_row_tokens', tokens)])}"
+    return f"set {_settings([*open_to, ('data.sequence_tokens', tokens)])}"
 
 
 def _settings(pairs: Sequence[tuple[str, Any]]) -> str:

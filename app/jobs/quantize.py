@@ -10,9 +10,14 @@ import torch
 from safetensors import SafetensorError
 
 from app.errors import UserError
-from app.gemma.base_model import config_of, local_file, pin, require_full
+from app.gemma.base_model import (
+    find_local_file,
+    load_model_config,
+    pin_base_model,
+    require_unquantised,
+)
 from app.gemma.config import ModelConfig, QuantizationConfig
-from app.gemma.load import load_base
+from app.gemma.load import load_base_model
 
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
              "added_tokens.json", "chat_template.jinja")  # fmt: skip
@@ -29,17 +34,17 @@ def quantize(model: ModelConfig, quantization: QuantizationConfig, out: Path) ->
         raise UserError("--kind none leaves nothing to quantise: give nf4 or fp4")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} is there already: give a new folder, or remove it")
-    config = config_of(model)
-    require_full(model, config)
+    config = load_model_config(model)
+    require_unquantised(model, config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.bfloat16
-    base = load_base(model, quantization, device=device, dtype=dtype)
+    base = load_base_model(model, quantization, device=device, dtype=dtype)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
             written = Path(folder, out.name)
             base.save_pretrained(written)
-            for file in filter(None, (local_file(model, name) for name in TOKENIZER)):
+            for file in filter(None, (find_local_file(model, name) for name in TOKENIZER)):
                 shutil.copyfile(file, written / file.name)
             for file in written.iterdir():
                 file.chmod(0o644)  # workers may run as other users
@@ -49,4 +54,4 @@ def quantize(model: ModelConfig, quantization: QuantizationConfig, out: Path) ->
         raise UserError(
             f"--out {out} cannot be written ({error}): make room, or give another folder"
         ) from error
-    return {**pin(ModelConfig(name=str(out)), quantization), "bytes": num_bytes}
+    return {**pin_base_model(ModelConfig(name=str(out)), quantization), "bytes": num_bytes}

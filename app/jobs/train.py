@@ -1,7 +1,6 @@
 """One training job: checks what can be checked, builds the TorchTrainer, waits, and names the best checkpoint."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -11,15 +10,14 @@ import ray.train
 import ray.train.torch
 from ray.train.v2.api.result import Result
 
-from app.config import Config, flat, to_yaml
+from app.config import Config, config_to_yaml, flatten_config
 from app.errors import UserError
-from app.gemma.base_model import source_of
-from app.jobs.cluster import require_resources
-from app.jobs.worker import Job, work
-from app.storage import join, read_json, write_json
-from app.tracking import Tracker, final_status, open_run
-from data_pipeline.shards import open_shards
-from data_pipeline.stream.ray_dataset import data_config, dataset
+from app.jobs.job import build_stream, get_job_dir, track_run
+from app.jobs.worker import WorkerJob, run_worker
+from app.storage import join_uri, read_json, write_json
+from app.tracking import Tracker, open_run
+from data_pipeline.shards import Shards
+from data_pipeline.stream.ray_dataset import build_data_config, build_dataset
 from data_pipeline.stream.token_stream import Position, Stream
 
 Checkpoints = list[tuple[ray.train.Checkpoint, dict[str, Any]]]
@@ -29,7 +27,7 @@ SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainResult:
     """What a finished job leaves."""
 
     metrics: Mapping[str, Any]
@@ -39,55 +37,19 @@ class Trained:
     run_id: str | None
 
 
-def job_dir(config: Config) -> str:
-    """Folder or URI of the job's files."""
-    return join(config.train.output_dir, config.train.run_name)
-
-
-def open_stream(config: Config) -> Stream:
-    """The token stream of a config's shards. Raises DataError for missing or unfit shards."""
-    open_shards(config.data.shards)
-    return Stream(config.data, source_of(config.model.name), config.train.epochs)
-
-
-def require(config: Config, num_workers: int) -> None:
-    """Raises UserError within seconds if the connected Ray can't hold the workers and a data task."""
-    scaling = config.scaling
-    require_resources(
-        num_workers,
-        scaling.cpus_per_worker,
-        scaling.use_gpu,
-        config.data.cpus_per_task,
-        scaling.wait_seconds,
-    )
-
-
-def train_job(config: Config) -> Trained:
+def train_job(config: Config, shards: Shards) -> TrainResult:
     """Run or continue the job `train.run_name` in one MLflow run. Needs a connected Ray (app.jobs.cluster.connect)."""
-    stream = open_stream(config)
-    folder = job_dir(config)
-    with tracked(config, folder) as tracker:
-        _describe(tracker, config)
-        metrics, checkpoints = _fit(_trainer(config, stream, folder, tracker.run_id))
+    folder = get_job_dir(config)
+    with track_run(config, folder) as tracker:
+        _describe(tracker, config, shards)
+        metrics, checkpoints = _fit(
+            _trainer(config, build_stream(config, shards), folder, tracker.run_id)
+        )
         return _finish(metrics, checkpoints, folder, tracker)
 
 
-@contextmanager
-def tracked(config: Config, folder: str, tags: Mapping[str, str] = {}) -> Iterator[Tracker]:
-    """The job's one MLflow run, opened or continued, and closed with its true status."""
-    tracker = open_run(config.tracking, run_name=config.train.run_name, job_dir=folder, tags=tags)
-    error: BaseException | None = None
-    try:
-        yield tracker
-    except BaseException as caught:
-        error = caught
-        raise
-    finally:
-        tracker.finish(final_status(error))
-
-
-def run_trial(
-    config: Config, *, parent_run_id: str | None, tags: Mapping[str, str]
+def train_trial(
+    config: Config, shards: Shards, *, parent_run_id: str | None, tags: Mapping[str, str]
 ) -> dict[str, Any]:
     """One trial of a search, inside its Tune session: every evaluation goes to Tune as it comes.
 
@@ -96,8 +58,7 @@ def run_trial(
     """
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    stream = open_stream(config)
-    folder = job_dir(config)
+    folder = get_job_dir(config)
     tracker = open_run(
         config.tracking,
         run_name=config.train.run_name,
@@ -105,9 +66,15 @@ def run_trial(
         parent_run_id=parent_run_id,
         tags=tags,
     )
-    _describe(tracker, config)
+    _describe(tracker, config, shards)
     metrics, _ = _fit(
-        _trainer(config, stream, folder, tracker.run_id, callbacks=[TuneReportCallback()])
+        _trainer(
+            config,
+            build_stream(config, shards),
+            folder,
+            tracker.run_id,
+            callbacks=[TuneReportCallback()],
+        )
     )
     tracker.finish("FINISHED")
     return metrics
@@ -132,15 +99,14 @@ def _fit(trainer: ray.train.torch.TorchTrainer) -> tuple[dict[str, Any], Checkpo
     return returned, result.best_checkpoints or []
 
 
-def _describe(tracker: Tracker, config: Config) -> None:
-    tracker.log_params(flat(config))
-    tracker.log_text(to_yaml(config), "config.yaml")
-    shards = open_shards(config.data.shards)
+def _describe(tracker: Tracker, config: Config, shards: Shards) -> None:
+    tracker.log_params(flatten_config(config))
+    tracker.log_text(config_to_yaml(config), "config.yaml")
     for split, context in (("train", "training"), ("validation", "validation")):
         tracker.log_dataset(
             split,
             digest=shards.digest,
-            num_rows=shards.num_rows(split),
+            num_rows=shards.num_records(split),
             context=context,
             source=config.data.shards,
         )
@@ -148,7 +114,7 @@ def _describe(tracker: Tracker, config: Config) -> None:
         f"prepare/quarantined/{reason}": number for reason, number in shards.quarantined.items()
     }
     counted = {
-        "prepare/duplicates": shards.duplicates,
+        "prepare/duplicates": shards.num_duplicates,
         "prepare/quarantined": sum(refused.values()),
         **refused,
     }
@@ -157,11 +123,11 @@ def _describe(tracker: Tracker, config: Config) -> None:
 
 def _finish(
     metrics: dict[str, Any], checkpoints: Checkpoints, folder: str, tracker: Tracker
-) -> Trained:
+) -> TrainResult:
     adapter = None
     if checkpoints:
         best, best_metrics = min(checkpoints, key=lambda pair: float(pair[1]["eval_loss"]))
-        adapter = join(folder, Path(best.path).name)
+        adapter = join_uri(folder, Path(best.path).name)
         with best.as_directory() as local:
             tracker.log_checkpoint(
                 best_metrics["step"], Path(local), name="best",
@@ -169,9 +135,9 @@ def _finish(
             )  # fmt: skip
         metrics["best_step"] = best_metrics["step"]
     write_json(
-        join(folder, "result.json"), {**metrics, "adapter": adapter, "run_id": tracker.run_id}
+        join_uri(folder, "result.json"), {**metrics, "adapter": adapter, "run_id": tracker.run_id}
     )
-    return Trained(metrics, adapter, tracker.run_id)
+    return TrainResult(metrics, adapter, tracker.run_id)
 
 
 def _trainer(
@@ -185,11 +151,13 @@ def _trainer(
     parent, _, name = folder.rpartition("/")
     gpu = {"GPU": 1.0} if scaling.use_gpu else {}
     return ray.train.torch.TorchTrainer(
-        cast(Any, work),  # the result that it returns is newer than the type of this argument
-        train_loop_config={"job": Job(config, stream, folder, run_id)},
+        cast(Any, run_worker),  # the result that it returns is newer than the type of this argument
+        train_loop_config={"job": WorkerJob(config, stream, folder, run_id)},
         torch_config=ray.train.torch.TorchConfig(timeout_s=config.parallel.timeout_seconds),
-        datasets={"train": Resuming(stream, join(folder, SNAPSHOT), scaling.num_workers)},
-        dataset_config=data_config(),
+        datasets={
+            "train": ResumingDataset(stream, join_uri(folder, SNAPSHOT), scaling.num_workers)
+        },
+        dataset_config=build_data_config(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=scaling.num_workers,
             use_gpu=scaling.use_gpu,
@@ -200,7 +168,7 @@ def _trainer(
             storage_path=parent,
             failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(
-                num_to_keep=config.train.keep_checkpoints,
+                num_to_keep=config.train.save_total_limit,
                 checkpoint_score_attribute="eval_loss",
                 checkpoint_score_order="min",
             ),
@@ -210,7 +178,7 @@ def _trainer(
 
 
 @dataclass(frozen=True)
-class Resuming:
+class ResumingDataset:
     """Called by Ray Train at each start of the worker group: the stream from its newest checkpoint on."""
 
     stream: Stream
@@ -220,4 +188,4 @@ class Resuming:
     def __call__(self) -> ray.data.Dataset:
         newest = (read_json(self.snapshot) or {}).get("latest_checkpoint_result")
         start = Position() if newest is None else Position(**newest["metrics"]["position"])
-        return dataset(self.stream, start=start, num_workers=self.num_workers)
+        return build_dataset(self.stream, start=start, num_workers=self.num_workers)

@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
-from app.config import Config, flat, override, to_yaml
-from app.jobs import train
-from app.storage import join, write_text
+from app.config import Config, config_to_yaml, flatten_config, override_config
+from app.jobs.job import get_job_dir, track_run
+from app.jobs.train import train_trial
+from app.storage import join_uri, write_text
 from app.tracking import Status, Tracker, open_run
-from tune.search import SearchResult, TrialOutcome, search
+from data_pipeline.shards import Shards, open_shards
+from tune.search import SearchResult, TrialOutcome, run_search
 
 STATUS: dict[str, Status] = {
     "completed": "FINISHED",
@@ -18,7 +20,7 @@ STATUS: dict[str, Status] = {
 
 
 @dataclass(frozen=True)
-class Searched:
+class TuneResult:
     """What a search leaves."""
 
     result: SearchResult
@@ -29,54 +31,60 @@ class Searched:
     trial_run_ids: tuple[str, ...]
 
 
-def run_search(config: Config) -> Searched:
+def tune_job(config: Config, shards: Shards) -> TuneResult:
     """Search over `search.space`, each trial a child of one MLflow run. Needs a connected Ray."""
-    folder = train.job_dir(config)
-    train.open_stream(config)  # an unfit corpus is said once, here, not by every trial
-    with train.tracked(config, folder, {"kind": "search"}) as parent:
-        parent.log_params(flat(config))
+    folder = get_job_dir(config)
+    with track_run(config, folder, {"kind": "search"}) as parent:
+        parent.log_params(flatten_config(config))
         run_ids: list[str] = []
-        result = _search(config, folder, parent, run_ids)
-        best = override(
+        result = _search(config, shards, folder, parent, run_ids)
+        best = override_config(
             config, {**result.best.overrides, "train.run_name": f"{config.train.run_name}-best"}
         )
-        best_file = join(folder, "best.yaml")
-        write_text(best_file, to_yaml(best))
-        parent.log_text(to_yaml(best), "best.yaml")
+        best_file = join_uri(folder, "best.yaml")
+        write_text(best_file, config_to_yaml(best))
+        parent.log_text(config_to_yaml(best), "best.yaml")
         parent.log_metrics(
             result.best.step, {"search/best_eval_loss": float(result.best.eval_loss or 0.0)}
         )
         parent.set_tags({"best_trial": result.best.trial_id})
-        return Searched(result, best_file, parent.run_id, tuple(run_ids))
+        return TuneResult(result, best_file, parent.run_id, tuple(run_ids))
 
 
-def _search(config: Config, folder: str, parent: Tracker, run_ids: list[str]) -> SearchResult:
+def _search(
+    config: Config, shards: Shards, folder: str, parent: Tracker, run_ids: list[str]
+) -> SearchResult:
     trial_steps = config.search.trial_steps or config.train.max_steps
     assert trial_steps is not None  # Config's validator
     parent_run_id = parent.run_id
 
     workers = config.search.workers_per_trial
-    accumulation = max(1, config.train.accumulation * config.scaling.num_workers // workers)
+    accumulation = max(
+        1, config.train.gradient_accumulation_steps * config.scaling.num_workers // workers
+    )
 
     def trial_config(overrides: dict[str, Any], trial_id: str) -> Config:
         own = {
             "scaling.num_workers": workers,
-            "train.accumulation": accumulation,
+            "train.gradient_accumulation_steps": accumulation,
             "train.run_name": f"trial-{trial_id}",
-            "train.output_dir": join(folder, "trials"),
+            "train.output_dir": join_uri(folder, "trials"),
             "train.max_steps": trial_steps,
-            "train.save_every_steps": None,
+            "train.save_steps": None,
         }
-        return override(config, {**overrides, **own})
+        return override_config(config, {**overrides, **own})
+
+    def shards_of(trial: Config) -> Shards:
+        same = trial.data.shards == shards.folder
+        return shards if same else open_shards(trial.data.shards)
 
     def run_trial(overrides: dict[str, Any], trial_id: str) -> dict[str, Any]:
         tags = {
             "kind": "trial",
             **{f"searched.{path}": str(value) for path, value in overrides.items()},
         }
-        return train.run_trial(
-            trial_config(overrides, trial_id), parent_run_id=parent_run_id, tags=tags
-        )
+        trial = trial_config(overrides, trial_id)
+        return train_trial(trial, shards_of(trial), parent_run_id=parent_run_id, tags=tags)
 
     def on_trial_end(outcome: TrialOutcome) -> None:
         """Only here is it known how a trial ended; one that Tune stopped can't say it itself."""
@@ -84,7 +92,7 @@ def _search(config: Config, folder: str, parent: Tracker, run_ids: list[str]) ->
         tracker = open_run(
             trial.tracking,
             run_name=trial.train.run_name,
-            job_dir=train.job_dir(trial),
+            job_dir=get_job_dir(trial),
             parent_run_id=parent_run_id,
         )
         tracker.set_tags(
@@ -94,7 +102,7 @@ def _search(config: Config, folder: str, parent: Tracker, run_ids: list[str]) ->
         if tracker.run_id is not None:
             run_ids.append(tracker.run_id)
 
-    return search(
+    return run_search(
         config.search,
         run_trial,
         name="tune",

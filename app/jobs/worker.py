@@ -18,24 +18,31 @@ from torch import nn
 
 from app.config import Config
 from app.errors import UserError
-from app.gemma.activation_checkpoint import save_memory
-from app.gemma.base_model import Base, pin
-from app.gemma.load import DTYPES, CaptionLoss, add_lora, load_base, num_parameters
-from app.storage import join
-from app.tracking import Tracker, attach
+from app.gemma.activation_checkpoint import apply_memory_config
+from app.gemma.base_model import BaseModelPin, pin_base_model
+from app.gemma.load import DTYPES, CaptionLoss, add_lora, count_parameters, load_base_model
+from app.storage import join_uri
+from app.tracking import Tracker, attach_run
 from app.training import checkpoint, loop
-from app.training.loop import State
+from app.training.loop import TrainState
 from app.training.nonfinite import TrainingDiverged
-from app.training.optim import adamw
-from app.training.parallel import World, all_reduce, gather, loading_device, wrap
-from app.training.step import mean_loss
+from app.training.optim import build_optimizer
+from app.training.parallel import (
+    TrainContext,
+    all_reduce_sum,
+    choose_loading_device,
+    gather_objects,
+    wrap_model,
+)
+from app.training.step import compute_mean_loss
 from data_pipeline.stream.ledger import Ledger
-from data_pipeline.stream.ray_dataset import batches as batches_of
-from data_pipeline.stream.token_stream import Batch, Position, Stream, progress, validation_batches
+from data_pipeline.stream.ray_dataset import iterate_batches as batches_of
+from data_pipeline.stream.token_stream import Batch, Position, Stream, compute_progress
+from data_pipeline.stream.worker_batches import validation_batches
 
 
 @dataclass(frozen=True)
-class Job:
+class WorkerJob:
     """What the driver sends to every worker."""
 
     config: Config
@@ -46,7 +53,7 @@ class Job:
     """MLflow run that rank 0 logs to."""
 
 
-class Progress:
+class ProgressPrinter:
     """Says every few seconds how far training is and how long is left."""
 
     EVERY_SECONDS = 5.0
@@ -75,10 +82,10 @@ class Progress:
         )
 
 
-class RayWorld:
+class RayTrainContext:
     """The loop's `World` inside Ray Train."""
 
-    def __init__(self, job: Job, model: PeftModel, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, job: WorkerJob, model: PeftModel, optimizer: torch.optim.Optimizer) -> None:
         """The base is hashed once a node, and must be the same on all."""
         context = ray.train.get_context()
         self.rank, self.size = context.get_world_rank(), context.get_world_size()
@@ -86,13 +93,15 @@ class RayWorld:
         self._job, self._model, self._optimizer = job, model, optimizer
         first = context.get_local_rank() == 0
         self.base = _agreed(
-            gather(pin(job.config.model, job.config.quantization) if first else None, self)
+            gather_objects(
+                pin_base_model(job.config.model, job.config.quantization) if first else None, self
+            )
         )
-        self._progress = Progress()
+        self._progress = ProgressPrinter()
         self.ledger: Ledger | None = None
         if job.config.data.ledger:
-            self.ledger = Ledger(join(job.job_dir, "ledger"), job.stream, rank=self.rank)
-        self.tracker: Tracker = attach(
+            self.ledger = Ledger(join_uri(job.job_dir, "ledger"), job.stream, rank=self.rank)
+        self.tracker: Tracker = attach_run(
             job.config.tracking, job.run_id if self.rank == 0 else None, job_dir=job.job_dir
         )
 
@@ -100,7 +109,7 @@ class RayWorld:
         self.tracker.log_metrics(step, metrics)
         self._progress.say(step, metrics)
 
-    def report(self, state: State, eval_loss: float, *, save: bool) -> None:
+    def report(self, state: TrainState, eval_loss: float, *, save: bool) -> None:
         """All ranks lend their shards and rank 0 writes; all report, which is how Ray Train keeps them in step."""
         if self.ledger is not None:
             self.ledger.write(state.step)
@@ -111,13 +120,15 @@ class RayWorld:
             return
         with tempfile.TemporaryDirectory() as folder:
             saved = {
-                "state": loop.as_json(state),
+                "state": loop.state_to_json(state),
                 "eval_loss": eval_loss,
                 "seed": self._job.config.train.seed,
                 "base": self.base,
             }
             writer = self.rank == 0
-            checkpoint.save(Path(folder) if writer else None, self._model, self._optimizer, saved)
+            checkpoint.save_checkpoint(
+                Path(folder) if writer else None, self._model, self._optimizer, saved
+            )
             if writer:
                 self.tracker.log_checkpoint(
                     state.step,
@@ -131,7 +142,7 @@ class RayWorld:
             )
 
 
-def work(arguments: dict[str, Any]) -> dict[str, Any]:
+def run_worker(arguments: dict[str, Any]) -> dict[str, Any]:
     """Ray Train's `train_loop_per_worker`. Returns the final figures (rank 0's travel back to the driver).
 
     What would fail again on every restart, and does so on all workers at once, is returned as `error`: Ray Train
@@ -143,80 +154,82 @@ def work(arguments: dict[str, Any]) -> dict[str, Any]:
         return {"error": str(error)}
 
 
-def _work(job: Job) -> dict[str, Any]:
+def _work(job: WorkerJob) -> dict[str, Any]:
     config = job.config
     device = ray.train.torch.get_device()
-    prepare_device(config, device)
+    configure_device(config, device)
     objective = _objective(config, device)
     model = objective.model
-    trained, total = num_parameters(model)
+    trained, total = count_parameters(model)
     size = ray.train.get_context().get_world_size()
-    wrapped = wrap(objective, config.parallel.strategy, size=size, device=device)
-    optimizer = adamw(wrapped, config.optim)
-    world = RayWorld(job, model, optimizer)
-    state, restored = State(), ray.train.get_checkpoint()
+    wrapped = wrap_model(objective, config.parallel.strategy, size=size, device=device)
+    optimizer = build_optimizer(wrapped, config.optim)
+    context = RayTrainContext(job, model, optimizer)
+    state, restored = TrainState(), ray.train.get_checkpoint()
     if restored is not None:
         with restored.as_directory() as folder:
-            checkpoint.require_base(Path(folder), world.base)
-            state = loop.from_json(checkpoint.restore(Path(folder), model, optimizer)["state"])
-    if world.rank == 0:
-        world.tracker.set_tags(
+            checkpoint.require_same_base_model(Path(folder), context.base)
+            state = loop.state_from_json(
+                checkpoint.restore_checkpoint(Path(folder), model, optimizer)["state"]
+            )
+    if context.rank == 0:
+        context.tracker.set_tags(
             {
                 "trained_parameters": str(trained),
                 "parameters": str(total),
-                "base.sha256": world.base["sha256"],
+                "base.sha256": context.base["sha256"],
             }
         )
     validation = validation_batches(
         job.stream,
-        micro_batch_rows=config.evaluate.batch_rows,
-        rank=world.rank,
-        num_workers=world.size,
+        micro_batch_size=config.evaluate.micro_batch_size,
+        rank=context.rank,
+        num_workers=context.size,
     )
-    unseen = torch.tensor(sum(int(batch["left_out"].sum()) for batch in validation))
-    num_validation_left_out = int(all_reduce(unseen, world))
-    num_windows = job.stream.num_windows
-    if world.ledger is not None and world.rank == 0:
-        world.ledger.forget_after(state.step)
+    unseen = torch.tensor(sum(int(batch["num_dropped"].sum()) for batch in validation))
+    num_validation_dropped = int(all_reduce_sum(unseen, context))
+    num_shuffle_blocks = job.stream.num_shuffle_blocks
+    if context.ledger is not None and context.rank == 0:
+        context.ledger.forget_after(state.step)
 
     def after_step(step: int, micro_batches: Sequence[Batch]) -> None:
-        _empty_cache(step, config.memory.empty_cache_every_steps, device)
-        if world.ledger is not None:
-            world.ledger.add(step, micro_batches)
+        _empty_cache(step, config.memory.empty_cache_steps, device)
+        if context.ledger is not None:
+            context.ledger.add(step, micro_batches)
 
-    state = loop.train(
+    state = loop.train_model(
         wrapped,
         optimizer,
-        _from_position(_batches(config, world), state.position),
+        _from_position(_batches(config, context), state.position),
         validation,
         config=config.train,
         optim=config.optim,
         state=state,
-        world=world,
-        progress_of=lambda position: progress(position, num_windows),
+        context=context,
+        progress_of=lambda position: compute_progress(position, num_shuffle_blocks),
         after_step=after_step,
     )
-    final_loss = _restore_best(model, wrapped, validation, world, config)
-    world.tracker.flush()
+    final_loss = _restore_best(model, wrapped, validation, context, config)
+    context.tracker.flush()
     return {"step": state.step, "eval_loss": final_loss, "num_examples": state.num_examples,
-            "num_left_out": state.num_left_out, "num_truncated": state.num_truncated, "num_tokens": state.num_tokens,
+            "num_dropped": state.num_dropped, "num_truncated": state.num_truncated, "num_tokens": state.num_tokens,
             "num_skipped_steps": state.num_skipped_steps, "num_skipped_examples": state.num_skipped_examples,
-            "num_validation_left_out": num_validation_left_out, "progress": state.progress}  # fmt: skip
+            "num_validation_dropped": num_validation_dropped, "progress": state.progress}  # fmt: skip
 
 
 def _objective(config: Config, device: torch.device) -> CaptionLoss:
     size = ray.train.get_context().get_world_size()
-    start = loading_device(config.parallel.strategy, size=size, device=device)
+    start = choose_loading_device(config.parallel.strategy, size=size, device=device)
     dtype = DTYPES[config.train.precision]
-    base = load_base(config.model, config.quantization, device=start, dtype=dtype)
+    base = load_base_model(config.model, config.quantization, device=start, dtype=dtype)
     model = add_lora(base, config.lora, seed=config.train.seed)
-    save_memory(base, config.memory)
+    apply_memory_config(base, config.memory)
     if config.train.compile:
         base.model.compile()
     return CaptionLoss(model, dtype).train()
 
 
-def _agreed(bases: list[Base | None]) -> Base:
+def _agreed(bases: list[BaseModelPin | None]) -> BaseModelPin:
     """The base of all nodes. Raises UserError if two have different ones under one name."""
     first, *others = (base for base in bases if base is not None)
     for other in others:
@@ -228,7 +241,7 @@ def _agreed(bases: list[Base | None]) -> Base:
     return first
 
 
-def prepare_device(config: Config, device: torch.device) -> None:
+def configure_device(config: Config, device: torch.device) -> None:
     """Threads, TF32 and the memory cap of this process."""
     torch.set_num_threads(config.scaling.threads_per_worker)
     torch.backends.cuda.matmul.allow_tf32 = config.train.tf32
@@ -240,12 +253,12 @@ def prepare_device(config: Config, device: torch.device) -> None:
         )
 
 
-def _batches(config: Config, world: World) -> Iterator[tuple[Batch, Position]]:
+def _batches(config: Config, context: TrainContext) -> Iterator[tuple[Batch, Position]]:
     batches = batches_of(
-        ray.train.get_dataset_shard("train"), micro_batch_rows=config.train.micro_batch_rows,
-        rank=world.rank, num_workers=world.size, prefetch=config.data.prefetch_batches,
+        ray.train.get_dataset_shard("train"), micro_batch_size=config.train.micro_batch_size,
+        rank=context.rank, num_workers=context.size, prefetch=config.data.prefetch_batches,
     )  # fmt: skip
-    if world.device.type != "cuda" or not config.memory.pin_memory:
+    if context.device.type != "cuda" or not config.memory.pin_memory:
         return batches
     return (
         ({name: _pinned(column) for name, column in batch.items()}, after)
@@ -263,8 +276,8 @@ def _from_position(
 ) -> Iterator[tuple[Batch, Position]]:
     """The driver started the stream at the newest checkpoint; it must be the one that was restored."""
     for i, (batch, after) in enumerate(batches):
-        first = (int(batch["window"][0]), int(batch["index"][0]))
-        assert i or first >= (start.window, start.index), (first, start)
+        first = (int(batch["shuffle_block"][0]), int(batch["index"][0]))
+        assert i or first >= (start.shuffle_block, start.index), (first, start)
         yield batch, after
 
 
@@ -275,12 +288,16 @@ def _empty_cache(step: int, every: int, device: torch.device) -> None:
 
 
 def _restore_best(
-    model: PeftModel, objective: nn.Module, validation: list[Batch], world: RayWorld, config: Config
+    model: PeftModel,
+    objective: nn.Module,
+    validation: list[Batch],
+    context: RayTrainContext,
+    config: Config,
 ) -> float:
     """Put the weights with the lowest evaluation loss back; returns that loss, measured again."""
-    saved = ray.train.get_all_reported_checkpoints() if config.train.save_every_steps else []
+    saved = ray.train.get_all_reported_checkpoints() if config.train.save_steps else []
     if saved:
         best = min(saved, key=lambda reported: float(reported.metrics.get("eval_loss", math.inf)))
         with best.checkpoint.as_directory() as folder:
             checkpoint.restore_weights(Path(folder), model)
-    return mean_loss(objective, validation, world)
+    return compute_mean_loss(objective, validation, context)

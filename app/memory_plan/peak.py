@@ -13,22 +13,23 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from transformers import Gemma2Config
 
-from app.config import Config
-from app.gemma.activation_checkpoint import save_memory
-from app.gemma.load import DTYPES, CaptionLoss, add_lora, gemma
-from app.gemma.published import config_of
+from app.gemma.activation_checkpoint import apply_memory_config
+from app.gemma.config import LoraConfig, MemoryConfig, ModelConfig, QuantizationConfig
+from app.gemma.load import DTYPES, CaptionLoss, add_lora, unwrap_gemma
+from app.gemma.published import find_model_config
 from app.memory_plan.simulate import (
     CATEGORIES,
-    FUSED,
+    FUSED_ATTENTION,
     Bytes,
-    Timeline,
-    materialise,
-    meta_base,
-    stored_in,
-    watch,
+    MemoryTimeline,
+    allocate_fake_storage,
+    build_meta_model,
+    list_frozen_tensors,
+    mark_stages,
 )
-from app.training.optim import adamw
-from app.training.parallel import Alone
+from app.training.config import OptimConfig, TrainConfig
+from app.training.optim import build_optimizer
+from app.training.parallel import LocalContext
 from app.training.step import train_step
 from data_pipeline.stream.token_stream import Batch
 
@@ -41,7 +42,32 @@ HOST = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Peak:
+class StepSettings:
+    """The settings of a job that decide the memory of one optimizer step on one worker."""
+
+    model: ModelConfig
+    quantization: QuantizationConfig
+    lora: LoraConfig
+    memory: MemoryConfig
+    optim: OptimConfig
+    train: TrainConfig
+    num_workers: int
+    sequence_tokens: int
+    """Length of each packed sequence (tokens). One document fills it."""
+    labelled_share: float = 1.0
+    """Share of the tokens that have a label."""
+    on_gpu: bool = True
+    """Blockwise attention takes the memory of a GPU's fused kernel; otherwise that of the CPU code."""
+
+    @property
+    def num_labels(self) -> int:
+        """Number of labelled tokens in one micro-batch."""
+        per_sequence = max(1, round(self.sequence_tokens * self.labelled_share))
+        return per_sequence * self.train.micro_batch_size
+
+
+@dataclass(frozen=True)
+class MemoryPeak:
     """The moment of a step at which most is live."""
 
     by_category: dict[str, int]
@@ -54,35 +80,28 @@ class Peak:
         return sum(self.by_category.values())
 
 
-def peak(
-    config: Config, *, row_tokens: int | None = None, labelled: float = 1.0, on_gpu: bool = True
-) -> Peak:
-    """The peak of a step in the middle of the job, on one of its workers.
+def simulate_peak(settings: StepSettings) -> MemoryPeak:
+    """Return the peak of a step in the middle of the job, on one of its workers.
 
-    row_tokens: instead of data.max_row_tokens. labelled: share of the tokens that have a label. on_gpu: blockwise
-    attention takes what a GPU's fused kernel takes; otherwise what it takes on a CPU. One document fills each row.
     Raises UserError for a model without a known config.
     """
-    model = config_of(config.model)
-    tokens = row_tokens or config.data.max_row_tokens
-    num_labels = max(1, round(tokens * labelled)) * config.train.micro_batch_rows
-    layers: int = model.num_hidden_layers
-    alternating = _with_layers(model, layers).layer_types == model.layer_types
-    unlike = layers % 2 or not alternating or config.memory.keep_layers > FEW_LAYERS // 2
-    if layers <= MORE_LAYERS or unlike:
-        stages = _step(config, model, tokens, num_labels, on_gpu)
+    model = find_model_config(settings.model)
+    num_layers: int = model.num_hidden_layers
+    alternating = _with_layers(model, num_layers).layer_types == model.layer_types
+    unlike = num_layers % 2 or not alternating or settings.memory.keep_layers > FEW_LAYERS // 2
+
+    if num_layers <= MORE_LAYERS or unlike:
+        stages = _simulate_step(settings, model)
     else:
-        few, more = (
-            _step(config, _with_layers(model, number), tokens, num_labels, on_gpu)
-            for number in (FEW_LAYERS, MORE_LAYERS)
-        )
-        stages = _of_layers(layers, few, more)
-    return max(
-        (_highest(name, live) for name, live in stages.items()), key=lambda found: found.num_bytes
-    )
+        few = _simulate_step(settings, _with_layers(model, FEW_LAYERS))
+        more = _simulate_step(settings, _with_layers(model, MORE_LAYERS))
+        stages = _extrapolate_layers(num_layers, few, more)
+
+    peaks = (_find_highest(stage, live) for stage, live in stages.items())
+    return max(peaks, key=lambda peak: peak.num_bytes)
 
 
-def longest(
+def find_longest_sequence(
     peak_bytes: Callable[[int], int],
     limit_bytes: float,
     known: dict[int, int],
@@ -135,82 +154,99 @@ def _with_layers(model: Gemma2Config, number: int) -> Gemma2Config:
     )
 
 
-def _step(
-    config: Config, model: Gemma2Config, tokens: int, num_labels: int, on_gpu: bool
-) -> dict[str, Bytes]:
-    """Live bytes [moments, len(CATEGORIES)] of each stage of a step, simulated."""
-    dtype = DTYPES[config.train.precision]
-    attention = FUSED if on_gpu and config.model.attention != "eager" else config.model.attention
-    base = meta_base(model, config.quantization, attention=attention, dtype=dtype)
+def _simulate_step(settings: StepSettings, model: Gemma2Config) -> dict[str, Bytes]:
+    """Return the live bytes [moments, len(CATEGORIES)] of each stage of a simulated step."""
+    dtype = DTYPES[settings.train.precision]
+    fused = settings.on_gpu and settings.model.attention != "eager"
+    attention = FUSED_ATTENTION if fused else settings.model.attention
+    base_model = build_meta_model(model, settings.quantization, attention=attention, dtype=dtype)
     with torch.device("meta"):
-        adapted = add_lora(base, config.lora, seed=config.train.seed)
-    with FakeTensorMode(), Timeline(num_labels, on_gpu=on_gpu) as timeline:
-        materialise(adapted, dtype)
-        save_memory(base, config.memory, where="meta" if on_gpu else "cpu")
-        return traced(
-            config, CaptionLoss(adapted, dtype).train(), timeline, _row(config, tokens), num_labels
-        )
+        adapted = add_lora(base_model, settings.lora, seed=settings.train.seed)
+
+    timeline = MemoryTimeline(settings.num_labels, on_gpu=settings.on_gpu)
+    with FakeTensorMode(), timeline:
+        allocate_fake_storage(adapted, dtype)
+        host_device = "meta" if settings.on_gpu else "cpu"
+        apply_memory_config(base_model, settings.memory, where=host_device)
+        objective = CaptionLoss(adapted, dtype).train()
+        return trace_step(settings, objective, timeline, _make_batch(settings))
 
 
-def traced(
-    config: Config, objective: CaptionLoss, timeline: Timeline, batch: Batch, num_labels: int
+def trace_step(
+    settings: StepSettings, objective: CaptionLoss, timeline: MemoryTimeline, batch: Batch
 ) -> dict[str, Bytes]:
-    """Live bytes [moments, len(CATEGORIES)] of each stage of a real or fake step, inside its timeline."""
-    paged = config.optim.kind == "paged_adamw_8bit"  # counted as if all of them were on the GPU
-    optimizer = adamw(
-        objective, config.optim.model_copy(update={"kind": "adamw_8bit"}) if paged else config.optim
-    )
+    """Return the live bytes [moments, len(CATEGORIES)] of each stage of a real or fake step.
+
+    The caller has entered the timeline.
+    """
+    # optimizer; paged moments count as if all of them were on the GPU
+    optim = settings.optim
+    if optim.kind == "paged_adamw_8bit":
+        optim = optim.model_copy(update={"kind": "adamw_8bit"})
+    optimizer = build_optimizer(objective, optim)
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    gradients = in_the_middle(config, optimizer, trained)
+    gradients = init_optimizer_state(settings, optimizer, trained)
+
+    # owners of all that lives before the step
     for parameter in trained:
         parameter.register_post_accumulate_grad_hook(
             lambda done: timeline.assign(done.grad, "gradients")
         )
-    watch(timeline, gemma(objective.model))
-    moments = [
-        value
-        for state in optimizer.state.values()
-        for value in state.values()
-        if isinstance(value, Tensor)
-    ]
+    mark_stages(timeline, unwrap_gemma(objective.model))
+    states = optimizer.state.values()
+    moments = [value for state in states for value in state.values() if isinstance(value, Tensor)]
     timeline.start(
         {
-            "weights": stored_in(objective),
+            "weights": list_frozen_tensors(objective),
             "lora": trained,
             "optimizer": moments,
             "gradients": gradients,
         }
     )
+
+    # the step
     train_step(
-        objective, optimizer, [batch], num_targets=num_labels, rate=config.optim.learning_rate,
-        max_grad_norm=config.optim.max_grad_norm, seed=(0, 0), world=Alone(HOST),
-    )  # fmt: skip
+        objective,
+        optimizer,
+        [batch],
+        num_targets=settings.num_labels,
+        rate=optim.learning_rate,
+        max_grad_norm=optim.max_grad_norm,
+        seed=(0, 0),
+        context=LocalContext(HOST),
+    )
     return timeline.by_stage()
 
 
-def in_the_middle(
-    config: Config, optimizer: torch.optim.Optimizer, trained: list[Any]
+def init_optimizer_state(
+    settings: StepSettings, optimizer: torch.optim.Optimizer, trained: list[Any]
 ) -> list[Tensor]:
-    """Give the optimizer moments, as earlier steps would; returns the gradients that a micro-batch finds there."""
+    """Give the optimizer moments, as earlier steps would.
+
+    Return the gradients that a micro-batch in the middle of the job finds already allocated.
+    """
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     gradients = [parameter.grad for parameter in trained]
-    if config.train.accumulation == 1:
+
+    if settings.train.gradient_accumulation_steps == 1:
         optimizer.zero_grad(set_to_none=True)
         gradients.clear()
-    if config.scaling.num_workers > 1:  # DDP's buckets hold every gradient once more
+    if settings.num_workers > 1:  # DDP's buckets hold every gradient once more
         gradients += [torch.empty_like(parameter) for parameter in trained]
     return gradients
 
 
-def _row(config: Config, tokens: int) -> Batch:
-    shape = (config.train.micro_batch_rows, tokens)
+def _make_batch(settings: StepSettings) -> Batch:
+    shape = (settings.train.micro_batch_size, settings.sequence_tokens)
     names = ("input_ids", "position_ids", "targets")
     return {name: np.zeros(shape, np.int32) for name in names}
 
 
-def _of_layers(layers: int, few: dict[str, Bytes], more: dict[str, Bytes]) -> dict[str, Bytes]:
+def _extrapolate_layers(
+    layers: int, few: dict[str, Bytes], more: dict[str, Bytes]
+) -> dict[str, Bytes]:
     """The stages of `layers` layers from those of FEW_LAYERS and MORE_LAYERS.
 
     Every moment of the first two and last two layers takes so much more with each pair of layers between them, and
@@ -229,6 +265,8 @@ def _of_layers(layers: int, few: dict[str, Bytes], more: dict[str, Bytes]) -> di
     return stages
 
 
-def _highest(stage: str, live: Bytes) -> Peak:
+def _find_highest(stage: str, live: Bytes) -> MemoryPeak:
     moment = live[live.sum(axis=1).argmax()]
-    return Peak({name: round(value) for name, value in zip(CATEGORIES, moment, strict=True)}, stage)
+    return MemoryPeak(
+        {name: round(value) for name, value in zip(CATEGORIES, moment, strict=True)}, stage
+    )

@@ -25,7 +25,7 @@ from transformers import AttentionInterface, BitsAndBytesConfig, Gemma2Config, G
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
 from app.gemma import flex_attention
-from app.gemma.block_mask import once
+from app.gemma.block_mask import cache_per_tensor
 from app.gemma.config import QuantizationConfig
 
 Category = Literal["weights", "lora", "optimizer", "gradients", "activations", "loss", "temporary"]
@@ -34,7 +34,7 @@ CATEGORIES: tuple[Category, ...] = (
 )  # fmt: skip
 """activations: what the forward pass keeps for the backward pass, but for the loss; temporary: the rest, with what
 is recomputed."""
-FUSED = "fused_simulated"
+FUSED_ATTENTION = "fused_simulated"
 """The attention of transformers' interface that takes a GPU kernel's memory and computes nothing."""
 _COPYING = {torch.ops.aten.logsumexp.default}
 """Kernels that hold one more tensor like their input while they run (torch 2.13, ATen/native/ReduceOps.cpp)."""
@@ -43,7 +43,7 @@ _COPYING_ON_GPU = _COPYING | {torch.ops.aten._softmax_backward_data.default}
 Bytes = npt.NDArray[np.float64]
 
 
-def meta_base(
+def build_meta_model(
     config: Gemma2Config, quantization: QuantizationConfig, *, attention: str, dtype: torch.dtype
 ) -> Any:
     """The frozen base as `load_base` gives it, on the meta device."""
@@ -53,7 +53,7 @@ def meta_base(
         stored = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type=quantization.kind,
-            bnb_4bit_use_double_quant=quantization.double,
+            bnb_4bit_use_double_quant=quantization.double_quant,
             bnb_4bit_compute_dtype=dtype,
         )
         replace_with_bnb_linear(base, ["lm_head"], stored)
@@ -65,7 +65,7 @@ def meta_base(
     return base.requires_grad_(False)
 
 
-def materialise(model: nn.Module, dtype: torch.dtype) -> None:
+def allocate_fake_storage(model: nn.Module, dtype: torch.dtype) -> None:
     """Give every parameter and buffer of a meta model its fake storage. Call it inside a FakeTensorMode."""
     given: dict[nn.Parameter, Any] = {}  # tied weights stay one
     real = dict(
@@ -89,7 +89,7 @@ def materialise(model: nn.Module, dtype: torch.dtype) -> None:
     name2qmap.update(real)
 
 
-def stored_in(model: nn.Module) -> list[Tensor]:
+def list_frozen_tensors(model: nn.Module) -> list[Tensor]:
     """Every tensor that a frozen base consists of, with the constants of 4-bit weights."""
     found = [
         tensor for tensor in (*model.parameters(), *model.buffers()) if not tensor.requires_grad
@@ -141,7 +141,7 @@ class _Stored:
     """Allocated in the forward pass."""
 
 
-class Timeline(TorchDispatchMode):
+class MemoryTimeline(TorchDispatchMode):
     """Records every allocation, a moment each, of real tensors or inside a FakeTensorMode (enter it after that one).
 
     `num_labels`: how many positions have a label, which fake labels can't say. A fake number is 1.
@@ -243,7 +243,7 @@ class Timeline(TorchDispatchMode):
         return {name: live[at:end] for (at, name), end in zip(self._stages, ends, strict=True)}
 
 
-def watch(timeline: Timeline, model: Gemma2ForCausalLM) -> None:
+def mark_stages(timeline: MemoryTimeline, model: Gemma2ForCausalLM) -> None:
     """Mark the stages of a step: `forward i`, `loss`, `backward i`, and `update` after them."""
 
     def layer_begins(i: int) -> Any:
@@ -281,8 +281,8 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: what a fused kernel on a GPU allocates, nothing computed."""
     rows = len(query)
-    ids = once(position_ids, ("rows", rows), lambda: position_ids.expand(rows, -1))
-    mask = flex_attention.arguments(
+    ids = cache_per_tensor(position_ids, ("rows", rows), lambda: position_ids.expand(rows, -1))
+    mask = flex_attention.build_flex_arguments(
         query, scale=scaling, softcap=softcap, window=sliding_window, document_ids=ids
     )["block_mask"]
     attended: Tensor = _FusedAttention.apply(query, key, value, mask)  # type: ignore[no-untyped-call]
@@ -312,4 +312,4 @@ class _FusedAttention(torch.autograd.Function):
         return *gradients, None
 
 
-AttentionInterface.register(FUSED, _attend)
+AttentionInterface.register(FUSED_ATTENTION, _attend)

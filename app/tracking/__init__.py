@@ -1,12 +1,24 @@
-"""Record a job as one MLflow run. Other packages import the names below and nothing else."""
+"""Record a job as one MLflow run. Other packages import these names and nothing else."""
 
-from app.tracking.mlflow_store import NullTracker as NullTracker
-from app.tracking.mlflow_store import Status as Status
-from app.tracking.mlflow_store import Tracker as Tracker
-from app.tracking.mlflow_store import TrackingConfig as TrackingConfig
-from app.tracking.mlflow_store import attach as attach
-from app.tracking.mlflow_store import check as check
-from app.tracking.mlflow_store import final_status as final_status
-from app.tracking.mlflow_store import open_run as open_run
-from app.tracking.mlflow_store import resolve as resolve
-from app.tracking.mlflow_store import ui_command as ui_command
+from app.tracking.config import TrackingConfig, resolve_uri
+from app.tracking.mlflow_store import (
+    attach_run,
+    check_tracking,
+    final_status,
+    open_run,
+    ui_command,
+)
+from app.tracking.tracker import NullTracker, Status, Tracker
+
+__all__ = [
+    "NullTracker",
+    "Status",
+    "Tracker",
+    "TrackingConfig",
+    "attach_run",
+    "check_tracking",
+    "final_status",
+    "open_run",
+    "resolve_uri",
+    "ui_command",
+]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.errors import UserError
-from app.storage import join, mask, read_json, write_json
+from app.storage import join_uri, mask_secrets, read_json, write_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,7 +30,7 @@ _TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 Point = list[Any]  # metric name, value, time (ms since 1970), step; a list, as JSON gives it back
 
 
-def connect(uri: str, timeout_seconds: int) -> "MlflowClient":
+def make_client(uri: str, timeout_seconds: int) -> "MlflowClient":
     """A client that gives up a request after `timeout_seconds`, where MLflow's own retries take 247 s."""
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     os.environ[_TIMEOUT_VARIABLE] = str(timeout_seconds)
@@ -40,11 +40,11 @@ def connect(uri: str, timeout_seconds: int) -> "MlflowClient":
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def reason(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """The first line of what an error began with: MLflow wraps a refused connection four times."""
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
-    return mask(f"{type(error).__name__}: {error}".partition("\n")[0])[:300]
+    return mask_secrets(f"{type(error).__name__}: {error}".partition("\n")[0])[:300]
 
 
 class MlflowRun:
@@ -63,8 +63,8 @@ class MlflowRun:
         self.run_id = run_id
         self._uri = uri
         self._timeout_seconds = timeout_seconds
-        self._client = connect(uri, timeout_seconds)
-        self._unsent_file = None if job_dir is None else join(job_dir, "mlflow_unsent.json")
+        self._client = make_client(uri, timeout_seconds)
+        self._unsent_file = None if job_dir is None else join_uri(job_dir, "mlflow_unsent.json")
         self._unsent: deque[list[Any]] = deque()  # [operation, arguments], in JSON's types
         self._is_kept = False
         self._is_down = False
@@ -94,7 +94,7 @@ class MlflowRun:
     def log_dataset(
         self, name: str, *, digest: str, num_rows: int, context: str, source: str
     ) -> None:
-        self._do("dataset", name, digest, num_rows, context, mask(source))
+        self._do("dataset", name, digest, num_rows, context, mask_secrets(source))
 
     def log_checkpoint(
         self, step: int, folder: Path, *, name: str, metrics: Mapping[str, float], files: bool
@@ -107,7 +107,7 @@ class MlflowRun:
         self._do("artifact", str(path), folder)
 
     def log_text(self, text: str, file: str) -> None:
-        self._do("text", mask(text), file)
+        self._do("text", mask_secrets(text), file)
 
     def flush(self) -> None:
         deadline = time.monotonic() + self._timeout_seconds
@@ -129,7 +129,7 @@ class MlflowRun:
 
     def _not_taken(self, fate: str) -> UserError:
         return UserError(
-            f"{mask(self._uri)} did not take all of run {self.run_id} within {self._timeout_seconds} s: "
+            f"{mask_secrets(self._uri)} did not take all of run {self.run_id} within {self._timeout_seconds} s: "
             f"{len(self._unsent)} records {fate}; start the tracking server"
         )
 
@@ -155,12 +155,12 @@ class MlflowRun:
             self._retry_at = time.monotonic() + 9 * (time.monotonic() - started)
             if not self._is_down:
                 _say(
-                    f"{mask(self._uri)} takes nothing now ({reason(error)}); what it misses is sent later"
+                    f"{mask_secrets(self._uri)} takes nothing now ({describe_error(error)}); what it misses is sent later"
                 )
             self._is_down = True
             return
         if self._is_down:
-            _say(f"{mask(self._uri)} has now taken everything that it missed")
+            _say(f"{mask_secrets(self._uri)} has now taken everything that it missed")
         self._is_down = False
         if self._is_kept and self._unsent_file:
             write_json(self._unsent_file, {})
@@ -271,7 +271,9 @@ class MlflowRun:
             with _upload_timeout():
                 self._client.log_model_artifacts(model.model_id, folder)
         elif files:
-            _say(f"the files of {name} were removed before {mask(self._uri)} could take them")
+            _say(
+                f"the files of {name} were removed before {mask_secrets(self._uri)} could take them"
+            )
         outputs = self._client.get_run(self.run_id).outputs
         if outputs is None or all(
             output.model_id != model.model_id for output in outputs.model_outputs
@@ -308,7 +310,7 @@ def _points(step: int, metrics: Mapping[str, float]) -> list[Point]:
 
 def _texts(values: Mapping[str, Any], max_characters: int) -> dict[str, str]:
     """Values without credentials, and no longer than MLflow takes; a cut shows."""
-    texts = {_name(key): mask(str(value)) for key, value in values.items()}
+    texts = {_name(key): mask_secrets(str(value)) for key, value in values.items()}
     return {
         key: text if len(text) <= max_characters else text[: max_characters - 7] + "… (cut)"
         for key, text in texts.items()

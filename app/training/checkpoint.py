@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from app.errors import UserError
-from app.gemma.base_model import Base
-from app.training.optim import moments, restore_moments
+from app.gemma.base_model import BaseModelPin
+from app.training.optim import get_moments, restore_moments
 
 K = TypeVar("K")
 STATE = "state.json"
 
 
-def save(
+def save_checkpoint(
     folder: Path | None, model: PeftModel, optimizer: torch.optim.Optimizer, state: dict[str, Any]
 ) -> None:
     """Write all of it into an existing folder. Of sharded weights every rank calls this, and one has a folder."""
@@ -35,7 +35,7 @@ def save(
     kept = {
         f"{name}/{key}": value
         for name, own in trained.items()
-        for key, value in moments(optimizer, own).items()
+        for key, value in get_moments(optimizer, own).items()
     }
     remembered = _gathered(kept, keep=keep)
     if folder is not None:
@@ -47,7 +47,9 @@ def save(
         (folder / STATE).write_text(json.dumps(state, indent=2) + "\n")
 
 
-def restore(folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def restore_checkpoint(
+    folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
     """Load weights and moments in place, of which a sharded model keeps its part; returns the saved state."""
     restore_weights(folder, model)
     saved = load_file(folder / "optimizer.safetensors")
@@ -78,14 +80,16 @@ def restore_weights(folder: Path, model: PeftModel) -> None:
             parameter.copy_(_part(weights[name], parameter))
 
 
-def require_base(folder: Path, base: Base) -> None:
+def require_same_base_model(folder: Path, base: BaseModelPin) -> None:
     """Raises UserError if the checkpoint was trained on another base: an adapter on it would be noise.
 
     A name may change (a folder may move), the bits and how they are quantised may not. An adapter that was not
     trained here says no base; then this is said.
     """
     state = folder / STATE
-    pinned: Base | None = json.loads(state.read_text()).get("base") if state.is_file() else None
+    pinned: BaseModelPin | None = (
+        json.loads(state.read_text()).get("base") if state.is_file() else None
+    )
     if pinned is None:
         print(
             f"the adapter does not say its base; it is taken for one of {_in_words(base)}",
@@ -98,7 +102,7 @@ def require_base(folder: Path, base: Base) -> None:
         )
 
 
-def _in_words(base: Base) -> str:
+def _in_words(base: BaseModelPin) -> str:
     return f"{base['name']} ({base['quantization']}; sha256 {base['sha256'][:16]}…)"
 
 

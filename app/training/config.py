@@ -16,32 +16,54 @@ class OptimConfig(BaseModel):
         "adamw",
         description="moments in fp32; or in 8 bits (bitsandbytes, arXiv:2110.02861); or these in memory that a GPU "
         "moves to the host when it is short of its own",
+        json_schema_extra={"counterpart": "TrainingArguments.optim"},
     )
     learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(
-        1e-4, description="peak learning rate"
+        1e-4,
+        description="peak learning rate",
+        json_schema_extra={"counterpart": "TrainingArguments.learning_rate"},
     )
     schedule: Literal["cosine_with_restarts", "cosine", "linear", "constant"] = Field(
         "cosine_with_restarts",
         description="shape after the warm-up, as a function of the job's progress",
+        json_schema_extra={"counterpart": "TrainingArguments.lr_scheduler_type"},
     )
-    restarts: Annotated[int, Field(ge=1, le=100)] = Field(
-        1, description="cosine cycles of `cosine_with_restarts` (1: no restart inside the job)"
+    num_cycles: Annotated[int, Field(ge=1, le=100)] = Field(
+        1,
+        description="cosine cycles of `cosine_with_restarts` (1: no restart inside the job)",
+        json_schema_extra={
+            "counterpart": "get_cosine_with_hard_restarts_schedule_with_warmup.num_cycles"
+        },
     )
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.05, description="share of the job in which the learning rate rises linearly from 0"
+        0.05,
+        description="share of the job in which the learning rate rises linearly from 0",
+        json_schema_extra={"counterpart": "TrainingArguments.warmup_steps"},
     )
     weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.01, description="decoupled weight decay"
+        0.01,
+        description="decoupled weight decay",
+        json_schema_extra={"counterpart": "TrainingArguments.weight_decay"},
     )
-    beta1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="decay of the first moment")
+    beta1: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.9,
+        description="decay of the first moment",
+        json_schema_extra={"counterpart": "TrainingArguments.adam_beta1"},
+    )
     beta2: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.95, description="decay of the second moment"
+        0.95,
+        description="decay of the second moment",
+        json_schema_extra={"counterpart": "TrainingArguments.adam_beta2"},
     )
     epsilon: Annotated[float, Field(gt=0)] = Field(
-        1e-8, description="added to the root of the second moment"
+        1e-8,
+        description="added to the root of the second moment",
+        json_schema_extra={"counterpart": "TrainingArguments.adam_epsilon"},
     )
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(
-        0.5, description="global gradient norm above which gradients are scaled down"
+        0.5,
+        description="global gradient norm above which gradients are scaled down",
+        json_schema_extra={"counterpart": "TrainingArguments.max_grad_norm"},
     )
 
 
@@ -52,52 +74,81 @@ class TrainConfig(BaseModel):
 
     run_name: str = Field(
         "svgscribe", min_length=1, pattern=r"^[A-Za-z0-9._-]+$",
-        description="the job's name; the same name continues the job from its last checkpoint",
-    )  # fmt: skip
+        description="the job's name; the same name continues the job from its last checkpoint", json_schema_extra={"counterpart": "TrainingArguments.run_name"},)  # fmt: skip
     output_dir: str = Field(
-        "outputs", description="folder or URI that keeps checkpoints and reports"
+        "outputs",
+        description="folder or URI that keeps checkpoints and reports",
+        json_schema_extra={"counterpart": "TrainingArguments.output_dir"},
     )
-    epochs: Annotated[int, Field(ge=1, le=10_000)] = Field(
-        1, description="passes over the train split"
+    num_epochs: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        1,
+        description="passes over the train split",
+        json_schema_extra={"counterpart": "TrainingArguments.num_train_epochs"},
     )
     max_steps: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="stop after N optimizer steps (steps); null: after all epochs"
+        None,
+        description="stop after N optimizer steps (steps); null: after all epochs",
+        json_schema_extra={"counterpart": "TrainingArguments.max_steps"},
     )
-    micro_batch_rows: Annotated[int, Field(ge=1, le=4096)] = Field(
-        1, description="packed rows in one forward pass of one worker (rows)"
+    micro_batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(
+        1,
+        description="packed rows in one forward pass of one worker (rows)",
+        json_schema_extra={"counterpart": "TrainingArguments.per_device_train_batch_size"},
     )
-    accumulation: Annotated[int, Field(ge=1, le=65_536)] = Field(
-        1, description="micro-batches of each worker in one optimizer step"
+    gradient_accumulation_steps: Annotated[int, Field(ge=1, le=65_536)] = Field(
+        1,
+        description="micro-batches of each worker in one optimizer step",
+        json_schema_extra={"counterpart": "TrainingArguments.gradient_accumulation_steps"},
     )
-    evaluate_every_steps: Annotated[int, Field(ge=1)] = Field(
-        10, description="optimizer steps between evaluations on the validation split (steps)"
-    )
-    save_every_steps: Annotated[int, Field(ge=1)] | None = Field(
+    eval_steps: Annotated[int, Field(ge=1)] = Field(
         10,
-        description="optimizer steps between checkpoints (steps), a multiple of evaluate_every_steps; null: none",
+        description="optimizer steps between evaluations on the validation split (steps)",
+        json_schema_extra={"counterpart": "TrainingArguments.eval_steps"},
+    )
+    save_steps: Annotated[int, Field(ge=1)] | None = Field(
+        10,
+        description="optimizer steps between checkpoints (steps), a multiple of eval_steps; null: none",
+        json_schema_extra={"counterpart": "TrainingArguments.save_steps"},
     )
     early_stopping_patience: Annotated[int, Field(ge=1)] | None = Field(
-        10, description="evaluations without a gain after which the job ends; null: never"
+        10,
+        description="evaluations without a gain after which the job ends; null: never",
+        json_schema_extra={"counterpart": "EarlyStoppingCallback.early_stopping_patience"},
     )
     early_stopping_threshold: Annotated[float, Field(ge=0)] = Field(
-        0.0005, description="drop of the evaluation loss that counts as a gain (nats per token)"
+        0.0005,
+        description="drop of the evaluation loss that counts as a gain (nats per token)",
+        json_schema_extra={"counterpart": "EarlyStoppingCallback.early_stopping_threshold"},
     )
-    keep_checkpoints: Annotated[int, Field(ge=1)] = Field(
-        2, description="checkpoints kept: the best by evaluation loss; the newest is kept besides"
+    save_total_limit: Annotated[int, Field(ge=1)] = Field(
+        2,
+        description="checkpoints kept: the best by evaluation loss; the newest is kept besides",
+        json_schema_extra={"counterpart": "TrainingArguments.save_total_limit"},
     )
     precision: Literal["bf16", "fp16", "fp32"] = Field(
         "bf16",
         description="dtype of matrix products; fp16, for cards without bf16, scales the loss and keeps the residual "
         "stream in fp32",
+        json_schema_extra={"counterpart": "TrainingArguments.bf16, TrainingArguments.fp16"},
     )
-    non_finite: Literal["stop", "skip"] = Field(
+    on_nonfinite: Literal["stop", "skip"] = Field(
         "stop",
         description="what a step does whose loss or gradient is not finite; either way it is reported",
     )
-    tf32: bool = Field(True, description="allow TF32 in fp32 matrix products on GPUs that have it")
-    compile: bool = Field(False, description="torch.compile the model")
+    tf32: bool = Field(
+        True,
+        description="allow TF32 in fp32 matrix products on GPUs that have it",
+        json_schema_extra={"counterpart": "TrainingArguments.tf32"},
+    )
+    compile: bool = Field(
+        False,
+        description="torch.compile the model",
+        json_schema_extra={"counterpart": "TrainingArguments.torch_compile"},
+    )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
-        0, description="seed of adapter weights and dropout"
+        0,
+        description="seed of adapter weights and dropout",
+        json_schema_extra={"counterpart": "TrainingArguments.seed"},
     )
     max_failures: Annotated[int, Field(ge=0)] = Field(
         3, description="restarts of the worker group from its last checkpoint before the job fails"
@@ -105,10 +156,10 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _saved_when_evaluated(self) -> Self:
-        if self.save_every_steps is not None and self.save_every_steps % self.evaluate_every_steps:
+        if self.save_steps is not None and self.save_steps % self.eval_steps:
             raise ValueError(
-                f"save_every_steps={self.save_every_steps} must be a multiple of "
-                f"evaluate_every_steps={self.evaluate_every_steps}: the best checkpoint is chosen by evaluation loss"
+                f"save_steps={self.save_steps} must be a multiple of "
+                f"eval_steps={self.eval_steps}: the best checkpoint is chosen by evaluation loss"
             )
         return self
 
@@ -122,9 +173,12 @@ class ParallelConfig(BaseModel):
         "ddp",
         description="what is cut over the workers: ddp nothing, zero2 the trained weights with gradients and optimizer "
         "moments, fsdp the frozen base as well; losses and checkpoints are the same",
+        json_schema_extra={"counterpart": "TrainingArguments.fsdp, TrainingArguments.deepspeed"},
     )
     timeout_seconds: Annotated[int, Field(ge=10)] = Field(
-        1800, description="longest wait for another worker in a collective operation (seconds)"
+        1800,
+        description="longest wait for another worker in a collective operation (seconds)",
+        json_schema_extra={"counterpart": "TrainingArguments.ddp_timeout"},
     )
 
 

@@ -17,15 +17,21 @@ import torch
 from torch import nn
 
 from app.training.config import OptimConfig, TrainConfig
-from app.training.nonfinite import FIRST_SCALE, culprit, next_scale, not_finite
-from app.training.optim import learning_rate
-from app.training.parallel import World
-from app.training.step import StepTotals, gradients, mean_loss, step_totals, train_step
+from app.training.nonfinite import FIRST_SCALE, find_nonfinite, handle_nonfinite, update_loss_scale
+from app.training.optim import compute_learning_rate
+from app.training.parallel import TrainContext
+from app.training.step import (
+    StepTotals,
+    accumulate_gradients,
+    compute_mean_loss,
+    count_step_totals,
+    train_step,
+)
 from data_pipeline.stream.token_stream import Batch, Position
 
 
 @dataclass
-class State:
+class TrainState:
     """What a checkpoint must hold besides weights and optimizer moments; a few bytes."""
 
     step: int = 0
@@ -39,7 +45,7 @@ class State:
     stale_evaluations: int = 0
     """Evaluations since then."""
     num_examples: int = 0
-    num_left_out: int = 0
+    num_dropped: int = 0
     num_truncated: int = 0
     num_tokens: int = 0
     num_skipped_steps: int = 0
@@ -51,7 +57,7 @@ class State:
     """Since the loss scale changed."""
 
 
-def train(
+def train_model(
     objective: nn.Module,
     optimizer: torch.optim.Optimizer,
     batches: Iterator[tuple[Batch, Position]],
@@ -59,11 +65,11 @@ def train(
     *,
     config: TrainConfig,
     optim: OptimConfig,
-    state: State,
-    world: World,
+    state: TrainState,
+    context: TrainContext,
     progress_of: Callable[[Position], float],
     after_step: Callable[[int, Sequence[Batch]], None] = lambda step, micro_batches: None,
-) -> State:
+) -> TrainState:
     """Train until the stream ends, `max_steps` is reached, or the evaluation loss stops falling.
 
     `objective` maps (input_ids, position_ids, targets) to (loss sum, target count); it may be wrapped (parallel.wrap).
@@ -71,52 +77,58 @@ def train(
     `after_step` is told what each step trained on.
     """
     if state.step == 0:
-        evaluate(objective, validation, config=config, state=state, world=world, save=False)
+        evaluate_model(
+            objective, validation, config=config, state=state, context=context, save=False
+        )
     evaluated = state.step
-    while not finished(state, config):
+    while not is_finished(state, config):
         waiting = time.monotonic()
-        taken = list(itertools.islice(batches, config.accumulation))
+        taken = list(itertools.islice(batches, config.gradient_accumulation_steps))
         if not taken:
             break
         started = time.monotonic()
         micro_batches, state.position = [batch for batch, _ in taken], taken[-1][1]
-        totals = step_totals(micro_batches, world)
+        totals = count_step_totals(micro_batches, context)
         # The rate in the middle of the step: neither the first nor the last step is spent at 0.
         done = (
             (state.step + 1) / config.max_steps if config.max_steps else progress_of(state.position)
         )
-        rate, state.progress = learning_rate(optim, (state.progress + done) / 2), done
+        rate, state.progress = compute_learning_rate(optim, (state.progress + done) / 2), done
         loss, norm, stepped = _step_or_skip(
-            objective, optimizer, micro_batches, totals.targets, rate, config, optim, state, world
+            objective, optimizer, micro_batches, totals.targets, rate, config, optim, state, context
         )
         _count(state, totals, stepped)
         after_step(state.step, micro_batches if stepped else [])
-        if world.rank == 0:
+        if context.rank == 0:
             seconds = time.monotonic() - started
-            world.record(state.step, {
+            context.record(state.step, {
                 "train/loss": loss, "train/perplexity": math.exp(min(loss, 80.0)),
                 "train/learning_rate": rate, "train/log10_learning_rate": math.log10(max(rate, 1e-20)),
-                "train/gradient_norm": norm, "train/progress": state.progress,
+                "train/grad_norm": norm, "train/progress": state.progress,
                 "speed/tokens_per_second": totals.tokens / (seconds + started - waiting),
                 "speed/step_seconds": seconds, "speed/data_wait_seconds": started - waiting,
                 "data/padding_share": 1.0 - totals.tokens / totals.slots,
-                "data/examples": state.num_examples, "data/left_out": state.num_left_out,
+                "data/examples": state.num_examples, "data/dropped": state.num_dropped,
                 "data/truncated": state.num_truncated, "train/skipped_steps": state.num_skipped_steps,
-                "memory/peak_mib": peak_memory_mib(world.device),
+                "memory/peak_mib": measure_peak_memory_mib(context.device),
             })  # fmt: skip
-        if state.step % config.evaluate_every_steps == 0:
-            save = config.save_every_steps is not None and state.step % config.save_every_steps == 0
-            evaluate(objective, validation, config=config, state=state, world=world, save=save)
+        if state.step % config.eval_steps == 0:
+            save = config.save_steps is not None and state.step % config.save_steps == 0
+            evaluate_model(
+                objective, validation, config=config, state=state, context=context, save=save
+            )
             evaluated = state.step
     if evaluated != state.step:
-        save = config.save_every_steps is not None
-        evaluate(objective, validation, config=config, state=state, world=world, save=save)
+        save = config.save_steps is not None
+        evaluate_model(
+            objective, validation, config=config, state=state, context=context, save=save
+        )
     return state
 
 
-def _count(state: State, totals: StepTotals, stepped: bool) -> None:
+def _count(state: TrainState, totals: StepTotals, stepped: bool) -> None:
     state.step += 1
-    state.num_left_out += totals.left_out
+    state.num_dropped += totals.dropped
     state.num_truncated += totals.truncated
     if stepped:
         state.num_examples += totals.examples
@@ -134,36 +146,40 @@ def _step_or_skip(
     rate: float,
     config: TrainConfig,
     optim: OptimConfig,
-    state: State,
-    world: World,
+    state: TrainState,
+    context: TrainContext,
 ) -> tuple[float, float, bool]:
     """(loss, gradient norm, whether the step was taken). Raises TrainingDiverged for a step that may not be skipped:
     fp16's overflows may, until the loss scale is 1."""
     fp16, scale = config.precision == "fp16", state.loss_scale
     same: dict[str, Any] = {
-        "num_targets": num_targets, "seed": (config.seed, state.step), "world": world, "scale": scale if fp16 else 1.0,
+        "num_targets": num_targets, "seed": (config.seed, state.step), "context": context, "scale": scale if fp16 else 1.0,
     }  # fmt: skip
     loss, norm = train_step(
         objective, optimizer, micro_batches, rate=rate, max_grad_norm=optim.max_grad_norm, **same
     )
     stepped = math.isfinite(loss) and math.isfinite(norm)
     if fp16:
-        state.loss_scale, state.good_steps = next_scale(scale, state.good_steps, finite=stepped)
+        state.loss_scale, state.good_steps = update_loss_scale(
+            scale, state.good_steps, finite=stepped
+        )
     if not stepped:
-        where = culprit(
-            objective, functools.partial(gradients, micro_batches=micro_batches, **same), world
+        where = find_nonfinite(
+            objective,
+            functools.partial(accumulate_gradients, micro_batches=micro_batches, **same),
+            context,
         )
         optimizer.zero_grad(set_to_none=True)
         overflow = state.loss_scale < scale and math.isfinite(loss)
-        not_finite(
+        handle_nonfinite(
             state.step + 1, f"loss {loss}, gradient norm {norm}; first in {where}",
-            stop=config.non_finite == "stop" and not overflow, world=world,
+            stop=config.on_nonfinite == "stop" and not overflow, context=context,
             fate="the step is skipped" + (f" and the loss scale {scale:.0f} halved" if overflow else ""),
         )  # fmt: skip
     return loss, norm, stepped
 
 
-def finished(state: State, config: TrainConfig) -> bool:
+def is_finished(state: TrainState, config: TrainConfig) -> bool:
     """Enough steps, or enough evaluations without a gain."""
     if config.max_steps is not None and state.step >= config.max_steps:
         return True
@@ -171,47 +187,51 @@ def finished(state: State, config: TrainConfig) -> bool:
     return patience is not None and state.stale_evaluations >= patience
 
 
-def evaluate(
+def evaluate_model(
     objective: nn.Module,
     validation: Sequence[Batch],
     *,
     config: TrainConfig,
-    state: State,
-    world: World,
+    state: TrainState,
+    context: TrainContext,
     save: bool,
 ) -> float:
     """Evaluation loss of the current weights: recorded, reported, and counted for early stopping."""
-    loss = mean_loss(objective, validation, world)
+    loss = compute_mean_loss(objective, validation, context)
     if not math.isfinite(loss):
-        where = culprit(
-            objective, functools.partial(mean_loss, batches=validation, world=world), world
+        where = find_nonfinite(
+            objective,
+            functools.partial(compute_mean_loss, batches=validation, context=context),
+            context,
         )
-        not_finite(
-            state.step, f"evaluation loss {loss}; first in {where}", world=world, fate="it is no checkpoint",
-            stop=config.non_finite == "stop" and state.step > 0,  # before any step, the first one will say it
+        handle_nonfinite(
+            state.step, f"evaluation loss {loss}; first in {where}", context=context, fate="it is no checkpoint",
+            stop=config.on_nonfinite == "stop" and state.step > 0,  # before any step, the first one will say it
         )  # fmt: skip
     if loss < state.best_loss - config.early_stopping_threshold:
         state.best_loss, state.stale_evaluations = loss, 0
     else:
         state.stale_evaluations += 1
-    if world.rank == 0:
-        world.record(state.step, {"eval/loss": loss, "eval/perplexity": math.exp(min(loss, 80.0))})
-    world.report(state, loss, save=save and math.isfinite(loss))
+    if context.rank == 0:
+        context.record(
+            state.step, {"eval/loss": loss, "eval/perplexity": math.exp(min(loss, 80.0))}
+        )
+    context.report(state, loss, save=save and math.isfinite(loss))
     return loss
 
 
-def peak_memory_mib(device: torch.device) -> float:
+def measure_peak_memory_mib(device: torch.device) -> float:
     """Peak of the allocator on a GPU, of the process's resident memory on a CPU (MiB)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def as_json(state: State) -> dict[str, Any]:
+def state_to_json(state: TrainState) -> dict[str, Any]:
     """For a checkpoint; `from_json` reads it back."""
     return dataclasses.asdict(state)
 
 
-def from_json(value: Mapping[str, Any]) -> State:
+def state_from_json(value: Mapping[str, Any]) -> TrainState:
     """The state that `as_json` wrote."""
-    return State(**{**value, "position": Position(**value["position"])})
+    return TrainState(**{**value, "position": Position(**value["position"])})

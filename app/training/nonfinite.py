@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
 
-from app.training.parallel import World, gather
+from app.training.parallel import TrainContext, gather_objects
 
 FIRST_SCALE = 2.0**16
 GOOD_STEPS = 2000
@@ -19,7 +19,7 @@ class TrainingDiverged(RuntimeError):
     """The loss or a gradient is not a finite number."""
 
 
-def next_scale(scale: float, good_steps: int, *, finite: bool) -> tuple[float, int]:
+def update_loss_scale(scale: float, good_steps: int, *, finite: bool) -> tuple[float, int]:
     """(scale, steps since it changed) after a step, by the rules of torch.amp.GradScaler: halved (not below 1) by an
     overflow, doubled after GOOD_STEPS steps without. The norm that decides is waited for anyway, and is the same on
     all workers, so that two numbers in a checkpoint are all there is to keep."""
@@ -28,18 +28,20 @@ def next_scale(scale: float, good_steps: int, *, finite: bool) -> tuple[float, i
     return (scale * 2, 0) if good_steps + 1 == GOOD_STEPS else (scale, good_steps + 1)
 
 
-def not_finite(step: int, what: str, *, stop: bool, fate: str, world: World) -> None:
+def handle_nonfinite(step: int, what: str, *, stop: bool, fate: str, context: TrainContext) -> None:
     """Never in silence: raises TrainingDiverged, or says what happens instead."""
     if stop:
         raise TrainingDiverged(
             f"step {step}: {what}; lower optim.learning_rate, train with train.precision=fp32, "
-            "or leave such steps out with train.non_finite=skip"
+            "or leave such steps out with train.on_nonfinite=skip"
         )
-    if world.rank == 0:
+    if context.rank == 0:
         print(f"step {step}: {what}; {fate}", file=sys.stderr, flush=True)
 
 
-def culprit(objective: nn.Module, run: Callable[[nn.Module], object], world: World) -> str:
+def find_nonfinite(
+    objective: nn.Module, run: Callable[[nn.Module], object], context: TrainContext
+) -> str:
     """In words, the first output or gradient that is not finite in `run(objective)`, by the order of computing.
 
     `run` repeats what went wrong, with a look at every module: dear, but nothing that a good step pays for. All
@@ -92,7 +94,7 @@ def culprit(objective: nn.Module, run: Callable[[nn.Module], object], world: Wor
             look(parameter.grad, f"gradient of {_short(name)}")
     places = [
         f"the {what} (worker {rank})"
-        for rank, what in enumerate(gather("".join(found), world))
+        for rank, what in enumerate(gather_objects("".join(found), context))
         if what
     ]
     return places[0] if places else "nothing that a second run shows"

@@ -14,7 +14,7 @@ from app.training.config import OptimConfig
 CODE_BOOKS = ("qmap1", "qmap2")
 
 
-def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """AdamW over the trained parameters: torch's fused one (one kernel for all weights), or one of bitsandbytes'.
 
     bitsandbytes keeps the moments of weights with fewer than 4,096 elements in fp32 (its `min_8bit_size`).
@@ -31,7 +31,7 @@ def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     return optimizer
 
 
-def moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
+def get_moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
     """What the optimizer remembers of a parameter. The 8-bit code books are constants, and left out."""
     state = optimizer.state[parameter]
     return {key: torch.as_tensor(value) for key, value in state.items() if key not in CODE_BOOKS}
@@ -59,7 +59,7 @@ def restore_moments(optimizer: Any, parameter: nn.Parameter, values: Mapping[str
             optimizer.state[parameter][key] = value.item()
 
 
-def learning_rate(config: OptimConfig, progress: float) -> float:
+def compute_learning_rate(config: OptimConfig, progress: float) -> float:
     """Learning rate at `progress` in [0, 1] of the job.
 
     Linear warm-up over `warmup_ratio`, then the schedule over the rest, in the shapes of transformers'
@@ -78,6 +78,6 @@ def learning_rate(config: OptimConfig, progress: float) -> float:
         case "cosine":
             factor = 0.5 * (1.0 + math.cos(math.pi * done))
         case "cosine_with_restarts":
-            cycle = 1.0 if done >= 1.0 else (done * config.restarts) % 1.0
+            cycle = 1.0 if done >= 1.0 else (done * config.num_cycles) % 1.0
             factor = 0.5 * (1.0 + math.cos(math.pi * cycle))
     return config.learning_rate * factor

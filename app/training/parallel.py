@@ -11,11 +11,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from app.gemma.load import CaptionLoss, gemma
+from app.gemma.load import CaptionLoss, unwrap_gemma
 from app.training.config import Strategy
 
 
-class World(Protocol):
+class TrainContext(Protocol):
     """What the loop needs of the job around it."""
 
     rank: int
@@ -29,7 +29,7 @@ class World(Protocol):
         """Tell the job of an evaluation, and save a checkpoint (called on every rank)."""
 
 
-def wrap(
+def wrap_model(
     objective: CaptionLoss, strategy: Strategy, *, size: int, device: torch.device
 ) -> nn.Module:
     """What a step calls; build the optimizer after it, over what this worker then holds.
@@ -52,7 +52,7 @@ def wrap(
         m.original_module for m in objective.modules() if isinstance(m, ModulesToSaveWrapper)
     ]
     for group in [
-        *gemma(objective.model).model.layers,
+        *unwrap_gemma(objective.model).model.layers,
         *([replaced] if replaced else []),
         objective,
     ]:
@@ -64,35 +64,35 @@ def wrap(
     return objective
 
 
-def loading_device(strategy: Strategy, *, size: int, device: torch.device) -> torch.device:
+def choose_loading_device(strategy: Strategy, *, size: int, device: torch.device) -> torch.device:
     """Where the base is loaded: for `fsdp` in host memory, from which `wrap` moves and cuts one layer after another."""
     return torch.device("cpu") if strategy == "fsdp" and size > 1 else device
 
 
-def reshard(objective: nn.Module) -> None:
+def reshard_model(objective: nn.Module) -> None:
     """Drop what a forward pass without a backward pass has gathered."""
     for module in objective.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
-def all_reduce(values: Tensor, world: World) -> Tensor:
+def all_reduce_sum(values: Tensor, context: TrainContext) -> Tensor:
     """Sum over workers, on the host."""
-    if world.size > 1:
-        values = values.to(world.device)
+    if context.size > 1:
+        values = values.to(context.device)
         dist.all_reduce(values)
     return values.cpu()
 
 
-def gather(value: Any, world: World) -> list[Any]:
+def gather_objects(value: Any, context: TrainContext) -> list[Any]:
     """Every worker's small value, by rank, on all of them."""
-    values = [value] * world.size
-    if world.size > 1:
+    values = [value] * context.size
+    if context.size > 1:
         dist.all_gather_object(values, value)
     return values
 
 
-class Alone:
+class LocalContext:
     """One process, nothing recorded: for evaluations outside a job."""
 
     rank, size = 0, 1

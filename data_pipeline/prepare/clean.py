@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import DataError
-from data_pipeline.prepare.leakage import tells_its_caption
-from data_pipeline.shards import QuarantineRow, ShardRow
-from data_pipeline.sources.record import Row, split_of, stable_hash
+from data_pipeline.prepare.leakage import contains_caption
+from data_pipeline.prepare.splits import choose_split
+from data_pipeline.shards import QuarantinedRecord, ShardRecord
+from data_pipeline.sources.record import Record, stable_hash
 from data_pipeline.svg import SVGRefused, canonicalise
 
 _FIRST_BYTES = 256  # of a refused drawing are kept
@@ -29,10 +30,10 @@ _INLINE_BATCHES = 8  # a smaller corpus is cleaned before a pool would be warm
 _BATCHES_AHEAD = 3  # of each process: bounds the memory, and keeps the order cheap
 
 
-class CleanRow(NamedTuple):
+class CleanRecord(NamedTuple):
     """One canonical example, with all that is decided about it when all are known. Hashes have 64 bits."""
 
-    row: ShardRow
+    row: ShardRecord
     place: int  # in the shuffled order
     drawing: int  # hash of the canonical text
     content: int  # hash of the canonical text and the caption
@@ -41,7 +42,9 @@ class CleanRow(NamedTuple):
     tells: bool  # the caption stands in the drawing's text
 
 
-def clean(rows: Iterable[Row], config: PrepareConfig) -> Iterator[list[CleanRow | QuarantineRow]]:
+def clean_records(
+    rows: Iterable[Record], config: PrepareConfig
+) -> Iterator[list[CleanRecord | QuarantinedRecord]]:
     """Batches in the order of the rows, whatever the number of processes; what comes out depends on nothing else.
 
     Raises DataError when a process is killed.
@@ -55,7 +58,7 @@ def clean(rows: Iterable[Row], config: PrepareConfig) -> Iterator[list[CleanRow 
         return
     try:
         with ProcessPoolExecutor(processes, initializer=_follow_the_parent) as pool:
-            ahead: deque[Future[list[CleanRow | QuarantineRow]]] = deque()
+            ahead: deque[Future[list[CleanRecord | QuarantinedRecord]]] = deque()
             for batch in chain(head, batches):
                 ahead.append(pool.submit(work, batch))
                 if len(ahead) > _BATCHES_AHEAD * processes:
@@ -69,8 +72,8 @@ def clean(rows: Iterable[Row], config: PrepareConfig) -> Iterator[list[CleanRow 
         ) from None
 
 
-def clean_batch(rows: list[Row], config: PrepareConfig) -> list[CleanRow | QuarantineRow]:
-    cleaned: list[CleanRow | QuarantineRow] = []
+def clean_batch(rows: list[Record], config: PrepareConfig) -> list[CleanRecord | QuarantinedRecord]:
+    cleaned: list[CleanRecord | QuarantinedRecord] = []
     raw: str | bytes | None = None
     svg = ""
     for row in rows:
@@ -90,26 +93,28 @@ def clean_batch(rows: list[Row], config: PrepareConfig) -> list[CleanRow | Quara
             first_bytes = first.encode("utf-8", "replace") if isinstance(first, str) else first
             detail = _text(refusal.detail)
             cleaned.append(
-                QuarantineRow(_text(row.id), row.source, refusal.reason, detail, first_bytes)
+                QuarantinedRecord(_text(row.id), row.source, refusal.reason, detail, first_bytes)
             )
     return cleaned
 
 
-def _cleaned(row: Row, svg: str, caption: str, config: PrepareConfig) -> CleanRow:
+def _cleaned(row: Record, svg: str, caption: str, config: PrepareConfig) -> CleanRecord:
     id_ = _text(row.id)
-    return CleanRow(
-        row=ShardRow(id_, svg, caption, row.source),
+    return CleanRecord(
+        row=ShardRecord(id_, svg, caption, row.source),
         place=stable_hash(config.seed, id_),
-        drawing=content_hash(svg),
-        content=content_hash(svg, caption),
-        concept=content_hash(row.concept),
-        validation=split_of(row.concept, seed=config.seed, validation_share=config.validation_share)
+        drawing=hash_content(svg),
+        content=hash_content(svg, caption),
+        concept=hash_content(row.concept),
+        validation=choose_split(
+            row.concept, seed=config.seed, validation_share=config.validation_share
+        )
         == "validation",
-        tells=tells_its_caption(svg, caption),
+        tells=contains_caption(svg, caption),
     )
 
 
-def content_hash(*parts: str) -> int:
+def hash_content(*parts: str) -> int:
     """64 bits: among 2 million rows two differing ones meet with a chance of 1 in 10 million."""
     data = "\0".join(parts).encode("utf-8", "replace")
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest())
@@ -120,8 +125,8 @@ def _text(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    batch: list[Row] = []
+def _batches(rows: Iterable[Record]) -> Iterator[list[Record]]:
+    batch: list[Record] = []
     size = 0
     for row in rows:
         batch.append(row)

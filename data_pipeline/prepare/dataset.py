@@ -20,12 +20,12 @@ from tqdm import tqdm
 
 from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import DataError
-from data_pipeline.prepare.clean import CleanRow, clean
+from data_pipeline.prepare.clean import CleanRecord, clean_records
 from data_pipeline.prepare.leakage import Leakage, measure_leakage
-from data_pipeline.prepare.mixture import mix
-from data_pipeline.prepare.splits import Decision, Fingerprints, decide
-from data_pipeline.shards import ShardRow, ShardWriter
-from data_pipeline.sources.record import Row
+from data_pipeline.prepare.mixture import mix_sources
+from data_pipeline.prepare.splits import Fingerprints, SplitDecision, decide_splits
+from data_pipeline.shards import ShardRecord, ShardWriter
+from data_pipeline.sources.record import Record
 
 _NUM_BUCKETS = 64  # 2 million drawings of 2 KB: 64 MB a bucket
 
@@ -37,16 +37,16 @@ class PrepareReport:
     read == written + duplicates + sum(quarantined), written == train + validation == sum(sources).
     """
 
-    read: int
-    written: int
-    train: int
-    validation: int
-    duplicates: int
+    num_read: int
+    num_written: int
+    num_train: int
+    num_validation: int
+    num_duplicates: int
     quarantined: dict[str, int]
-    left_out: int  # for the weights of the sources; not read
+    num_unsampled: int  # for the weights of the sources; not read
     sources: dict[str, int]  # written rows of each
-    moved_to_train: int  # because a drawing of theirs, or of their concept, is in training too
-    tell_their_caption: int  # written rows whose SVG text contains the caption
+    num_moved_to_train: int  # because a drawing of theirs, or of their concept, is in training too
+    num_leaked: int  # written rows whose SVG text contains the caption
     leakage: Leakage
     digest: str
     seconds: float
@@ -57,18 +57,18 @@ class PrepareReport:
         )
         seen = self.leakage
         return (
-            f"{self.read:,} examples read = {self.written:,} written + {self.duplicates:,} duplicates + "
+            f"{self.num_read:,} examples read = {self.num_written:,} written + {self.num_duplicates:,} duplicates + "
             f"{sum(self.quarantined.values()):,} in quarantine ({quarantined or 'none'}); "
-            f"{self.left_out:,} left out by weight\n"
-            f"{self.train:,} to train on, {self.validation:,} for validation ({self.moved_to_train:,} moved to "
+            f"{self.num_unsampled:,} left out by weight\n"
+            f"{self.num_train:,} to train on, {self.num_validation:,} for validation ({self.num_moved_to_train:,} moved to "
             f"training for a drawing that is there too)\n"
             f"in both, by what was written: {seen.drawings_in_both} of {seen.train_drawings:,} and "
             f"{seen.validation_drawings:,} drawings, {seen.examples_in_both} examples, {seen.captions_in_both} "
-            f"captions; {self.tell_their_caption:,} rows contain their own caption"
+            f"captions; {self.num_leaked:,} rows contain their own caption"
         )
 
 
-def prepare(
+def prepare_dataset(
     sources: Sequence[str], config: PrepareConfig, *, progress: bool = True
 ) -> PrepareReport:
     """Read the sources (see `mix` and `read_source`) and put a dataset (see `shards`) into `config.out`.
@@ -78,11 +78,11 @@ def prepare(
     concept and no drawing is in two splits. Raises DataError; the folder is then as it was.
     """
     started = time.monotonic()
-    mixture = mix(sources, config, progress=progress)
-    writer = ShardWriter(config.out, shard_rows=config.shard_rows)
+    mixture = mix_sources(sources, config, progress=progress)
+    writer = ShardWriter(config.out, shard_records=config.shard_records)
     try:
         with tempfile.TemporaryDirectory(prefix="svgscribe-") as folder:
-            counts, rows = _Counts(left_out=mixture.left_out), Fingerprints()
+            counts, rows = _Counts(num_unsampled=mixture.num_unsampled), Fingerprints()
             bar = partial(tqdm, unit=" rows", mininterval=1.0, disable=not progress)
             _spool(
                 bar(chain.from_iterable(mixture.rows), desc="clean"),
@@ -92,11 +92,11 @@ def prepare(
                 counts,
                 rows,
             )
-            decision = decide(rows)
+            decision = decide_splits(rows)
             counts.decided(rows, decision)
             _check(counts, sources, config)
             for split, row in bar(
-                _shuffled(Path(folder), decision), desc="write", total=counts.written
+                _shuffled(Path(folder), decision), desc="write", total=counts.num_written
             ):
                 writer.add(split, row)
                 counts.sources[row.source] += 1
@@ -114,35 +114,37 @@ def prepare(
 
 @dataclass
 class _Counts:
-    left_out: int
-    read: int = 0
-    written: int = 0
-    validation: int = 0
-    duplicates: int = 0
-    moved: int = 0
-    tells: int = 0
+    num_unsampled: int
+    num_read: int = 0
+    num_written: int = 0
+    num_validation: int = 0
+    num_duplicates: int = 0
+    num_moved: int = 0
+    num_leaked: int = 0
     quarantined: Counter[str] = field(default_factory=Counter)
     sources: Counter[str] = field(default_factory=Counter)
 
-    def decided(self, rows: Fingerprints, decision: Decision) -> None:
-        self.written = int(decision.kept.sum())
-        self.duplicates = len(rows) - self.written
-        self.validation = int(decision.validation.sum())
-        self.moved = decision.num_moved
-        self.tells = sum(told for told, kept in zip(rows.tells, decision.kept, strict=True) if kept)
+    def decided(self, rows: Fingerprints, decision: SplitDecision) -> None:
+        self.num_written = int(decision.kept.sum())
+        self.num_duplicates = len(rows) - self.num_written
+        self.num_validation = int(decision.validation.sum())
+        self.num_moved = decision.num_moved
+        self.num_leaked = sum(
+            told for told, kept in zip(rows.tells, decision.kept, strict=True) if kept
+        )
 
     def report(self, leakage: Leakage, digest: str, seconds: float) -> PrepareReport:
         return PrepareReport(
-            read=self.read,
-            written=self.written,
-            train=self.written - self.validation,
-            validation=self.validation,
-            duplicates=self.duplicates,
+            num_read=self.num_read,
+            num_written=self.num_written,
+            num_train=self.num_written - self.num_validation,
+            num_validation=self.num_validation,
+            num_duplicates=self.num_duplicates,
             quarantined=dict(sorted(self.quarantined.items())),
-            left_out=self.left_out,
+            num_unsampled=self.num_unsampled,
             sources=dict(sorted(self.sources.items())),
-            moved_to_train=self.moved,
-            tell_their_caption=self.tells,
+            num_moved_to_train=self.num_moved,
+            num_leaked=self.num_leaked,
             leakage=leakage,
             digest=digest,
             seconds=round(seconds, 3),
@@ -151,24 +153,24 @@ class _Counts:
 
 def _check(counts: _Counts, sources: Sequence[str], config: PrepareConfig) -> None:
     """Raises DataError for a corpus that is no use, before it is written."""
-    if counts.written == counts.validation:
+    if counts.num_written == counts.num_validation:
         refused = ", ".join(
             f"{reason} {number}" for reason, number in sorted(counts.quarantined.items())
         )
         raise DataError(
-            f"no row to train on in {', '.join(sources)}: {counts.read} read, "
-            f"{counts.validation} for validation, refused: {refused or 'none'}"
+            f"no row to train on in {', '.join(sources)}: {counts.num_read} read, "
+            f"{counts.num_validation} for validation, refused: {refused or 'none'}"
         )
-    if counts.tells > config.max_told_share * counts.written:
+    if counts.num_leaked > config.max_leaked_share * counts.num_written:
         raise DataError(
-            f"{counts.tells:,} of {counts.written:,} drawings contain their own caption in their text "
-            f"({counts.tells / counts.written:.1%}, at most {config.max_told_share:.1%}): caption them otherwise, "
-            "take their text out, or allow it with --max-told-share"
+            f"{counts.num_leaked:,} of {counts.num_written:,} drawings contain their own caption in their text "
+            f"({counts.num_leaked / counts.num_written:.1%}, at most {config.max_leaked_share:.1%}): caption them otherwise, "
+            "take their text out, or allow it with --max-leaked-share"
         )
 
 
 def _spool(
-    source: Iterable[Row],
+    source: Iterable[Record],
     folder: Path,
     config: PrepareConfig,
     writer: ShardWriter,
@@ -178,9 +180,9 @@ def _spool(
     """Clean every row and put it into the bucket of its place in the shuffled order, with its number."""
     with ExitStack() as stack:
         buckets = [stack.enter_context((folder / str(n)).open("wb")) for n in range(_NUM_BUCKETS)]
-        for cleaned in chain.from_iterable(clean(source, config)):
-            counts.read += 1
-            if not isinstance(cleaned, CleanRow):
+        for cleaned in chain.from_iterable(clean_records(source, config)):
+            counts.num_read += 1
+            if not isinstance(cleaned, CleanRecord):
                 counts.quarantined[cleaned.reason] += 1
                 writer.refuse(cleaned)
                 continue
@@ -195,7 +197,7 @@ def _spool(
             rows.tells.append(cleaned.tells)
 
 
-def _shuffled(folder: Path, decision: Decision) -> Iterator[tuple[str, ShardRow]]:
+def _shuffled(folder: Path, decision: SplitDecision) -> Iterator[tuple[str, ShardRecord]]:
     """Kept rows by their place. Of rows with one id all but the first get another: ids name rows in ledgers."""
     for number in range(_NUM_BUCKETS):
         records = []
@@ -206,7 +208,7 @@ def _shuffled(folder: Path, decision: Decision) -> Iterator[tuple[str, ShardRow]
                     records.append(record)
         previous = None
         for _, values, content, row_number in sorted(records):
-            row = ShardRow(*values)
+            row = ShardRecord(*values)
             named = row._replace(id=f"{row.id}#{content:016x}") if row.id == previous else row
             previous = row.id
             yield "validation" if decision.validation[row_number] else "train", named
@@ -215,9 +217,9 @@ def _shuffled(folder: Path, decision: Decision) -> Iterator[tuple[str, ShardRow]
 def _manifest(report: PrepareReport, config: PrepareConfig) -> dict[str, object]:
     return {
         "digest": report.digest,
-        "splits": {"train": report.train, "validation": report.validation},
+        "splits": {"train": report.num_train, "validation": report.num_validation},
         "sources": report.sources,
-        "duplicates": report.duplicates,
+        "duplicates": report.num_duplicates,
         "quarantined": report.quarantined,
         "config": config.model_dump(exclude={"out", "processes"}),
     }

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.shards import ShardRow
+from data_pipeline.shards import ShardRecord
 from data_pipeline.sources.record import stable_hash
 
 _WORD = re.compile(r"\w+")
@@ -16,7 +16,7 @@ _VALUE = re.compile(r'="([^"]*)"')
 _CHARACTER_DATA = re.compile(r">([^<]+)<")
 
 
-def tells_its_caption(svg: str, caption: str) -> bool:
+def contains_caption(svg: str, caption: str) -> bool:
     """Do the caption's words stand in the SVG's text, in their order, whatever their case and punctuation?
 
     Several words are looked for between the tags and in each attribute's value; a single one only between the
@@ -53,7 +53,7 @@ class Leakage:
     captions_in_both: int
 
 
-def measure_leakage(train: Iterable[ShardRow], validation: Iterable[ShardRow]) -> Leakage:
+def measure_leakage(train: Iterable[ShardRecord], validation: Iterable[ShardRecord]) -> Leakage:
     """Reads each split once; holds 24 bytes a row."""
     sides = [_hashes(rows) for rows in (train, validation)]
     drawings, captions, examples = zip(*sides, strict=True)
@@ -68,7 +68,7 @@ def measure_leakage(train: Iterable[ShardRow], validation: Iterable[ShardRow]) -
     )
 
 
-def _hashes(rows: Iterable[ShardRow]) -> list[Any]:
+def _hashes(rows: Iterable[ShardRecord]) -> list[Any]:
     """Sorted distinct hashes of the drawings, the captions and both together, each uint64 [num_distinct]."""
     texts = (text for row in rows for text in (row.svg, row.caption, f"{row.svg}\0{row.caption}"))
     hashes = np.fromiter((stable_hash(0, text) for text in texts), np.uint64).reshape(-1, 3)

@@ -10,8 +10,9 @@ from tqdm import tqdm
 
 from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import DataError
+from data_pipeline.shards import QUARANTINE
 from data_pipeline.sources.read import read_source
-from data_pipeline.sources.record import Row, stable_hash
+from data_pipeline.sources.record import Record, stable_hash
 
 _WEIGHTED = re.compile(r"(.+)@(\d+(?:\.\d+)?)")
 
@@ -20,8 +21,8 @@ _WEIGHTED = re.compile(r"(.+)@(\d+(?:\.\d+)?)")
 class Mixture:
     """The rows to prepare, and how many were left out for the weights' sake."""
 
-    rows: list[Iterator[Row]]  # of each source
-    left_out: int
+    rows: list[Iterator[Record]]  # of each source
+    num_unsampled: int
 
 
 def parse_weight(spec: str) -> tuple[str, float | None]:
@@ -36,14 +37,22 @@ def parse_weight(spec: str) -> tuple[str, float | None]:
     return parts[1], float(parts[2])
 
 
-def mix(sources: Sequence[str], config: PrepareConfig, *, progress: bool = False) -> Mixture:
+def _read(spec: str, config: PrepareConfig) -> Iterator[Record]:
+    """Read one source; a prepared dataset is a source too, without its refused records."""
+    records = read_source(spec, config, ignored_files=(QUARANTINE,))
+    return islice(records, config.max_records)
+
+
+def mix_sources(
+    sources: Sequence[str], config: PrepareConfig, *, progress: bool = False
+) -> Mixture:
     """Without a weight, all rows of all sources. With one (a source without has 1), rows in proportion to the weights:
 
     as many as there can be without repeating one, so one source enters whole; of the others a sample that
     depends on seed and source alone. Weighted sources are read twice, to count them. Raises DataError.
     """
     specs = [parse_weight(spec) for spec in sources]
-    rows = [islice(read_source(spec, config), config.max_rows) for spec, _ in specs]
+    rows = [_read(spec, config) for spec, _ in specs]
     if all(weight is None for _, weight in specs):
         return Mixture([*rows], 0)
     counted = [
@@ -56,7 +65,7 @@ def mix(sources: Sequence[str], config: PrepareConfig, *, progress: bool = False
     chosen = [min(round(share * weight), size) for weight, size in zip(weights, sizes, strict=True)]
     mixed = [
         compress(
-            islice(read_source(spec, config), config.max_rows),
+            _read(spec, config),
             _sample(num, size, config.seed, spec),
         )
         for (spec, _), num, size in zip(specs, chosen, sizes, strict=True)

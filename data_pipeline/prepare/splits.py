@@ -2,9 +2,11 @@
 
 from array import array
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+
+from data_pipeline.sources.record import stable_hash
 
 
 @dataclass
@@ -22,7 +24,7 @@ class Fingerprints:
 
 
 @dataclass(frozen=True)
-class Decision:
+class SplitDecision:
     """bool [num_rows] each, in reading order."""
 
     kept: Any
@@ -30,7 +32,7 @@ class Decision:
     num_moved: int  # rows whose concept was for validation, but is tied to training by a drawing
 
 
-def decide(rows: Fingerprints) -> Decision:
+def decide_splits(rows: Fingerprints) -> SplitDecision:
     """Keep the first of equal contents, and let no concept and no drawing straddle the splits.
 
     A validation concept one of whose drawings also stands in a training concept moves to training as a whole,
@@ -52,4 +54,11 @@ def decide(rows: Fingerprints) -> Decision:
     num_moved = int((kept & validation).sum()) - len(held)
     validation[:] = False
     validation[held] = True
-    return Decision(kept, validation, num_moved)
+    return SplitDecision(kept, validation, num_moved)
+
+
+def choose_split(
+    concept: str, *, seed: int, validation_share: float
+) -> Literal["train", "validation"]:
+    """The split of every row of a concept: a pure function, so that it holds across sources and runs."""
+    return "validation" if stable_hash(seed, concept) < validation_share * 2**64 else "train"

@@ -10,7 +10,7 @@ from typing import Any
 
 from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import DataError
-from data_pipeline.sources.record import Row, stable_hash
+from data_pipeline.sources.record import Record, stable_hash
 
 SVG_COLUMNS = ("svg", "svg_code")
 CAPTION_COLUMNS = (
@@ -102,31 +102,31 @@ def _require(column: str, flag: str, found: Iterable[str], where: str) -> str:
     return column
 
 
-def is_drawing(value: object) -> bool:
+def looks_like_svg(value: object) -> bool:
     """Does it begin like XML and hold an svg element?"""
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
     return isinstance(text, str) and text.lstrip("\ufeff \t\r\n").startswith("<") and "<svg" in text
 
 
-def rows_of_record(
+def make_records_from_row(
     record: Mapping[str, Any], columns: Columns, number: str, source: str, config: PrepareConfig
-) -> Iterator[Row]:
+) -> Iterator[Record]:
     """The examples of one record; a missing column is as an empty one. `number` is the id of a row without."""
     svg, captions = columns.svg, columns.captions
-    if columns.pair and not is_drawing(record.get(svg)):
+    if columns.pair and not looks_like_svg(record.get(svg)):
         svg, captions = captions[0], (svg,)
     id_ = record.get(columns.id) if columns.id else None
     texts = [(name, record.get(name)) for name in captions]
-    return examples(number if id_ is None else str(id_), record.get(svg), texts, source, config)
+    return make_records(number if id_ is None else str(id_), record.get(svg), texts, source, config)
 
 
-def examples(
+def make_records(
     id_: str,
     svg: object,
     captions: Iterable[tuple[str, object]],
     source: str,
     config: PrepareConfig,
-) -> Iterator[Row]:
+) -> Iterator[Record]:
     """One drawing with the captions that `config.captions` chooses: each is a row, an example, the unit of all counts.
 
     Rows whose first captions are the same, whatever their case and spacing, are one concept. A drawing without
@@ -139,10 +139,10 @@ def examples(
     concept = " ".join(texts[0][1].lower().split())
     if config.captions == "all" and len(texts) > 1:
         for name, text in texts:
-            yield Row(f"{id_}:{name}", drawing, text, source, concept)
+            yield Record(f"{id_}:{name}", drawing, text, source, concept)
         return
     chosen = stable_hash(config.seed, id_) % len(texts) if config.captions == "random" else 0
-    yield Row(id_, drawing, texts[chosen][1], source, concept)
+    yield Record(id_, drawing, texts[chosen][1], source, concept)
 
 
 def _text(value: object) -> str:

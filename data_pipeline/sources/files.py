@@ -5,33 +5,13 @@ format and a whole `prepare`). Not run by anyone yet: real S3, `gs://`, and `hf:
 """
 
 import io
-import os
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-import pyarrow as pa
 import pyarrow.fs
 
 from data_pipeline.errors import DataError
-
-
-def filesystem(folder: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """A local path or a URI (`s3://bucket/key`, `hf://datasets/owner/name`) → file system and path in it.
-
-    Raises DataError.
-    """
-    if "://" not in folder:
-        return pyarrow.fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(folder))
-    try:
-        fs, path = pyarrow.fs.FileSystem.from_uri(folder)
-    except (
-        pa.ArrowInvalid,
-        OSError,
-        ValueError,
-        ImportError,
-    ) as error:  # the last two are fsspec's
-        raise DataError(f"cannot open {folder!r}: {' '.join(str(error).split())}") from None
-    return fs, str(path).rstrip("/")
+from data_pipeline.filesystem import open_filesystem
 
 
 @dataclass(frozen=True)
@@ -70,7 +50,7 @@ def find_files(spec: str) -> tuple[str, list[SourceFile]]:
 
     Raises DataError.
     """
-    fs, path = filesystem(spec)
+    fs, path = open_filesystem(spec)
     try:
         info = fs.get_file_info(path)
         if info.is_file:

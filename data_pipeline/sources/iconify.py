@@ -7,19 +7,19 @@ The format is that of the npm packages `@iconify/json` and `@iconify-json/*`: {"
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from data_pipeline.sources.phosphor import concept
-from data_pipeline.sources.record import Row
+from data_pipeline.sources.phosphor import derive_concept
+from data_pipeline.sources.record import Record
 
 _SIDE = 16  # of an icon that says nothing
 _BOX = ("left", "top", "width", "height")
 _MAX_PARENTS = 10  # of an alias: Iconify allows an alias of an alias; a longer chain is a circle
 
 
-def is_set(value: object) -> bool:
+def is_icon_set(value: object) -> bool:
     return isinstance(value, dict) and isinstance(value.get("icons"), dict) and "prefix" in value
 
 
-def set_rows(icons: Mapping[str, Any]) -> Iterator[Row]:
+def read_icon_set(icons: Mapping[str, Any]) -> Iterator[Record]:
     """The source is the set's prefix. Icons that share the first word of their name are one concept, in every set.
 
     An alias without an icon, and an icon without a body, is a row without a drawing, for quarantine.
@@ -30,7 +30,9 @@ def set_rows(icons: Mapping[str, Any]) -> Iterator[Row]:
         svg = "" if icon is None else _svg({key: icons[key] for key in _BOX if key in icons} | icon)
         words = name.replace("_", "-").split("-")
         prefix = str(icons["prefix"])
-        yield Row(f"{prefix}:{name}", svg, " ".join(words), prefix, concept(words[0].lower()))
+        yield Record(
+            f"{prefix}:{name}", svg, " ".join(words), prefix, derive_concept(words[0].lower())
+        )
 
 
 def _resolve(

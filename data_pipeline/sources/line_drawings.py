@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from data_pipeline.sources.record import Row
+from data_pipeline.sources.record import Record
 
 PENS = {"thin": 4, "light": 6, "regular": 8, "bold": 12, "filled": 8, "tinted": 8}
 """Half the pen's width (grid units). The first part of a filled drawing is solid, of a tinted one over a pale copy."""
@@ -25,7 +25,7 @@ Outline = tuple[str, str]
 MARGIN = 16
 
 
-def line_drawings(num: int, *, seed: int = 0) -> Iterator[Row]:
+def generate_line_drawings(num: int, *, seed: int = 0) -> Iterator[Record]:
     """`num` drawings of one to three parts, a pure function of the seed.
 
     Not canonical as drawn. The concept is the caption, so that a split by concept holds whole captions out.
@@ -46,7 +46,7 @@ def line_drawings(num: int, *, seed: int = 0) -> Iterator[Row]:
         parts = " and ".join([", ".join(named[:-1]), named[-1]] if named[1:] else named)
         caption = CAPTIONS[int(random.integers(len(CAPTIONS)))](pen, parts)
         svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 256 256" fill="currentColor">{body}</svg>'
-        yield Row(f"lines:{seed}:{i}", svg, caption, "line-drawings", f"{pen} {parts}")
+        yield Record(f"lines:{seed}:{i}", svg, caption, "line-drawings", f"{pen} {parts}")
 
 
 def _point(random: np.random.Generator, margin: float) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import Any
 
 from data_pipeline.errors import DataError
-from data_pipeline.sources.record import Row
+from data_pipeline.sources.record import Record
 
 WEIGHTS = {
     "thin": "drawn in hairline outlines",
@@ -41,12 +41,12 @@ def _category(entry: dict[str, Any]) -> str:
     return str(categories[0]).lower()
 
 
-def category_names() -> list[str]:
+def list_categories() -> list[str]:
     """Every category that a caption can name, sorted. Raises DataError without the package."""
     return sorted({_category(entry) for entry in _metadata()} - {""})
 
 
-def caption(name: str, weight: str, category: str, tags: list[str]) -> str:
+def compose_caption(name: str, weight: str, category: str, tags: list[str]) -> str:
     """One sentence.
 
     >>> caption("airplane-in-flight", "thin", "map", ["jets", "*new*"])
@@ -64,7 +64,7 @@ def caption(name: str, weight: str, category: str, tags: list[str]) -> str:
     return f"{sentence}."
 
 
-def concept(name: str) -> str:
+def derive_concept(name: str) -> str:
     """What siblings share: the first word of the name, without a plural's s.
 
     `airplane`, `airplane-landing` and `airplane-in-flight` are one concept, as are `arrow-up` and
@@ -73,21 +73,21 @@ def concept(name: str) -> str:
     return name.split("-")[0].removesuffix("s")
 
 
-def phosphor_icons() -> Iterator[Row]:
+def read_phosphor() -> Iterator[Record]:
     """Every icon in every weight, by name. Raises DataError without the package (before the first row)."""
     return _rows(_metadata())
 
 
-def _rows(metadata: tuple[dict[str, Any], ...]) -> Iterator[Row]:
+def _rows(metadata: tuple[dict[str, Any], ...]) -> Iterator[Record]:
     folder = files("py_phosphor_icons") / "svgs" / "flat"
     for entry in metadata:
         name = entry["name"]
         for weight in WEIGHTS:
             suffix = "" if weight == "regular" else f"-{weight}"
-            yield Row(
+            yield Record(
                 id=f"phosphor:{name}-{weight}",
                 svg=(folder / weight / f"{name}{suffix}.svg").read_bytes(),
-                caption=caption(name, weight, _category(entry), entry["tags"]),
+                caption=compose_caption(name, weight, _category(entry), entry["tags"]),
                 source="phosphor",
-                concept=f"phosphor:{concept(name)}",
+                concept=f"phosphor:{derive_concept(name)}",
             )

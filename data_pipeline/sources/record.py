@@ -2,11 +2,10 @@
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Record:
     """A drawing as it was found: raw SVG (text or bytes), its caption, and what must not straddle the splits.
 
     `id` is unique within its source; `source` names the file or the set it came from, for counts and reports;
@@ -24,8 +23,3 @@ def stable_hash(seed: int, text: str) -> int:
     """64 bits that are the same in every process (Python's hash() is not)."""
     data = f"{seed}:{text}".encode("utf-8", "replace")
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest())
-
-
-def split_of(concept: str, *, seed: int, validation_share: float) -> Literal["train", "validation"]:
-    """The split of every row of a concept: a pure function, so that it holds across sources and runs."""
-    return "validation" if stable_hash(seed, concept) < validation_share * 2**64 else "train"

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from data_pipeline.sources.record import Row
+from data_pipeline.sources.record import Record
 
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "ring")
 COLOURS = {
@@ -47,13 +47,13 @@ class Thing:
         return f"{COUNTS[self.count - 1]} {self.size} {self.colour} {self.shape}s"
 
 
-def scenes(num: int, *, seed: int = 0, style: Style = "plain") -> Iterator[Row]:
+def generate_scenes(num: int, *, seed: int = 0, style: Style = "plain") -> Iterator[Record]:
     """`num` scenes, a pure function of (seed, style); the drawings are the same in every style."""
     for i in range(num):
         yield _scene(i, np.random.default_rng((seed, i)), seed, style)
 
 
-def _scene(i: int, random: np.random.Generator, seed: int, style: Style) -> Row:
+def _scene(i: int, random: np.random.Generator, seed: int, style: Style) -> Record:
     if random.random() < 0.2:
         thing = _thing(random, count=int(random.integers(1, 5)))
         shapes, caption, things = _group(thing, random), _CAPTIONS[style](thing), [thing]
@@ -64,7 +64,7 @@ def _scene(i: int, random: np.random.Generator, seed: int, style: Style) -> Row:
         caption, things = _CAPTIONS[style](first, relation, second), [first, second]
     drawing = "".join(shapes)
     composition = "+".join(f"{thing.colour}-{thing.shape}" for thing in things)
-    return Row(
+    return Record(
         id=f"scene:{seed}:{i}",
         svg=f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 256 256">{drawing}</svg>',
         caption=caption,

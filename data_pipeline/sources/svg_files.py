@@ -9,10 +9,10 @@ from typing import Any
 
 from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import DataError
-from data_pipeline.sources.columns import CAPTION_COLUMNS, examples, find_columns
+from data_pipeline.sources.columns import CAPTION_COLUMNS, find_columns, make_records
 from data_pipeline.sources.files import SourceFile
-from data_pipeline.sources.record import Row
-from data_pipeline.sources.tabular import json_records
+from data_pipeline.sources.record import Record
+from data_pipeline.sources.tabular import read_json_objects
 
 SVG_SUFFIXES = (".svg", ".svgz")
 CAPTION_FILES = (
@@ -28,9 +28,9 @@ _HEAD_SAMPLES = 100  # of a tar: without any caption in them there is none
 Captions = list[tuple[str, object]]  # name, text
 
 
-def folder_rows(
+def read_folder(
     drawings: Sequence[SourceFile], files: Sequence[SourceFile], source: str, config: PrepareConfig
-) -> Iterator[Row]:
+) -> Iterator[Record]:
     """`files` is all that lies in the folder. Raises DataError before the first row."""
     by_name = {file.name: file for file in files}
     captions = _caption_file(by_name, config)
@@ -47,13 +47,13 @@ def _folder_rows(
     captions: dict[str, Captions],
     source: str,
     config: PrepareConfig,
-) -> Iterator[Row]:
+) -> Iterator[Record]:
     for drawing in drawings:
         stem = _stem(drawing.name)
         texts = captions.get(drawing.name) or captions.get(stem) or []
         if not texts and stem + ".txt" in by_name:
             texts = [("txt", _caption_text(by_name[stem + ".txt"].head(_MAX_CAPTION_BYTES)))]
-        yield from examples(stem, drawing.head(config.max_svg_bytes + 1), texts, source, config)
+        yield from make_records(stem, drawing.head(config.max_svg_bytes + 1), texts, source, config)
 
 
 def _stem(name: str) -> str:
@@ -72,7 +72,7 @@ def _caption_file(by_name: dict[str, SourceFile], config: PrepareConfig) -> dict
     if found.name == "captions.json":
         return _caption_object(found)
     if found.name.endswith(".jsonl"):
-        records = list(json_records(found))
+        records = list(read_json_objects(found))
     else:
         try:
             with found.lines() as lines:
@@ -112,7 +112,7 @@ def _caption_object(file: SourceFile) -> dict[str, Captions]:
     }
 
 
-def tar_rows(file: SourceFile, source: str, config: PrepareConfig) -> Iterator[Row]:
+def read_webdataset(file: SourceFile, source: str, config: PrepareConfig) -> Iterator[Record]:
     """Samples of a WebDataset: neighbours `KEY.svg` and `KEY.txt` or `KEY.json`. Raises DataError before the first."""
     samples = _samples(file, config)
     head = list(islice(samples, _HEAD_SAMPLES))
@@ -123,7 +123,9 @@ def tar_rows(file: SourceFile, source: str, config: PrepareConfig) -> Iterator[R
             f"{file.path} has no captions in its first {len(head)} drawings: beside KEY.svg expected KEY.txt, or "
             f"KEY.json with one of {', '.join(CAPTION_COLUMNS)}"
         )
-    return chain.from_iterable(examples(*sample, source, config) for sample in chain(head, samples))
+    return chain.from_iterable(
+        make_records(*sample, source, config) for sample in chain(head, samples)
+    )
 
 
 def _samples(file: SourceFile, config: PrepareConfig) -> Iterator[tuple[str, bytes, Captions]]:

@@ -12,9 +12,14 @@ import pyarrow.parquet as pq
 
 from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import DataError
-from data_pipeline.sources.columns import Columns, find_columns, is_drawing, rows_of_record
+from data_pipeline.sources.columns import (
+    Columns,
+    find_columns,
+    looks_like_svg,
+    make_records_from_row,
+)
 from data_pipeline.sources.files import SourceFile
-from data_pipeline.sources.record import Row
+from data_pipeline.sources.record import Record
 
 _BATCH_ROWS = 256  # of a Parquet file that are in memory at once
 _HEAD_RECORDS = 100  # say which columns a file has, and whether a pair holds drawings
@@ -25,7 +30,7 @@ _TEXT = {pa.string(), pa.large_string(), pa.string_view()}
 _BYTES = {pa.binary(), pa.large_binary(), pa.binary_view()}
 
 
-def parquet_rows(file: SourceFile, source: str, config: PrepareConfig) -> Iterator[Row]:
+def read_parquet(file: SourceFile, source: str, config: PrepareConfig) -> Iterator[Record]:
     """Raises DataError before the first row."""
     try:
         schema = pq.read_schema(file.path, filesystem=file.fs)
@@ -38,7 +43,7 @@ def parquet_rows(file: SourceFile, source: str, config: PrepareConfig) -> Iterat
     return (
         row
         for number, record in enumerate(_parquet_records(file, columns))
-        for row in rows_of_record(record, columns, f"{file.stem}:{number}", source, config)
+        for row in make_records_from_row(record, columns, f"{file.stem}:{number}", source, config)
     )
 
 
@@ -84,9 +89,9 @@ def _decoded(column: pa.Array) -> list[Any]:
     return [None if value is None else value.decode("utf-8", "replace") for value in values]
 
 
-def json_rows(file: SourceFile, source: str, config: PrepareConfig) -> Iterator[Row]:
+def read_json(file: SourceFile, source: str, config: PrepareConfig) -> Iterator[Record]:
     """One object per line, or one array of objects. Raises DataError, for its first records before the first row."""
-    records = json_records(file)
+    records = read_json_objects(file)
     head = list(islice(records, _HEAD_RECORDS))
     if not head:
         raise DataError(f"{file.path} is empty")
@@ -96,19 +101,19 @@ def json_rows(file: SourceFile, source: str, config: PrepareConfig) -> Iterator[
     return (
         row
         for number, record in enumerate(chain(head, records))
-        for row in rows_of_record(record, columns, f"{file.stem}:{number}", source, config)
+        for row in make_records_from_row(record, columns, f"{file.stem}:{number}", source, config)
     )
 
 
 def _check_pair(records: Iterator[dict[str, Any]], columns: Columns, where: str) -> None:
     sides = (columns.svg, *columns.captions)
-    if not any(is_drawing(record.get(side)) for record in records for side in sides):
+    if not any(looks_like_svg(record.get(side)) for record in records for side in sides):
         raise DataError(
             f"{where}: neither {' nor '.join(sides)} holds an SVG in the first {_HEAD_RECORDS} records"
         )
 
 
-def json_records(file: SourceFile) -> Iterator[dict[str, Any]]:
+def read_json_objects(file: SourceFile) -> Iterator[dict[str, Any]]:
     """Raises DataError for what is no object, with its place."""
     with file.lines() as stream:
         first = stream.read(_CHUNK_CHARS)  # not a line: an array may be all on one

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow.fs
 
 from data_pipeline.errors import DataError
-from data_pipeline.shards import filesystem
+from data_pipeline.filesystem import open_filesystem
 from data_pipeline.stream.encode import Example, PromptEncoder
 
 _CHECKSUM_BYTES = 32
@@ -28,7 +28,7 @@ def encode_cached(
     Any number of processes may share the folder. Raises DataError when it cannot be read or written.
     """
     name = _name(encoder, pairs)
-    fs, path = filesystem(folder)
+    fs, path = open_filesystem(folder)
     try:
         content = _read(fs, path, name)
         if content is None:
@@ -37,7 +37,7 @@ def encode_cached(
             return examples
     except OSError as error:
         raise DataError(
-            f"cannot use data.cache={folder!r}: {error}; choose another folder, or null"
+            f"cannot use data.cache_dir={folder!r}: {error}; choose another folder, or null"
         ) from error
     return _from_bytes(content)
 
@@ -99,4 +99,4 @@ def _from_bytes(content: bytes) -> list[Example]:
         numbers[1 + 2 * count :],
     )
     parts = np.split(tokens, np.cumsum(sizes)[:-1])
-    return [Example.of(ids, int(prompt)) for ids, prompt in zip(parts, prompts, strict=True)]
+    return [Example.from_ids(ids, int(prompt)) for ids, prompt in zip(parts, prompts, strict=True)]

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from data_pipeline.errors import DataError
 
-IGNORED = -100
+IGNORE_INDEX = -100
 """Target of a position that is not trained on (the value that torch's cross-entropy ignores)."""
 
 # Gemma's vocabulary also lists runs of white space and HTML tags as added tokens. They are plain text to the
@@ -36,15 +36,15 @@ class Example(NamedTuple):
     targets: npt.NDArray[np.int32]
 
     @classmethod
-    def of(cls, input_ids: npt.NDArray[np.int32], num_prompt_tokens: int) -> Self:
+    def from_ids(cls, input_ids: npt.NDArray[np.int32], num_prompt_tokens: int) -> Self:
         """All that follows the prompt is trained on."""
-        targets = np.full(len(input_ids), IGNORED, np.int32)
+        targets = np.full(len(input_ids), IGNORE_INDEX, np.int32)
         targets[num_prompt_tokens - 1 : -1] = input_ids[num_prompt_tokens:]
         return cls(input_ids, targets)
 
     @property
     def num_prompt_tokens(self) -> int:
-        return int((self.targets != IGNORED).argmax()) + 1
+        return int((self.targets != IGNORE_INDEX).argmax()) + 1
 
 
 class PromptEncoder:
@@ -54,7 +54,7 @@ class PromptEncoder:
     when it lacks one of Gemma 2's control tokens.
     """
 
-    def __init__(self, tokenizer: str, system: str) -> None:
+    def __init__(self, tokenizer: str, system_prompt: str) -> None:
         self._template = _load(tokenizer)
         self._content = _without_control_tokens(self._template)
         self.pad_id = self._control_id("<pad>")
@@ -62,7 +62,7 @@ class PromptEncoder:
         self._control_id("<start_of_turn>")
         opening = self._ids(self._template, "<start_of_turn>user\n")
         self._before_svg = [
-            self._control_id("<bos>"), *opening, *self._ids(self._content, f"{system}\n\n")
+            self._control_id("<bos>"), *opening, *self._ids(self._content, f"{system_prompt}\n\n")
         ]  # fmt: skip
         self._after_svg = self._ids(self._template, "\n<end_of_turn>\n<start_of_turn>model\n")
 
@@ -82,10 +82,10 @@ class PromptEncoder:
         for svg, caption in zip(encoded[::2], encoded[1::2], strict=True):
             prompt = [*self._before_svg, *svg.ids, *self._after_svg]
             ids = np.array([*prompt, *caption.ids, *self.stop_ids], dtype=np.int32)
-            examples.append(Example.of(ids, len(prompt)))
+            examples.append(Example.from_ids(ids, len(prompt)))
         return examples
 
-    def truncated(self, example: Example, max_tokens: int) -> Example | None:
+    def truncate(self, example: Example, max_tokens: int) -> Example | None:
         """The example without the end of its SVG; None if template and caption alone are longer than max_tokens."""
         num_prompt_tokens = example.num_prompt_tokens
         svg_end = num_prompt_tokens - len(self._after_svg)
@@ -93,7 +93,7 @@ class PromptEncoder:
         if num_cut > svg_end - len(self._before_svg):
             return None
         kept = [example.input_ids[: svg_end - num_cut], example.input_ids[svg_end:]]
-        return Example.of(np.concatenate(kept), num_prompt_tokens - num_cut)
+        return Example.from_ids(np.concatenate(kept), num_prompt_tokens - num_cut)
 
     @property
     def min_tokens(self) -> int:

@@ -1,6 +1,6 @@
 """Which rows each step trained on, in Parquet files that a person can query. Knows no Ray and no trainer.
 
-ledger/00000020-1.parquet   epoch, step, rank, row_id: what rank 1 trained on in the steps up to the 20th that no
+ledger/00000020-1.parquet   epoch, step, rank, record_id: what rank 1 trained on in the steps up to the 20th that no
                             earlier file of its holds. Step 20 may be a checkpoint, the steps between are not.
 """
 
@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from data_pipeline.shards import filesystem
+from data_pipeline.filesystem import open_filesystem
 from data_pipeline.stream.token_stream import Batch, Stream
 
 _SCHEMA = pa.schema(
-    [("epoch", pa.int32()), ("step", pa.int32()), ("rank", pa.int32()), ("row_id", pa.string())]
+    [("epoch", pa.int32()), ("step", pa.int32()), ("rank", pa.int32()), ("record_id", pa.string())]
 )
 
 
@@ -24,7 +24,7 @@ class Ledger:
     """One worker's. In memory are the row numbers of the steps since the last `write`."""
 
     def __init__(self, folder: str, stream: Stream, *, rank: int) -> None:
-        self._fs, self._path = filesystem(folder)
+        self._fs, self._path = open_filesystem(folder)
         self._stream, self._rank = stream, rank
         self._pending: list[npt.NDArray[np.int32]] = []
 
@@ -45,9 +45,9 @@ class Ledger:
     def add(self, step: int, micro_batches: Sequence[Batch]) -> None:
         """This worker's micro-batches of a step."""
         for batch in micro_batches:
-            packed_row, place = np.nonzero(batch["rows"] >= 0)
-            epochs = batch["window"][packed_row] // self._stream.num_windows_per_epoch
-            rows = batch["rows"][packed_row, place]
+            sequence, place = np.nonzero(batch["example_numbers"] >= 0)
+            epochs = batch["shuffle_block"][sequence] // self._stream.num_shuffle_blocks_per_epoch
+            rows = batch["example_numbers"][sequence, place]
             self._pending.append(np.stack([epochs, np.full_like(rows, step), rows]))
 
     def write(self, last_step: int) -> None:
@@ -57,7 +57,7 @@ class Ledger:
         (epochs, steps, rows), self._pending = np.concatenate(self._pending, axis=1), []
         ranks = np.full_like(rows, self._rank)
         table = pa.table(
-            [epochs, steps, ranks, self._stream.row_ids(rows.tolist())], schema=_SCHEMA
+            [epochs, steps, ranks, self._stream.record_ids(rows.tolist())], schema=_SCHEMA
         )
         name = f"{last_step:08d}-{self._rank}.parquet"
         self._fs.create_dir(self._path, recursive=True)

@@ -1,7 +1,8 @@
-"""The windows of packed rows as a Ray Data stream: the only file that builds Ray Data graphs.
+"""Read the token stream through Ray Data. This is the only file that builds Ray Data graphs.
 
-Every worker is sent every packed row and keeps its own: a block per row would cost Ray Data tens of milliseconds
-a row, and larger blocks cannot be dealt in advance, as no task knows how many rows came before.
+Every worker receives every packed sequence and keeps its own. A Ray Data block per sequence would
+cost tens of milliseconds a sequence. Larger blocks cannot be split among workers in advance,
+because no task knows how many sequences came before its own.
 """
 
 import math
@@ -17,62 +18,68 @@ from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.context import DataContext
 from ray.data.datasource import Datasource, ReadTask
 
-from data_pipeline.stream.token_stream import Batch, Position, Stream, deal
+from data_pipeline.stream.token_stream import Batch, Position, Stream
+from data_pipeline.stream.worker_batches import split_among_workers
 
-_CHUNK_ROWS = 64  # packed rows that travel together; 6 MiB at 8,192 tokens
+_CHUNK_SEQUENCES = 64  # packed sequences in one Ray Data block; 6 MiB at 8,192 tokens
 
 
-def dataset(stream: Stream, *, start: Position, num_workers: int) -> ray.data.Dataset:
-    """The stream from `start` on, to be split among exactly `num_workers` and read by `batches`."""
-    windows: ray.data.Dataset = ray.data.read_datasource(
-        _Windows(stream, start, num_workers),
+def build_dataset(stream: Stream, *, start: Position, num_workers: int) -> ray.data.Dataset:
+    """Return the stream from `start` on, for exactly `num_workers` readers (`iterate_batches`)."""
+    dataset: ray.data.Dataset = ray.data.read_datasource(
+        _ShuffleBlocks(stream, start, num_workers),
         num_cpus=stream.config.cpus_per_task,
-        override_num_blocks=max(1, stream.num_windows - start.window),
+        override_num_blocks=max(1, stream.num_shuffle_blocks - start.shuffle_block),
     )
-    windows.context.execution_options = ExecutionOptions(preserve_order=True)
-    # Ray cuts a task's output as soon as it holds more bytes than this: after every row of the dataset, which
-    # is a chunk of ours, so that chunks go round the workers in turn.
-    windows.context.target_max_block_size = 1
-    windows.context.enable_progress_bars = windows.context.print_on_execution_start = False
-    windows.context.custom_execution_callback_classes = [_Breather]
-    return windows
+    dataset.context.execution_options = ExecutionOptions(preserve_order=True)
+
+    # Ray cuts the output of a task as soon as it holds more bytes than this. With 1 byte it cuts
+    # after every row of the dataset. A row is one of our chunks, so chunks go round the workers.
+    dataset.context.target_max_block_size = 1
+    dataset.context.enable_progress_bars = dataset.context.print_on_execution_start = False
+    dataset.context.custom_execution_callback_classes = [_SchedulerPause]
+    return dataset
 
 
-def data_config() -> ray.train.DataConfig:
-    """What a trainer needs beside the dataset, whose own options Ray Train overwrites."""
+def build_data_config() -> ray.train.DataConfig:
+    """Return the trainer's data options; Ray Train overwrites those of the dataset with them."""
     return ray.train.DataConfig(execution_options=ExecutionOptions(preserve_order=True))
 
 
-def batches(
+def iterate_batches(
     shard: ray.data.DataIterator,
     *,
-    micro_batch_rows: int,
+    micro_batch_size: int,
     rank: int,
     num_workers: int,
     prefetch: int,
 ) -> Iterator[tuple[Batch, Position]]:
-    """A worker's micro-batches, as `deal` gives them; about `prefetch` of them are held ready."""
-    chunks = shard.iter_batches(
+    """Yield a worker's micro-batches as `split_among_workers` does; prefetch about `prefetch`."""
+    num_sequences = prefetch * micro_batch_size * num_workers
+    rows = shard.iter_batches(
         batch_size=1,
         batch_format="numpy",
-        prefetch_batches=math.ceil(prefetch * micro_batch_rows * num_workers / _CHUNK_ROWS),
+        prefetch_batches=math.ceil(num_sequences / _CHUNK_SEQUENCES),
     )
-    windows = ({name: column[0] for name, column in chunk.items()} for chunk in chunks)
-    return deal(windows, micro_batch_rows=micro_batch_rows, rank=rank, num_workers=num_workers)
+    chunks = ({name: column[0] for name, column in row.items()} for row in rows)
+    return split_among_workers(
+        chunks, micro_batch_size=micro_batch_size, rank=rank, num_workers=num_workers
+    )
 
 
-class _Breather(ExecutionCallback):
-    """Ray 2.60's scheduling loop spins while all tasks are done or held back: half a core, measured, on two.
+class _SchedulerPause(ExecutionCallback):
+    """Pause Ray Data's scheduling loop for 20 ms a turn.
 
-    Nothing of ours has to be scheduled sooner than this.
+    Ray 2.60's loop spins while all tasks are finished or held back: it used half a core of two
+    here. None of our tasks needs to be scheduled sooner.
     """
 
     def on_execution_step(self, executor: object) -> None:
         time.sleep(0.02)
 
 
-class _Windows(Datasource):
-    """A read task per window that is left: a single operator, which reserves CPUs once for all the work."""
+class _ShuffleBlocks(Datasource):
+    """One read task per remaining shuffle block: a single operator, which reserves CPUs once."""
 
     def __init__(self, stream: Stream, start: Position, num_workers: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -85,20 +92,20 @@ class _Windows(Datasource):
         data_context: DataContext | None = None,
     ) -> list[ReadTask]:
         unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-        blocks = partial(_blocks, self._stream, self._start, self._num_workers)
-        return [
-            ReadTask(partial(blocks, number), unknown)
-            for number in range(self._start.window, self._stream.num_windows)
-        ]
+        read = partial(_read_chunks, self._stream, self._start, self._num_workers)
+        numbers = range(self._start.shuffle_block, self._stream.num_shuffle_blocks)
+        return [ReadTask(partial(read, number), unknown) for number in numbers]
 
     def estimate_inmemory_data_size(self) -> None:
-        """Unknown before it is packed."""
+        """Return None: the size is unknown before the block is packed."""
 
 
-def _blocks(stream: Stream, start: Position, num_copies: int, number: int) -> Iterator[Block]:
-    window = stream.remaining(start, number)
-    for row in range(0, len(window["index"]), _CHUNK_ROWS):
-        chunk = {name: column[None, row : row + _CHUNK_ROWS] for name, column in window.items()}
+def _read_chunks(stream: Stream, start: Position, num_copies: int, number: int) -> Iterator[Block]:
+    """Yield the remaining sequences of one shuffle block in chunks, each `num_copies` times."""
+    sequences = stream.remaining_shuffle_block(start, number)
+    for first in range(0, len(sequences["index"]), _CHUNK_SEQUENCES):
+        part = slice(first, first + _CHUNK_SEQUENCES)
+        chunk = {name: column[None, part] for name, column in sequences.items()}
         block = BlockAccessor.batch_to_block(chunk)
         for _ in range(num_copies):
             yield block
