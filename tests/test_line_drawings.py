@@ -1,4 +1,4 @@
-"""Line drawings: a pure function of the seed, whose pen can be read off the drawing."""
+"""Line drawings: a pure function of the seed, with a pen that can be read from the drawing."""
 
 import itertools
 import re
@@ -7,8 +7,8 @@ from data_pipeline.sources.line_drawings import PENS, generate_line_drawings
 from data_pipeline.svg import canonicalise
 
 
-def pen_of(row):
-    return next(pen for pen in PENS if re.search(rf"\b{pen}\b", row.caption))
+def pen_of(record):
+    return next(pen for pen in PENS if re.search(rf"\b{pen}\b", record.caption))
 
 
 def test_the_same_seed_gives_the_same_drawings():
@@ -20,19 +20,19 @@ def test_the_same_seed_gives_the_same_drawings():
 
 def test_round_ends_have_the_radius_that_the_caption_names():
     seen = set()
-    for row in generate_line_drawings(400, seed=1):
-        if "line" not in row.caption:
+    for record in generate_line_drawings(400, seed=1):
+        if "line" not in record.caption:
             continue
-        pen = pen_of(row)
-        assert len(re.findall(rf"A{PENS[pen]} {PENS[pen]} 0 0 1", row.svg)) >= 2, row
+        pen = pen_of(record)
+        assert len(re.findall(rf"A{PENS[pen]} {PENS[pen]} 0 0 1", record.svg)) >= 2, record
         seen.add(pen)
     assert seen == set(PENS)
 
 
 def test_only_tinted_drawings_have_a_pale_shape_and_every_drawing_is_one_path():
-    for row in generate_line_drawings(200, seed=2):
-        canonical = canonicalise(row.svg)
-        assert ('opacity=".2"' in canonical) == (pen_of(row) == "tinted")
-        assert canonical.count("<path") == 1 + (pen_of(row) == "tinted")
+    for record in generate_line_drawings(200, seed=2):
+        canonical = canonicalise(record.svg)
+        assert ('opacity=".2"' in canonical) == (pen_of(record) == "tinted")
+        assert canonical.count("<path") == 1 + (pen_of(record) == "tinted")
         assert canonicalise(canonical) == canonical
-        assert re.search(r"line|ring|dot|bow|frame|blob", row.caption)
+        assert re.search(r"line|ring|dot|bow|frame|blob", record.caption)

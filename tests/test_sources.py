@@ -1,4 +1,4 @@
-"""Every input format → rows, and every wrong input → one sentence before the first row."""
+"""Every input format → records, and every wrong input → one sentence before the first record."""
 
 import csv
 import gzip
@@ -57,9 +57,9 @@ def test_a_folder_of_parquet_is_read_in_the_order_of_its_names(tmp_path: Path) -
         write_parquet(
             tmp_path / f"{name}.parquet", id=[name] * 600, svg=[SVG] * 600, caption=["x"] * 600
         )
-    rows = list(read_source(str(tmp_path), config()))
-    assert [row.id for row in rows] == ["a"] * 600 + ["b"] * 600
-    assert {row.source for row in rows} == {tmp_path.name}
+    records = list(read_source(str(tmp_path), config()))
+    assert [record.id for record in records] == ["a"] * 600 + ["b"] * 600
+    assert {record.source for record in records} == {tmp_path.name}
 
 
 def test_other_kinds_of_text_columns(tmp_path: Path) -> None:
@@ -68,9 +68,9 @@ def test_other_kinds_of_text_columns(tmp_path: Path) -> None:
         svg=pa.array([SVG]).dictionary_encode(),
         caption=pa.array([["a", "b"]], pa.large_list(pa.string())),
     )
-    assert [(row.id, row.svg, row.caption) for row in read_source(str(path), config())] == [
-        ("a:0", SVG, "a, b")
-    ]
+    assert [
+        (record.id, record.svg, record.caption) for record in read_source(str(path), config())
+    ] == [("a:0", SVG, "a, b")]
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
@@ -82,8 +82,12 @@ def test_text_that_is_not_utf8_does_not_end_the_corpus(tmp_path: Path, kind: pa.
     }
     captions = pa.array([b"caf\xe9", "café".encode(), None], binary[kind]).view(kind)
     path = write_parquet(tmp_path / "a.parquet", id=[1, 2, 3], svg=[SVG] * 3, caption=captions)
-    rows = list(read_source(str(path), config()))
-    assert [(row.id, row.caption) for row in rows] == [("1", "caf\ufffd"), ("2", "café"), ("3", "")]
+    records = list(read_source(str(path), config()))
+    assert [(record.id, record.caption) for record in records] == [
+        ("1", "caf\ufffd"),
+        ("2", "café"),
+        ("3", ""),
+    ]
 
 
 def test_a_parquet_file_that_breaks_off_is_named(tmp_path: Path) -> None:
@@ -93,35 +97,39 @@ def test_a_parquet_file_that_breaks_off_is_named(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[100:600] = b"\xff" * 500  # a page, not the footer
     path.write_bytes(data)
-    rows = read_source(str(path), config())
+    records = read_source(str(path), config())
     with pytest.raises(DataError, match=r"a\.parquet cannot be read to its end"):
-        list(rows)
+        list(records)
 
 
 def test_nested_json_is_refused(tmp_path: Path) -> None:
     deep = '{"svg": ' + "[" * 100_000
     for name, text in {"a.jsonl": deep, "b.json": f"[{deep}"}.items():
         (tmp_path / name).write_text(text)
-        with pytest.raises(
-            DataError, match=r"line 1: not a JSON object|record 1: nested too deeply"
-        ):
+        with pytest.raises(DataError, match=r"line 1: not a JSON object|row 1: nested too deeply"):
             read_source(str(tmp_path / name), config())
 
 
-def test_other_columns_and_numbered_rows(tmp_path: Path) -> None:
+def test_other_columns_and_numbered_records(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", Svg=[SVG, None], text=["x", None])
-    rows = list(
+    records = list(
         read_source(str(path), config(svg_column="Svg", caption_column="text", id_column=""))
     )
-    assert [(row.id, row.svg, row.caption) for row in rows] == [("a:0", SVG, "x"), ("a:1", "", "")]
+    assert [(record.id, record.svg, record.caption) for record in records] == [
+        ("a:0", SVG, "x"),
+        ("a:1", "", ""),
+    ]
 
 
 def test_jsonl(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    records = [{"id": 1, "svg": SVG, "caption": "é"}, {"id": "b", "svg": 5, "caption": None}]
-    path.write_text("\n".join(json.dumps(record) for record in records) + "\n\n", encoding="utf-8")
-    rows = list(read_source(str(path), config()))
-    assert [(row.id, row.svg, row.caption) for row in rows] == [("1", SVG, "é"), ("b", "", "")]
+    rows = [{"id": 1, "svg": SVG, "caption": "é"}, {"id": "b", "svg": 5, "caption": None}]
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n", encoding="utf-8")
+    records = list(read_source(str(path), config()))
+    assert [(record.id, record.svg, record.caption) for record in records] == [
+        ("1", SVG, "é"),
+        ("b", "", ""),
+    ]
 
 
 CAPTIONS = {"cat": "a cat", "dogs/old dog": "a dog"}
@@ -147,9 +155,9 @@ def test_a_folder_of_drawings(tmp_path: Path, kind: str, suffix: str) -> None:
     else:
         for name, text in CAPTIONS.items():
             (tmp_path / f"{name}.txt").write_text(f"{text}\n")
-    rows = {row.id: row for row in read_source(str(tmp_path), config())}
-    assert {name: row.caption for name, row in rows.items()} == {**CAPTIONS, "silent": ""}
-    assert rows["cat"] == Record("cat", SVG.encode(), "a cat", tmp_path.name, "a cat")
+    records = {record.id: record for record in read_source(str(tmp_path), config())}
+    assert {name: record.caption for name, record in records.items()} == {**CAPTIONS, "silent": ""}
+    assert records["cat"] == Record("cat", SVG.encode(), "a cat", tmp_path.name, "a cat")
 
 
 def test_scenes() -> None:
@@ -203,43 +211,41 @@ KNOWN = {
 )
 @pytest.mark.parametrize("name", KNOWN)
 def test_known_datasets_are_read_as_they_are(tmp_path: Path, name: str, suffix: str) -> None:
-    record, expected = KNOWN[name]
+    row, expected = KNOWN[name]
     path = tmp_path / f"f.{suffix}"
     if suffix == "bytes.parquet":
-        record = {key: value.encode() if value == SVG else value for key, value in record.items()}
+        row = {key: value.encode() if value == SVG else value for key, value in row.items()}
     if suffix.endswith("parquet"):
-        write_parquet(path, **{key: [value] for key, value in record.items()})
+        write_parquet(path, **{key: [value] for key, value in row.items()})
     else:
-        path.write_text(
-            json.dumps([record]) if suffix == "array.json" else f"{json.dumps(record)}\n"
-        )
-    rows = list(read_source(str(path), config()))
-    assert [(row.id, row.caption) for row in rows] == expected
-    assert rows[0].svg == (SVG.encode() if suffix == "bytes.parquet" else SVG)
+        path.write_text(json.dumps([row]) if suffix == "array.json" else f"{json.dumps(row)}\n")
+    records = list(read_source(str(path), config()))
+    assert [(record.id, record.caption) for record in records] == expected
+    assert records[0].svg == (SVG.encode() if suffix == "bytes.parquet" else SVG)
 
 
-def test_the_sides_of_a_pair_are_found_record_by_record(tmp_path: Path) -> None:
+def test_the_sides_of_a_pair_are_found_row_by_row(tmp_path: Path) -> None:
     pairs = [("a cat", SVG), (f"<?xml version='1.0'?>\n{SVG}", "a dog"), ("neither", "of them")]
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(json.dumps({"input": a, "output": b}) for a, b in pairs))
-    rows = list(read_source(str(path), config()))
-    assert [row.caption for row in rows] == ["a cat", "a dog", "neither"]
-    assert [str(row.svg)[-6:] for row in rows] == ["</svg>", "</svg>", "f them"]
+    records = list(read_source(str(path), config()))
+    assert [record.caption for record in records] == ["a cat", "a dog", "neither"]
+    assert [str(record.svg)[-6:] for record in records] == ["</svg>", "</svg>", "f them"]
 
 
 def test_a_large_array_is_read_in_pieces(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     drawing = SVG.replace(
         "</svg>", " " * 700_000 + "</svg>"
-    )  # records that end in another chunk than they begin
+    )  # rows that end in another chunk than they begin
     path.write_text(
         json.dumps([{"id": n, "svg": drawing, "caption": f"[{n}], é"} for n in range(5)], indent=2)
     )
-    assert [(row.id, row.caption) for row in read_source(str(path), config())] == [
+    assert [(record.id, record.caption) for record in read_source(str(path), config())] == [
         (str(n), f"[{n}], é") for n in range(5)
     ]
     path.write_text(path.read_text()[:-800_000])
-    with pytest.raises(DataError, match=r"a\.json, record 4: not a JSON object"):
+    with pytest.raises(DataError, match=r"a\.json, row 4: not a JSON object"):
         list(read_source(str(path), config()))
 
 
@@ -264,51 +270,51 @@ CAPTIONED = [
 
 def captioned(tmp_path: Path, **changes: Any) -> list[Record]:
     path = tmp_path / "a.jsonl"
-    path.write_text("\n".join(json.dumps(record) for record in CAPTIONED))
+    path.write_text("\n".join(json.dumps(row) for row in CAPTIONED))
     return list(read_source(str(path), config(**changes)))
 
 
 def test_the_first_caption_that_is_not_empty(tmp_path: Path) -> None:
-    assert [row.caption for row in captioned(tmp_path)] == ["Long  one", "long ONE", ""]
+    assert [record.caption for record in captioned(tmp_path)] == ["Long  one", "long ONE", ""]
 
 
 def test_a_caption_by_its_name(tmp_path: Path) -> None:
-    assert [row.caption for row in captioned(tmp_path, caption_column="caption_blip2")] == [
+    assert [record.caption for record in captioned(tmp_path, caption_column="caption_blip2")] == [
         "short",
         "long ONE",
         "",
     ]
 
 
-def test_each_caption_as_an_example_of_one_concept(tmp_path: Path) -> None:
-    rows = captioned(tmp_path, captions="all")
-    assert [(row.id, row.caption) for row in rows] == [
+def test_each_caption_as_a_record_of_one_concept(tmp_path: Path) -> None:
+    records = captioned(tmp_path, captions="all")
+    assert [(record.id, record.caption) for record in records] == [
         ("a:caption_cogvlm", "Long  one"),
         ("a:caption_blip2", "short"),
         ("b", "long ONE"),
         ("c", ""),
     ]
-    assert [row.concept for row in rows] == ["long one"] * 3 + [""]
+    assert [record.concept for record in records] == ["long one"] * 3 + [""]
 
 
 def test_a_random_caption_depends_on_seed_and_id(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    records = [{"id": n, "svg": SVG, "caption": "x", "description": "y"} for n in range(200)]
+    rows = [{"id": n, "svg": SVG, "caption": "x", "description": "y"} for n in range(200)]
 
-    def chosen(records: list[dict[str, Any]], seed: int) -> dict[str, str]:
-        path.write_text("\n".join(json.dumps(record) for record in records))
+    def chosen(rows: list[dict[str, Any]], seed: int) -> dict[str, str]:
+        path.write_text("\n".join(json.dumps(row) for row in rows))
         return {
-            row.id: row.caption
-            for row in read_source(str(path), config(captions="random", seed=seed))
+            record.id: record.caption
+            for record in read_source(str(path), config(captions="random", seed=seed))
         }
 
-    first = chosen(records, 0)
-    assert first == chosen(records[::-1], 0) != chosen(records, 1)
+    first = chosen(rows, 0)
+    assert first == chosen(rows[::-1], 0) != chosen(rows, 1)
     assert 70 < list(first.values()).count("x") < 130
 
 
 def moved(svg: str | bytes, x: float, y: float) -> tuple[str, float, float]:
-    """The viewBox, and where the group's transform puts a point."""
+    """Return the viewBox, and the point moved by the group's transform."""
     view_box, transform = re.search(r'viewBox="(.*?)"><g transform="(.*?)">', str(svg)).groups()  # type: ignore[union-attr]
     for name, values in reversed(re.findall(r"(\w+)\((.*?)\)", transform)):
         a, *b = map(float, values.split())
@@ -343,23 +349,26 @@ def test_iconify_sets(tmp_path: Path) -> None:
     }
     (tmp_path / "made.json").write_text(json.dumps(icons, indent=1))
     (tmp_path / "info.json").write_text('{"prefix": "made", "license": "MIT"}')
-    rows = {row.id: row for row in read_source(str(tmp_path), config())}
-    assert [row.caption for row in rows.values()] == [
-        "arrow left", "box", "twice", "arrow right", "arrow down", "box up", "box back", "nothing", "wide", "round",
+    records = {record.id: record for record in read_source(str(tmp_path), config())}
+    assert [record.caption for record in records.values()] == [
+        "arrow left", "box", "twice", "arrow right", "arrow down",
+        "box up", "box back", "nothing", "wide", "round",
     ]  # fmt: skip
     head = '<svg xmlns="http://www.w3.org/2000/svg" viewBox='
-    assert rows["made:arrow-left"].svg == f"{head}\"0 0 24 16\"><path d='M1 2H3'/></svg>"
-    assert rows["made:box"].svg == f'{head}"0 -1 9 16"><path/></svg>'
-    # (1, 2) in 24 × 16 is, flipped, at (23, 2), and turned clockwise then in 16 × 24 at (16 - 2, 23).
-    assert moved(rows["made:arrow-right"].svg, 1, 2) == ("0 0 24 16", 23, 2)
-    assert moved(rows["made:arrow_down"].svg, 1, 2) == ("0 0 16 24", 14, 23)
-    assert moved(rows["made:box-up"].svg, 4, 6) == ("0 0 9 16", 9 - 4, 16 - 7)
-    assert moved(rows["made:box-back"].svg, 4, 6) == ("0 0 16 9", 7, 9 - 4)
-    assert rows["made:nothing"].svg == rows["made:wide"].svg == rows["made:round"].svg == ""
-    assert rows["made:arrow-right"].concept == rows["made:arrow_down"].concept == "arrow"
-    assert 'xmlns:xlink="http://www.w3.org/1999/xlink"' in str(rows["made:twice"].svg)
-    assert {row.source for row in rows.values()} == {"made"}
-    assert list(read_source(str(tmp_path / "made.json"), config())) == list(rows.values())
+    assert records["made:arrow-left"].svg == f"{head}\"0 0 24 16\"><path d='M1 2H3'/></svg>"
+    assert records["made:box"].svg == f'{head}"0 -1 9 16"><path/></svg>'
+    # (1, 2) in 24 × 16 flips to (23, 2), and then turns clockwise to (16 - 2, 23) in 16 × 24.
+    assert moved(records["made:arrow-right"].svg, 1, 2) == ("0 0 24 16", 23, 2)
+    assert moved(records["made:arrow_down"].svg, 1, 2) == ("0 0 16 24", 14, 23)
+    assert moved(records["made:box-up"].svg, 4, 6) == ("0 0 9 16", 9 - 4, 16 - 7)
+    assert moved(records["made:box-back"].svg, 4, 6) == ("0 0 16 9", 7, 9 - 4)
+    assert (
+        records["made:nothing"].svg == records["made:wide"].svg == records["made:round"].svg == ""
+    )
+    assert records["made:arrow-right"].concept == records["made:arrow_down"].concept == "arrow"
+    assert 'xmlns:xlink="http://www.w3.org/1999/xlink"' in str(records["made:twice"].svg)
+    assert {record.source for record in records.values()} == {"made"}
+    assert list(read_source(str(tmp_path / "made.json"), config())) == list(records.values())
 
 
 def test_compressed_drawings_are_handed_on_as_they_are(tmp_path: Path) -> None:
@@ -367,23 +376,23 @@ def test_compressed_drawings_are_handed_on_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "B.SVG").write_text(SVG)
     (tmp_path / ".hidden.svg").write_text(SVG)
     (tmp_path / "metadata.csv").write_text("file_name,text\na.svgz,a cat\nB.SVG,a dog\n")
-    rows = list(read_source(str(tmp_path), config()))
-    assert [(row.id, row.caption) for row in rows] == [("B", "a dog"), ("a", "a cat")]
-    assert gzip.decompress(rows[1].svg) == SVG.encode()  # type: ignore[arg-type]
+    records = list(read_source(str(tmp_path), config()))
+    assert [(record.id, record.caption) for record in records] == [("B", "a dog"), ("a", "a cat")]
+    assert gzip.decompress(records[1].svg) == SVG.encode()  # type: ignore[arg-type]
 
 
-def test_a_huge_file_is_read_no_further_than_it_takes_to_refuse_it(tmp_path: Path) -> None:
+def test_a_huge_file_is_read_no_further_than_needed_to_refuse_it(tmp_path: Path) -> None:
     (tmp_path / "a.svg").write_text(SVG + " " * 10_000)
     (tmp_path / "a.txt").write_text("a cat")
-    (row,) = read_source(str(tmp_path), config(max_svg_bytes=1000))
-    assert len(row.svg) == 1001
+    (record,) = read_source(str(tmp_path), config(max_svg_bytes=1000))
+    assert len(record.svg) == 1001
 
 
 def test_several_captions_in_one_file(tmp_path: Path) -> None:
     (tmp_path / "a.svg").write_text(SVG)
     (tmp_path / "captions.json").write_text(json.dumps({"a": ["a cat", "", "a pet"]}))
-    assert [row.caption for row in read_source(str(tmp_path), config())] == ["a cat"]
-    assert [row.caption for row in read_source(str(tmp_path), config(captions="all"))] == [
+    assert [record.caption for record in read_source(str(tmp_path), config())] == ["a cat"]
+    assert [record.caption for record in read_source(str(tmp_path), config(captions="all"))] == [
         "a cat",
         "a pet",
     ]
@@ -410,19 +419,20 @@ def test_webdataset_tars(tmp_path: Path, suffix: str) -> None:
     }  # fmt: skip
     write_tar(tmp_path / f"0.{suffix}", members)
     write_tar(tmp_path / f"1.{suffix}", {"z.svg": SVG + " " * 2000, "z.txt": "a bee"})
-    rows = list(read_source(str(tmp_path), config(max_svg_bytes=1000)))
-    assert [(row.id, row.caption) for row in rows] == [
-        ("a/0", "a cat"), ("a/1", "a dog"), ("b/1", "a cow"), ("b/3", ""), ("b/4", ""), ("z", "a bee"),
+    records = list(read_source(str(tmp_path), config(max_svg_bytes=1000)))
+    assert [(record.id, record.caption) for record in records] == [
+        ("a/0", "a cat"), ("a/1", "a dog"), ("b/1", "a cow"),
+        ("b/3", ""), ("b/4", ""), ("z", "a bee"),
     ]  # fmt: skip
-    assert rows[0].svg == SVG.encode()
-    assert len(rows[-1].svg) == 1001
+    assert records[0].svg == SVG.encode()
+    assert len(records[-1].svg) == 1001
 
 
 def test_sources_may_lie_anywhere(tmp_path: Path) -> None:
     for suffix in ("svg", "txt"):
         (tmp_path / f"a.{suffix}").write_text(SVG if suffix == "svg" else "a cat")
-    assert [row.caption for row in read_source(f"file://{tmp_path}", config())] == ["a cat"]
-    memory = fsspec.filesystem("memory")  # pyarrow's way to a hub is the same as to this
+    assert [record.caption for record in read_source(f"file://{tmp_path}", config())] == ["a cat"]
+    memory = fsspec.filesystem("memory")  # pyarrow opens a hub in the same way
     buffer = io.BytesIO()
     pq.write_table(
         pa.table({"Filename": ["a", "b"], "Svg": [SVG, SVG], "caption_blip2": ["x", "y"]}), buffer
@@ -435,12 +445,12 @@ def test_sources_may_lie_anywhere(tmp_path: Path) -> None:
     }.items():
         memory.pipe(f"/test_sources/{name}", data)
     for name, expected in {"set": "xy", "lines": "x", "tars/a.tar": "x"}.items():
-        rows = list(read_source(f"fsspec+memory://test_sources/{name}", config()))
-        assert "".join(row.caption for row in rows) == expected
-        assert {row.source for row in rows} == {name.rpartition("/")[2]}
-    assert [row.id for row in read_source("fsspec+memory://test_sources/icons", config())] == [
-        "p:x"
-    ]
+        records = list(read_source(f"fsspec+memory://test_sources/{name}", config()))
+        assert "".join(record.caption for record in records) == expected
+        assert {record.source for record in records} == {name.rpartition("/")[2]}
+    assert [
+        record.id for record in read_source("fsspec+memory://test_sources/icons", config())
+    ] == ["p:x"]
 
 
 class Unreachable(MemoryFileSystem):  # type: ignore[misc]
@@ -458,7 +468,7 @@ def test_a_hub_that_cannot_be_reached_is_named() -> None:
         read_source("fsspec+unreachable://a/b", config())
 
 
-def test_wrong_inputs_are_named_before_the_first_row(tmp_path: Path) -> None:
+def test_wrong_inputs_are_named_before_the_first_record(tmp_path: Path) -> None:
     for name in ("empty", "mute", "list", "nameless", "vacant", "long"):
         (tmp_path / name).mkdir()
         if name != "empty":
@@ -491,7 +501,7 @@ def test_wrong_inputs_are_named_before_the_first_row(tmp_path: Path) -> None:
         "text.parquet": ({}, ["text.parquet", "not a readable Parquet file"]),
         "empty.jsonl": ({}, ["empty.jsonl", "is empty"]),
         "list.jsonl": ({}, ["list.jsonl, line 1", "not a JSON object"]),
-        "numbers.json": ({}, ["numbers.json, record 1", "not a JSON object"]),
+        "numbers.json": ({}, ["numbers.json, row 1", "not a JSON object"]),
         "other.jsonl": (
             {"id_column": "key"},
             ["other.jsonl", "'key'", "caption, svg", "--id-column"],
@@ -538,11 +548,13 @@ def test_wrong_inputs_are_named_before_the_first_row(tmp_path: Path) -> None:
         ),
         (
             ("acorn", "light", "finance", ["savings", "acorn", "nut"]),
-            "A light icon of acorn, drawn in light, fine outlines, from the finance category, about savings and nut.",
+            "A light icon of acorn, drawn in light, fine outlines, from the finance category, "
+            "about savings and nut.",
         ),
         (
             ("x", "regular", "system", ["×", "*updated*"]),
-            "A regular icon of x, drawn in regular outlines of medium width, from the system category, about ×.",
+            "A regular icon of x, drawn in regular outlines of medium width, "
+            "from the system category, about ×.",
         ),
         (("cat", "bold", "", []), "A bold icon of cat, drawn in bold, heavy outlines."),
         (("cat", "fill", "", []), "A fill icon of cat, drawn as a solid filled shape."),
@@ -557,21 +569,23 @@ def test_icon_captions(arguments: tuple[str, str, str, list[str]], sentence: str
 
 
 def test_phosphor_icons() -> None:
-    rows = list(read_phosphor())
-    assert len(rows) == len({row.id for row in rows}) == 1512 * 6
-    assert Counter(row.id.rsplit("-", 1)[1] for row in rows) == dict.fromkeys(WEIGHTS, 1512)
-    by_id = {row.id: row for row in rows}
+    records = list(read_phosphor())
+    assert len(records) == len({record.id for record in records}) == 1512 * 6
+    assert Counter(record.id.rsplit("-", 1)[1] for record in records) == dict.fromkeys(
+        WEIGHTS, 1512
+    )
+    by_id = {record.id: record for record in records}
     acorn = by_id["phosphor:acorn-regular"]
     assert acorn.caption == (
-        "A regular icon of acorn, drawn in regular outlines of medium width, from the finance category, "
-        "about savings, nut and vegetable."
+        "A regular icon of acorn, drawn in regular outlines of medium width, "
+        "from the finance category, about savings, nut and vegetable."
     )
     assert b"M232,104a56.06" in acorn.svg  # type: ignore[operator]
-    assert all(row.caption.count(".") >= 1 and "*" not in row.caption for row in rows)
+    assert all(record.caption.count(".") >= 1 and "*" not in record.caption for record in records)
     named = {
-        row.caption.split(" category")[0].split("from the ")[-1]
-        for row in rows
-        if " category" in row.caption
+        record.caption.split(" category")[0].split("from the ")[-1]
+        for record in records
+        if " category" in record.caption
     }
     assert named == set(list_categories())
     assert len(list_categories()) == 18
@@ -580,8 +594,8 @@ def test_phosphor_icons() -> None:
 def test_icons_without_their_package_name_the_command() -> None:
     code = (
         "import sys; sys.modules['py_phosphor_icons'] = None\n"
-        "from data_pipeline.sources.phosphor import phosphor_icons\n"
-        "try: phosphor_icons()\n"
+        "from data_pipeline.sources.phosphor import read_phosphor\n"
+        "try: read_phosphor()\n"
         "except ValueError as error: print(type(error).__name__, error)"
     )
     result = subprocess.run(
@@ -604,6 +618,7 @@ def test_siblings_share_a_concept() -> None:
     assert derive_concept("arrows-in") == derive_concept("arrow-up")
     assert derive_concept("cat") != derive_concept("car-profile")
     concepts = {
-        row.id.removeprefix("phosphor:").rsplit("-", 1)[0]: row.concept for row in read_phosphor()
+        record.id.removeprefix("phosphor:").rsplit("-", 1)[0]: record.concept
+        for record in read_phosphor()
     }
     assert len(set(concepts.values())) > 600

@@ -1,1 +1,4 @@
-"""Read every input format as records: one (id, svg, caption, source) each. Knows no shards and no tokens."""
+"""Read every input format as records of (id, svg, caption, source, concept).
+
+`read.py` chooses the format; each format has a module of its own with one `read_…` function.
+"""

@@ -1,7 +1,8 @@
-"""Which columns of a record are the drawing, its captions and its id, and which captions become examples.
+"""Find the columns of the drawing, its captions and its id in a table, and read its rows.
 
-Known by their columns, whatever the file format: StarVector svg-stack and text2svg-stack, OmniSVG MMSVG-Icon and
-MMSVG-Illustration, LLM4SVG SVGX-Core and SVGX-SFT, pairs {input, output}, and our own shards.
+The table may be a Parquet file, a JSON file or a file of captions. The known columns are those of
+StarVector svg-stack and text2svg-stack, OmniSVG MMSVG-Icon and MMSVG-Illustration, LLM4SVG
+SVGX-Core and SVGX-SFT, pairs {input, output}, and our own shards.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,86 +11,110 @@ from typing import Any
 
 from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import DataError
-from data_pipeline.sources.record import Record, stable_hash
+from data_pipeline.sources.captions import make_records
+from data_pipeline.sources.record import Record
+
+HEAD_ROWS = 100  # show which columns a file has, and whether a pair holds drawings
 
 SVG_COLUMNS = ("svg", "svg_code")
 CAPTION_COLUMNS = (
-    "caption", "description", "detail", "keywords", "caption_cogvlm", "caption_llava", "caption_blip2",
-    "qwen_caption", "blip_caption", "text",
-)  # fmt: skip
-"""In this order: the first that is not empty is `the` caption, and says what the concept is."""
+    "caption",
+    "description",
+    "detail",
+    "keywords",
+    "caption_cogvlm",
+    "caption_llava",
+    "caption_blip2",
+    "qwen_caption",
+    "blip_caption",
+    "text",
+)
+"""In order of preference: the first that is not empty is the caption, and gives the concept."""
 ID_COLUMNS = ("id", "uuid", "filename", "file_name", "key")
 PAIR = ("input", "output")
-"""One is the drawing and the other its caption: a pair is looked at, not believed."""
+"""One holds the drawing and the other its caption; the content decides which, row by row."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names as they are spelt in the source. `pair`: svg and captions are found out record by record."""
+    """Names of the columns, with the source's spelling."""
 
     svg: str
     captions: tuple[str, ...]
-    id: str  # empty: rows are numbered
+    id: str
+    """Empty: the records are numbered."""
     pair: bool = False
+    """The content of each row decides which column is the drawing."""
 
-    def all(self) -> list[str]:
-        return list(dict.fromkeys([self.svg, *self.captions, *([self.id] if self.id else [])]))
+    def names(self) -> list[str]:
+        """Return all distinct names."""
+        names = [self.svg, *self.captions, *([self.id] if self.id else [])]
+        return list(dict.fromkeys(names))
 
 
 def find_columns(found: Sequence[str], config: PrepareConfig, where: str) -> Columns:
-    """What the config names, or else the known names, upper or lower case. Raises DataError.
+    """Return the columns that the config names, or else known columns in any case.
+
+    `found` are the names in the file `where`. Raises DataError if a column is missing.
 
     >>> find_columns(["Filename", "Svg", "caption_blip2"], PrepareConfig(out="x"), "a.parquet")
     Columns(svg='Svg', captions=('caption_blip2',), id='Filename', pair=False)
     """
-    spelt = {name.lower(): name for name in reversed(found)}
-    ids = [spelt[name] for name in ID_COLUMNS if name in spelt]
-    id_ = (ids[0] if ids else "") if config.id_column is None else config.id_column
-    if id_:
-        _require(id_, "--id-column", found, where)
-    named = config.svg_column is not None or config.caption_column is not None
-    if not named and not spelt.keys() & set(SVG_COLUMNS) and spelt.keys() >= set(PAIR):
-        return Columns(spelt["input"], (spelt["output"],), id_, pair=True)
-    if config.svg_column is None:
-        drawings = [spelt[name] for name in SVG_COLUMNS if name in spelt]
-        if not drawings:
-            raise DataError(
-                _missing(
-                    where,
-                    "drawings",
-                    found,
-                    (*SVG_COLUMNS, "the pair input, output"),
-                    "--svg-column",
-                )
-            )
-        svg = drawings[0]
-    else:
-        svg = _require(config.svg_column, "--svg-column", found, where)
+    spelling = _map_lower_case(found)
+    id_ = _find_id(found, config, where)
+
+    is_named = config.svg_column is not None or config.caption_column is not None
+    has_svg = bool(spelling.keys() & set(SVG_COLUMNS))
+    if not is_named and not has_svg and spelling.keys() >= set(PAIR):
+        return Columns(spelling["input"], (spelling["output"],), id_, pair=True)
+
+    svg = _find_svg(found, config, where)
     return Columns(svg, _find_captions(found, config, where), id_)
+
+
+def _map_lower_case(names: Sequence[str]) -> dict[str, str]:
+    """Map each name in lower case to its spelling; the first of several spellings wins."""
+    return {name.lower(): name for name in reversed(names)}
+
+
+def _find_id(found: Sequence[str], config: PrepareConfig, where: str) -> str:
+    if config.id_column is None:
+        spelling = _map_lower_case(found)
+        return next((spelling[name] for name in ID_COLUMNS if name in spelling), "")
+    if config.id_column:
+        _require(config.id_column, "--id-column", found, where)
+    return config.id_column
+
+
+def _find_svg(found: Sequence[str], config: PrepareConfig, where: str) -> str:
+    if config.svg_column is not None:
+        return _require(config.svg_column, "--svg-column", found, where)
+    spelling = _map_lower_case(found)
+    svg = next((spelling[name] for name in SVG_COLUMNS if name in spelling), None)
+    if svg is None:
+        expected = (*SVG_COLUMNS, "the pair input, output")
+        raise DataError(_explain_missing("drawings", found, expected, "--svg-column", where))
+    return svg
 
 
 def _find_captions(found: Sequence[str], config: PrepareConfig, where: str) -> tuple[str, ...]:
     if config.caption_column is not None:
         return (_require(config.caption_column, "--caption-column", found, where),)
-    spelt = {name.lower(): name for name in reversed(found)}
-    captions = tuple(spelt[name] for name in CAPTION_COLUMNS if name in spelt)
+    spelling = _map_lower_case(found)
+    captions = tuple(spelling[name] for name in CAPTION_COLUMNS if name in spelling)
     if not captions:
-        hint = (
-            "; svg-stack has none, text2svg-stack has"
-            if {"filename", "svg"} <= spelt.keys()
-            else ""
-        )
-        raise DataError(
-            _missing(where, "captions", found, CAPTION_COLUMNS, "--caption-column") + hint
-        )
+        is_svg_stack = {"filename", "svg"} <= spelling.keys()
+        hint = "; svg-stack has none, text2svg-stack has" if is_svg_stack else ""
+        missing = _explain_missing("captions", found, CAPTION_COLUMNS, "--caption-column", where)
+        raise DataError(missing + hint)
     return captions
 
 
-def _missing(
-    where: str, what: str, found: Iterable[str], expected: Iterable[str], flag: str
+def _explain_missing(
+    content: str, found: Iterable[str], expected: Iterable[str], flag: str, where: str
 ) -> str:
     return (
-        f"{where} has no column of {what}, only {', '.join(sorted(found)) or 'none'}: "
+        f"{where} has no column of {content}, only {', '.join(sorted(found)) or 'none'}: "
         f"expected one of {', '.join(expected)}, or name it with {flag}"
     )
 
@@ -97,56 +122,39 @@ def _missing(
 def _require(column: str, flag: str, found: Iterable[str], where: str) -> str:
     if column not in found:
         raise DataError(
-            f"{where} has no column {column!r}, only {', '.join(sorted(found))}: name the right one with {flag}"
+            f"{where} has no column {column!r}, only {', '.join(sorted(found))}: "
+            f"name the right one with {flag}"
         )
     return column
 
 
+def require_drawings(rows: Iterable[Mapping[str, Any]], columns: Columns, where: str) -> None:
+    """Raise DataError if `columns` is a pair and none of the rows holds an SVG in it."""
+    if not columns.pair:
+        return
+    sides = (columns.svg, *columns.captions)
+    if not any(looks_like_svg(row.get(side)) for row in rows for side in sides):
+        raise DataError(
+            f"{where}: neither {' nor '.join(sides)} holds an SVG in the first {HEAD_ROWS} rows"
+        )
+
+
 def looks_like_svg(value: object) -> bool:
-    """Does it begin like XML and hold an svg element?"""
+    """Return whether the value is text or bytes that begins like XML and has an svg element."""
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
     return isinstance(text, str) and text.lstrip("\ufeff \t\r\n").startswith("<") and "<svg" in text
 
 
 def make_records_from_row(
-    record: Mapping[str, Any], columns: Columns, number: str, source: str, config: PrepareConfig
+    row: Mapping[str, Any], columns: Columns, number: str, source: str, config: PrepareConfig
 ) -> Iterator[Record]:
-    """The examples of one record; a missing column is as an empty one. `number` is the id of a row without."""
-    svg, captions = columns.svg, columns.captions
-    if columns.pair and not looks_like_svg(record.get(svg)):
-        svg, captions = captions[0], (svg,)
-    id_ = record.get(columns.id) if columns.id else None
-    texts = [(name, record.get(name)) for name in captions]
-    return make_records(number if id_ is None else str(id_), record.get(svg), texts, source, config)
+    """Yield the records of one row. A missing column is the same as an empty one.
 
-
-def make_records(
-    id_: str,
-    svg: object,
-    captions: Iterable[tuple[str, object]],
-    source: str,
-    config: PrepareConfig,
-) -> Iterator[Record]:
-    """One drawing with the captions that `config.captions` chooses: each is a row, an example, the unit of all counts.
-
-    Rows whose first captions are the same, whatever their case and spacing, are one concept. A drawing without
-    a caption is a row with an empty one, and what is no drawing is an empty one: both go to quarantine.
+    `number` is the id of a row without an id.
     """
-    texts = [(name, text) for name, value in captions if (text := _text(value)).strip()] or [
-        ("", "")
-    ]
-    drawing = svg if isinstance(svg, str | bytes) else ""
-    concept = " ".join(texts[0][1].lower().split())
-    if config.captions == "all" and len(texts) > 1:
-        for name, text in texts:
-            yield Record(f"{id_}:{name}", drawing, text, source, concept)
-        return
-    chosen = stable_hash(config.seed, id_) % len(texts) if config.captions == "random" else 0
-    yield Record(id_, drawing, texts[chosen][1], source, concept)
-
-
-def _text(value: object) -> str:
-    """Keywords may be a list."""
-    if isinstance(value, list):
-        return ", ".join(str(part) for part in value)
-    return "" if value is None else str(value)
+    svg, captions = columns.svg, columns.captions
+    if columns.pair and not looks_like_svg(row.get(svg)):
+        svg, captions = captions[0], (svg,)
+    id_ = row.get(columns.id) if columns.id else None
+    texts = [(name, row.get(name)) for name in captions]
+    return make_records(number if id_ is None else str(id_), row.get(svg), texts, source, config)

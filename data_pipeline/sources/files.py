@@ -1,7 +1,6 @@
-"""Where files lie: local paths and URIs, through pyarrow's file systems. Knows no format.
+"""Find and open the files of a source: local paths and URIs, through pyarrow's file systems.
 
-Tested: local paths, `file://`, `fsspec+memory://`. Run by hand against a stand-in: `s3://` (moto's server; every source
-format and a whole `prepare`). Not run by anyone yet: real S3, `gs://`, and `hf://`, which is fsspec's way.
+`data_pipeline.filesystem` lists the file systems that were tested.
 """
 
 import io
@@ -13,10 +12,13 @@ import pyarrow.fs
 from data_pipeline.errors import DataError
 from data_pipeline.filesystem import open_filesystem
 
+SVG_SUFFIXES = (".svg", ".svgz")
+"""Suffixes of a file that is one drawing."""
+
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of a source; `name` is its path in the source's folder, and says what format it has."""
+    """A file of a source; `name` is its path in the source's folder, with its suffix."""
 
     fs: pyarrow.fs.FileSystem
     path: str
@@ -24,31 +26,33 @@ class SourceFile:
 
     @property
     def stem(self) -> str:
-        """The file's own name up to the first dot: `icons/a.tar.gz` → `a`."""
+        """The base name up to the first dot: `icons/a.tar.gz` → `a`."""
         return self.name.rpartition("/")[2].partition(".")[0]
 
-    def stream(self) -> Any:
-        """Bytes from the first to the last; a file object without a way back."""
+    def open_stream(self) -> Any:
+        """Open the file for sequential reading of bytes; the stream cannot seek."""
         return self.fs.open_input_stream(self.path, compression=None)
 
-    def lines(self) -> TextIO:
-        """Text without a byte order mark; a byte that is not UTF-8 becomes U+FFFD."""
-        return io.TextIOWrapper(self.stream(), encoding="utf-8-sig", errors="replace", newline="")
+    def open_text(self) -> TextIO:
+        """Open the file as text without a byte order mark; a bad UTF-8 byte becomes U+FFFD."""
+        stream = self.open_stream()
+        return io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline="")
 
-    def text(self) -> str:
-        with self.lines() as stream:
+    def read_text(self) -> str:
+        """Return the whole text."""
+        with self.open_text() as stream:
             return stream.read()
 
-    def head(self, num_bytes: int) -> bytes:
-        """At most its first bytes: a file is not trusted to be small."""
-        with self.stream() as stream:
+    def read_head(self, num_bytes: int) -> bytes:
+        """Return at most the first `num_bytes` bytes, because the file may be huge."""
+        with self.open_stream() as stream:
             return bytes(stream.read(num_bytes))
 
 
 def find_files(spec: str) -> tuple[str, list[SourceFile]]:
-    """The source's own name and its file, or all files of the folder and its folders by name, without hidden ones.
+    """Return the base name of a file or folder, and its files sorted by name.
 
-    Raises DataError.
+    A folder is searched recursively, without hidden files and folders. Raises DataError.
     """
     fs, path = open_filesystem(spec)
     try:
@@ -58,14 +62,17 @@ def find_files(spec: str) -> tuple[str, list[SourceFile]]:
         found = fs.get_file_info(pyarrow.fs.FileSelector(path, recursive=True))
     except FileNotFoundError:
         raise DataError(
-            f"source {spec!r} does not exist: give a file or folder of drawings, phosphor or scenes:N"
+            f"source {spec!r} does not exist: "
+            "give a file or folder of drawings, phosphor or scenes:N"
         ) from None
-    except (
-        Exception
-    ) as error:  # the first contact: a hub raises what its library raises, httpx.ConnectError say
+    # This is the first contact: each library of a hub raises its own type (httpx.ConnectError).
+    except Exception as error:
         raise DataError(f"cannot read source {spec!r}: {' '.join(str(error).split())}") from error
-    names = {file.path[len(path) :].lstrip("/"): file.path for file in found if file.is_file}
-    hidden = {name for name in names if any(part.startswith(".") for part in name.split("/"))}
-    return info.base_name, [
-        SourceFile(fs, names[name], name) for name in sorted(names.keys() - hidden)
-    ]
+
+    paths = {file.path[len(path) :].lstrip("/"): file.path for file in found if file.is_file}
+    visible = sorted(name for name in paths if not _is_hidden(name))
+    return info.base_name, [SourceFile(fs, paths[name], name) for name in visible]
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))

@@ -1,93 +1,135 @@
-"""Iconify JSON sets → rows: every icon and every alias, its name its caption. Knows no SVG's inside.
+"""Iconify format: JSON sets of icons and aliases, as in the npm package `@iconify/json`.
 
-The format is that of the npm packages `@iconify/json` and `@iconify-json/*`: {"prefix", "icons": {name: {"body", …}},
-"aliases": {name: {"parent", …}}, "width", "height"}.
+{"prefix", "icons": {name: {"body", …}}, "aliases": {name: {"parent", …}}, "width", "height"}; the
+npm packages `@iconify-json/*` use the same format. The caption of an icon is its name.
 """
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from data_pipeline.errors import DataError
+from data_pipeline.sources.files import SourceFile
+from data_pipeline.sources.json_parser import load_json
 from data_pipeline.sources.phosphor import derive_concept
 from data_pipeline.sources.record import Record
 
-_SIDE = 16  # of an icon that says nothing
+_HEAD_BYTES = 1 << 16  # hold the prefix of a set, and the beginning of its icons
+_DEFAULT_SIDE = 16
 _BOX = ("left", "top", "width", "height")
-_MAX_PARENTS = 10  # of an alias: Iconify allows an alias of an alias; a longer chain is a circle
+_MAX_PARENTS = 10  # of an alias of an alias; a longer chain counts as a circle
 
 
-def is_icon_set(value: object) -> bool:
+def is_iconify(file: SourceFile) -> bool:
+    """Return whether the beginning of the file looks like an Iconify set."""
+    if not file.name.lower().endswith(".json"):
+        return False
+    head = file.read_head(_HEAD_BYTES)
+    # The info.json of an Iconify package has a prefix too, but no icons.
+    return b'"prefix"' in head and b'"icons"' in head
+
+
+def read_iconify(file: SourceFile) -> Iterator[Record]:
+    """Return the records of an Iconify set: every icon and every alias.
+
+    The source of a record is the set's prefix. Icons of all sets that share the first word of their
+    names are one concept. An alias without an icon, and an icon without a body, yields a record
+    with an empty SVG, which `prepare` puts into quarantine. Raises DataError if the file is not an
+    Iconify set.
+    """
+    icon_set = load_json(file)
+    if not _is_icon_set(icon_set):
+        raise DataError(
+            f"{file.path} is not an Iconify set: expected an object with prefix and icons"
+        )
+    return _make_icon_records(icon_set)
+
+
+def _is_icon_set(value: object) -> bool:
     return isinstance(value, dict) and isinstance(value.get("icons"), dict) and "prefix" in value
 
 
-def read_icon_set(icons: Mapping[str, Any]) -> Iterator[Record]:
-    """The source is the set's prefix. Icons that share the first word of their name are one concept, in every set.
-
-    An alias without an icon, and an icon without a body, is a row without a drawing, for quarantine.
-    """
-    aliases = icons.get("aliases") or {}
-    for name in [*icons["icons"], *aliases]:
-        icon = _resolve(name, icons["icons"], aliases)
-        svg = "" if icon is None else _svg({key: icons[key] for key in _BOX if key in icons} | icon)
+def _make_icon_records(icon_set: Mapping[str, Any]) -> Iterator[Record]:
+    icons, aliases = icon_set["icons"], icon_set.get("aliases") or {}
+    prefix = str(icon_set["prefix"])
+    default_box = {key: icon_set[key] for key in _BOX if key in icon_set}
+    for name in [*icons, *aliases]:
+        icon = _resolve_alias(name, icons, aliases)
         words = name.replace("_", "-").split("-")
-        prefix = str(icons["prefix"])
         yield Record(
-            f"{prefix}:{name}", svg, " ".join(words), prefix, derive_concept(words[0].lower())
+            id=f"{prefix}:{name}",
+            svg="" if icon is None else _make_svg(default_box | icon),
+            caption=" ".join(words),
+            source=prefix,
+            concept=derive_concept(words[0].lower()),
         )
 
 
-def _resolve(
+def _resolve_alias(
     name: str, icons: Mapping[str, Any], aliases: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """The icon with what its aliases change: sides are replaced, turns added, flips undo each other."""
+    """Return the icon with the changes of its aliases, or None if it is missing or not usable.
+
+    The size of an alias replaces that of its parent, rotations add up, and two flips cancel.
+    """
     changes: dict[str, Any] = {}
     for _ in range(_MAX_PARENTS):
         entry = icons.get(name, aliases.get(name))
         if not isinstance(entry, dict):
             return None
-        turned = {
-            "rotate": _turns(entry) + _turns(changes),
+
+        orientation = {
+            "rotate": _get_rotation(entry) + _get_rotation(changes),
             "hFlip": bool(entry.get("hFlip")) != bool(changes.get("hFlip")),
             "vFlip": bool(entry.get("vFlip")) != bool(changes.get("vFlip")),
         }
-        changes = entry | changes | turned
+        changes = entry | changes | orientation
+
         if name in icons:
-            return changes if _is_sound(changes) else None
+            return changes if _is_usable(changes) else None
         name = entry.get("parent", "")
     return None
 
 
-def _turns(entry: Mapping[str, Any]) -> int:
-    turns = entry.get("rotate", 0)
-    return turns if isinstance(turns, int) else 0
+def _get_rotation(entry: Mapping[str, Any]) -> int:
+    """Return the rotation in quarter turns."""
+    rotation = entry.get("rotate", 0)
+    return rotation if isinstance(rotation, int) else 0
 
 
-def _is_sound(icon: Mapping[str, Any]) -> bool:
+def _is_usable(icon: Mapping[str, Any]) -> bool:
     numbers = (icon.get(key, 0) for key in _BOX)
-    return isinstance(icon.get("body"), str) and all(
-        isinstance(number, int | float) for number in numbers
-    )
+    has_numbers = all(isinstance(number, int | float) for number in numbers)
+    return isinstance(icon.get("body"), str) and has_numbers
 
 
-def _svg(icon: Mapping[str, Any]) -> str:
-    """The body in its viewBox; flipped first and turned clockwise then, as Iconify does."""
+def _make_svg(icon: Mapping[str, Any]) -> str:
+    """Return the body in its viewBox, first flipped and then turned clockwise, as Iconify does."""
     left, top = icon.get("left", 0), icon.get("top", 0)
-    width, height = icon.get("width", _SIDE), icon.get("height", _SIDE)
-    turns = icon["rotate"] % 4
+    width, height = icon.get("width", _DEFAULT_SIDE), icon.get("height", _DEFAULT_SIDE)
+    body = icon["body"]
+
+    num_turns = icon["rotate"] % 4
+    rotations = (
+        "",
+        f"translate({height} 0) rotate(90)",
+        f"translate({width} {height}) rotate(180)",
+        f"translate(0 {width}) rotate(-90)",
+    )
     moves = [
-        ("", f"translate({height} 0) rotate(90)", f"translate({width} {height}) rotate(180)",
-         f"translate(0 {width}) rotate(-90)")[turns],
+        rotations[num_turns],
         f"translate({width} 0) scale(-1 1)" if icon["hFlip"] else "",
         f"translate(0 {height}) scale(1 -1)" if icon["vFlip"] else "",
-        f"translate({-left} {-top})" if left or top else "",
-    ]  # fmt: skip
-    body = icon["body"]
-    if not any(moves[:3]):
-        return _document(f"{left} {top} {width} {height}", body)
-    sides = f"{height} {width}" if turns % 2 else f"{width} {height}"
+    ]
+    if not any(moves):
+        return _make_document(f"{left} {top} {width} {height}", body)
+
+    if left or top:
+        moves.append(f"translate({-left} {-top})")
     transform = " ".join(move for move in moves if move)
-    return _document(f"0 0 {sides}", f'<g transform="{transform}">{body}</g>')
+    sides = f"{height} {width}" if num_turns % 2 else f"{width} {height}"
+    return _make_document(f"0 0 {sides}", f'<g transform="{transform}">{body}</g>')
 
 
-def _document(view_box: str, body: str) -> str:
+def _make_document(view_box: str, body: str) -> str:
     xlink = ' xmlns:xlink="http://www.w3.org/1999/xlink"' if "xlink:" in body else ""
     return f'<svg xmlns="http://www.w3.org/2000/svg"{xlink} viewBox="{view_box}">{body}</svg>'

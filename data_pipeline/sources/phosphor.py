@@ -1,6 +1,6 @@
-"""The Phosphor icons of the package `py-phosphor-icons` (MIT), with captions composed from their metadata.
+"""Phosphor icons of the package `py-phosphor-icons` (MIT), with captions from their metadata.
 
-A caption names what a picture shows and how: name, weight, category, tags. Knows nothing of SVG's inside.
+A caption gives the icon's name, weight, category and tags.
 """
 
 import json
@@ -20,13 +20,13 @@ WEIGHTS = {
     "fill": "drawn as a solid filled shape",
     "duotone": "drawn in duotone, outlined over a translucent tint",
 }
-"""Every name is drawn in each of these weights; the phrase says what the weight looks like."""
+"""The weights of every icon, with the phrase that describes each."""
 
 NUM_CAPTION_TAGS = 3
 
 
 @cache
-def _metadata() -> tuple[dict[str, Any], ...]:
+def _load_metadata() -> tuple[dict[str, Any], ...]:
     try:
         text = (files("py_phosphor_icons") / "search" / "metadata.json").read_text(encoding="utf-8")
     except ModuleNotFoundError:
@@ -36,49 +36,56 @@ def _metadata() -> tuple[dict[str, Any], ...]:
     return tuple(json.loads(text))
 
 
-def _category(entry: dict[str, Any]) -> str:
+def _get_category(entry: dict[str, Any]) -> str:
     categories = entry["categories"] or [entry["figma_category"] or ""]
     return str(categories[0]).lower()
 
 
 def list_categories() -> list[str]:
-    """Every category that a caption can name, sorted. Raises DataError without the package."""
-    return sorted({_category(entry) for entry in _metadata()} - {""})
+    """Return every category that a caption can name, sorted.
+
+    Raises DataError without the package.
+    """
+    return sorted({_get_category(entry) for entry in _load_metadata()} - {""})
 
 
 def compose_caption(name: str, weight: str, category: str, tags: list[str]) -> str:
-    """One sentence.
+    """Compose one sentence from the metadata of an icon.
 
-    >>> caption("airplane-in-flight", "thin", "map", ["jets", "*new*"])
-    'A thin icon of airplane in flight, drawn in hairline outlines, from the map category, about jets.'
+    >>> compose_caption("cat-head", "bold", "nature", ["pets", "*new*"])
+    'A bold icon of cat head, drawn in bold, heavy outlines, from the nature category, about pets.'
     """
     words = name.replace("-", " ")
     sentence = f"A {weight} icon of {words}, {WEIGHTS[weight]}"
     if category:
         sentence += f", from the {category} category"
-    about = [tag for tag in tags if not tag.startswith("*") and tag != words][:NUM_CAPTION_TAGS]
-    if about:
-        sentence += (
-            f", about {' and '.join([', '.join(about[:-1]), about[-1]] if about[1:] else about)}"
-        )
+
+    topics = [tag for tag in tags if not tag.startswith("*") and tag != words][:NUM_CAPTION_TAGS]
+    if len(topics) > 1:
+        topics = [", ".join(topics[:-1]), topics[-1]]
+    if topics:
+        sentence += f", about {' and '.join(topics)}"
     return f"{sentence}."
 
 
 def derive_concept(name: str) -> str:
-    """What siblings share: the first word of the name, without a plural's s.
+    """Return the first word of the name, without the s of a plural.
 
-    `airplane`, `airplane-landing` and `airplane-in-flight` are one concept, as are `arrow-up` and
-    `arrows-in`, so that no variant of a validation icon, in any weight, is trained on.
+    `airplane`, `airplane-landing` and `airplane-in-flight` are one concept, and so are `arrow-up`
+    and `arrows-in`. Therefore no variant of a validation icon, in any weight, is trained on.
     """
     return name.split("-")[0].removesuffix("s")
 
 
 def read_phosphor() -> Iterator[Record]:
-    """Every icon in every weight, by name. Raises DataError without the package (before the first row)."""
-    return _rows(_metadata())
+    """Return the records of every icon in every weight, by name.
+
+    Raises DataError before the first record without the package.
+    """
+    return _make_phosphor_records(_load_metadata())
 
 
-def _rows(metadata: tuple[dict[str, Any], ...]) -> Iterator[Record]:
+def _make_phosphor_records(metadata: tuple[dict[str, Any], ...]) -> Iterator[Record]:
     folder = files("py_phosphor_icons") / "svgs" / "flat"
     for entry in metadata:
         name = entry["name"]
@@ -87,7 +94,7 @@ def _rows(metadata: tuple[dict[str, Any], ...]) -> Iterator[Record]:
             yield Record(
                 id=f"phosphor:{name}-{weight}",
                 svg=(folder / weight / f"{name}{suffix}.svg").read_bytes(),
-                caption=compose_caption(name, weight, _category(entry), entry["tags"]),
+                caption=compose_caption(name, weight, _get_category(entry), entry["tags"]),
                 source="phosphor",
                 concept=f"phosphor:{derive_concept(name)}",
             )

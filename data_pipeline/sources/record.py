@@ -1,4 +1,4 @@
-"""The one record that every source yields, and the split it belongs to. Knows no format and no tokenizer."""
+"""The record that every source yields, and a hash that is the same in every process."""
 
 import hashlib
 from dataclasses import dataclass
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A drawing as it was found: raw SVG (text or bytes), its caption, and what must not straddle the splits.
+    """A drawing as found in a source: raw SVG (text or bytes), caption and concept.
 
-    `id` is unique within its source; `source` names the file or the set it came from, for counts and reports;
-    all rows of one `concept` land in the same split.
+    `id` is unique within its source. `source` names the file or the set, for counts and reports.
+    All records of one `concept` are in the same split.
     """
 
     id: str
@@ -20,6 +20,6 @@ class Record:
 
 
 def stable_hash(seed: int, text: str) -> int:
-    """64 bits that are the same in every process (Python's hash() is not)."""
+    """Return a 64-bit hash that is the same in every process, unlike Python's `hash`."""
     data = f"{seed}:{text}".encode("utf-8", "replace")
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest())

@@ -1,0 +1,83 @@
+"""Parse a JSON file: a whole value, or a stream of objects from lines or from one array."""
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any, TextIO
+
+from data_pipeline.errors import DataError
+from data_pipeline.sources.files import SourceFile
+
+_CHUNK_CHARS = 1 << 20
+_MAX_OBJECT_CHARS = 1 << 26  # in an array; a longer object counts as broken
+_SEPARATOR = re.compile(r"[\s,]*")
+
+
+def load_json(file: SourceFile) -> Any:
+    """Return the value of the whole file. Raises DataError if it is not JSON."""
+    try:
+        return json.loads(file.read_text())
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file.path} is not JSON: {error}") from None
+
+
+def parse_json_objects(file: SourceFile) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a JSON Lines file or of one JSON array.
+
+    Raises DataError with the place of the first value that is not an object.
+    """
+    with file.open_text() as stream:
+        # An array may be all on one line, so the first read is a chunk.
+        first = stream.read(_CHUNK_CHARS)
+        if first.lstrip().startswith("["):
+            yield from _parse_array(first, stream, file.path)
+        else:
+            yield from _parse_lines(first + stream.readline(), stream, file.path)
+
+
+def _parse_lines(first: str, stream: TextIO, where: str) -> Iterator[dict[str, Any]]:
+    lines = chain(io.StringIO(first, newline=""), stream)
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield _parse_line(line, f"{where}, line {number}")
+
+
+def _parse_line(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: not a JSON object")
+    return row
+
+
+def _parse_array(buffer: str, stream: TextIO, where: str) -> Iterator[dict[str, Any]]:
+    """Yield the objects of an array that may exceed the memory, each as soon as it is complete."""
+    decode = json.JSONDecoder().raw_decode
+    position, number = buffer.index("[") + 1, 1
+    while True:
+        # skip separators: the pattern also matches an empty string, so it always matches
+        position = _SEPARATOR.match(buffer, position).end()  # type: ignore[union-attr]
+        if buffer.startswith("]", position):
+            return
+
+        # decode one object
+        try:
+            row, position = decode(buffer, position)
+        except RecursionError:
+            raise DataError(f"{where}, row {number}: nested too deeply") from None
+        except ValueError:
+            is_broken = len(buffer) - position >= _MAX_OBJECT_CHARS
+            more = "" if is_broken else stream.read(_CHUNK_CHARS)
+            if not more:
+                raise DataError(f"{where}, row {number}: not a JSON object") from None
+            buffer, position = buffer[position:] + more, 0
+            continue
+
+        if not isinstance(row, dict):
+            raise DataError(f"{where}, row {number}: not a JSON object")
+        yield row
+        number += 1
