@@ -1,1 +1,1 @@
-"""SVG files → a stream of packed token rows. Knows no model and no trainer."""
+"""Turn SVG files into a stream of packed token sequences. Imports no model and no trainer."""

@@ -1,5 +1,5 @@
-"""What a user's data can get wrong."""
+"""Errors in the data that a user supplies."""
 
 
 class DataError(ValueError):
-    """One sentence that names the thing, the limit and the fix."""
+    """An error in the user's data: one sentence that names the value, the limit and the fix."""

@@ -1,8 +1,8 @@
 """Open local paths and URIs through pyarrow's file systems.
 
-Tested: local paths, `file://`, `fsspec+memory://`. Run by hand against a substitute server: `s3://`
-(moto; every source format and a whole `prepare`). Never run: real S3, `gs://`, and `hf://`, which
-goes through fsspec.
+Tested: local paths, `file://`, `fsspec+memory://`. Run by hand against a substitute server:
+`s3://` (moto; every source format and a whole `prepare`). Never run: real S3, `gs://`, and
+`hf://`, which goes through fsspec.
 """
 
 import os
@@ -14,19 +14,16 @@ from data_pipeline.errors import DataError
 
 
 def open_filesystem(folder: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """A local path or a URI (`s3://bucket/key`, `hf://datasets/owner/name`) → file system and path in it.
+    """Return the file system of a local path or URI, and the path inside that file system.
 
-    Raises DataError.
+    A URI looks like `s3://bucket/key` or `hf://datasets/owner/name`. Raises DataError if pyarrow
+    cannot open it.
     """
     if "://" not in folder:
         return pyarrow.fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(folder))
     try:
         fs, path = pyarrow.fs.FileSystem.from_uri(folder)
-    except (
-        pa.ArrowInvalid,
-        OSError,
-        ValueError,
-        ImportError,
-    ) as error:  # the last two are fsspec's
+    # fsspec raises ValueError and ImportError.
+    except (pa.ArrowInvalid, OSError, ValueError, ImportError) as error:
         raise DataError(f"cannot open {folder!r}: {' '.join(str(error).split())}") from None
     return fs, str(path).rstrip("/")

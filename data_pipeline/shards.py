@@ -1,10 +1,12 @@
-"""The prepared dataset on disk: written, replaced, opened, read. Knows no sources and no tokens.
+"""The prepared dataset on disk: write, replace, open and read it.
 
 train-00000.parquet …       id, svg, caption, source, split; row groups of ROW_GROUP_ROWS
 validation-00000.parquet …
-quarantine.parquet          id, source, reason, detail, first_bytes: what was refused, and why
-report.json                 what `prepare` counted, and its proof that no drawing is in two splits
-dataset.json                counts, digest, configuration; written last: without it there is no dataset
+quarantine.parquet          id, source, reason, detail, first_bytes of each refused record
+report.json                 counts of `prepare`, and of the drawings and records in both splits
+dataset.json                counts, digest, configuration; a folder without it is not a dataset
+
+ShardWriter writes dataset.json last. The module depends on no source format and on no tokenizer.
 """
 
 import hashlib
@@ -21,7 +23,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.filesystem import open_filesystem
 
 SPLITS = ("train", "validation")
-ROW_GROUP_ROWS = 256  # what a read of one row costs
+ROW_GROUP_ROWS = 256  # reading one record reads a whole row group
 MANIFEST = "dataset.json"
 QUARANTINE = "quarantine.parquet"
 REPORT = "report.json"
@@ -34,7 +36,7 @@ _QUARANTINE = pa.schema(
 
 
 class ShardRecord(NamedTuple):
-    """One row of a shard; `svg` is canonical."""
+    """One record of a shard; `svg` is canonical."""
 
     id: str
     svg: str
@@ -43,7 +45,7 @@ class ShardRecord(NamedTuple):
 
 
 class QuarantinedRecord(NamedTuple):
-    """One refused row: a short reason to count by, a sentence, and the beginning of what was refused."""
+    """One refused record: a short reason for counts, a sentence, and the drawing's first bytes."""
 
     id: str
     source: str
@@ -52,28 +54,23 @@ class QuarantinedRecord(NamedTuple):
     first_bytes: bytes
 
 
-def _is_ours(name: str) -> bool:
-    return name in (MANIFEST, QUARANTINE, REPORT) or (
-        name.endswith(".parquet") and name.startswith(tuple(f"{split}-" for split in SPLITS))
-    )
-
-
 class ShardWriter:
-    """Writes a dataset beside `folder`, and `commit` puts it in the place of what is there.
+    """Write a dataset to `FOLDER.partial`; `commit` moves it to the folder.
 
-    Until then the old dataset is whole; a crash while files are moved leaves a folder without dataset.json,
-    which is refused, never a mixture.
+    The old dataset stays complete until `commit`. A crash while `commit` moves files leaves a
+    folder without dataset.json, which `open_shards` refuses, and never a mixture of two datasets.
     """
 
     def __init__(self, folder: str, *, shard_records: int) -> None:
-        """Raises DataError when the folder cannot be written."""
+        """Create the partial folder. Raises DataError if it cannot be written."""
         self._fs, self._path = open_filesystem(folder)
         self._partial = f"{self._path}.partial"
-        self._shard_rows = shard_records
-        self._rows: dict[str, list[ShardRecord]] = {split: [] for split in SPLITS}
+        self._shard_records = shard_records
+        self._records: dict[str, list[ShardRecord]] = {split: [] for split in SPLITS}
         self._num_shards = dict.fromkeys(SPLITS, 0)
         self._digests = {split: hashlib.sha256() for split in SPLITS}
-        self._refused: list[QuarantinedRecord] = []
+        self._quarantined: list[QuarantinedRecord] = []
+
         try:
             if self._fs.get_file_info(self._partial).type != pyarrow.fs.FileType.NotFound:
                 self._fs.delete_dir(self._partial)
@@ -84,23 +81,26 @@ class ShardWriter:
         except OSError as error:
             raise DataError(f"cannot write {folder!r}: {error}") from None
 
-    def add(self, split: str, row: ShardRecord) -> None:
-        self._rows[split].append(row)
-        if len(self._rows[split]) == self._shard_rows:
+    def add(self, split: str, record: ShardRecord) -> None:
+        """Append a record to a split."""
+        self._records[split].append(record)
+        if len(self._records[split]) == self._shard_records:
             self._flush(split)
 
-    def refuse(self, row: QuarantinedRecord) -> None:
-        self._refused.append(row)
-        if len(self._refused) == ROW_GROUP_ROWS:
+    def refuse(self, record: QuarantinedRecord) -> None:
+        """Append a refused record to the quarantine."""
+        self._quarantined.append(record)
+        if len(self._quarantined) == ROW_GROUP_ROWS:
             self._flush_quarantine()
 
     def _flush(self, split: str) -> None:
-        rows, self._rows[split] = self._rows[split], []
-        if not rows:
+        records, self._records[split] = self._records[split], []
+        if not records:
             return
-        columns = [*zip(*rows, strict=True), [split] * len(rows)]
-        for row in rows:
-            self._digests[split].update(json.dumps(row).encode())
+        for record in records:
+            self._digests[split].update(json.dumps(record).encode())
+
+        columns = [*zip(*records, strict=True), [split] * len(records)]
         pq.write_table(
             pa.table(columns, schema=_SHARD),
             f"{self._partial}/{split}-{self._num_shards[split]:05d}.parquet",
@@ -111,91 +111,99 @@ class ShardWriter:
         self._num_shards[split] += 1
 
     def _flush_quarantine(self) -> None:
-        if self._refused:
-            columns = [*zip(*self._refused, strict=True)]
+        if self._quarantined:
+            columns = [*zip(*self._quarantined, strict=True)]
             self._quarantine.write_table(pa.table(columns, schema=_QUARANTINE))
-            self._refused = []
+            self._quarantined = []
 
     def close(self) -> str:
-        """Write what is buffered; returns the digest of the rows of each split in their order."""
+        """Write the buffered records; return the digest of each split's records in their order."""
         for split in SPLITS:
             self._flush(split)
         self._flush_quarantine()
         self._quarantine.close()
-        return hashlib.sha256(
-            b"".join(digest.digest() for digest in self._digests.values())
-        ).hexdigest()
+        digests = b"".join(digest.digest() for digest in self._digests.values())
+        return hashlib.sha256(digests).hexdigest()
 
-    def written(self, split: str) -> Iterator[ShardRecord]:
-        """The rows of a split as they lie on disk; after `close`."""
+    def read_written(self, split: str) -> Iterator[ShardRecord]:
+        """Yield the records of a split from the written files. Call it after `close`."""
         for number in range(self._num_shards[split]):
             path = f"{self._partial}/{split}-{number:05d}.parquet"
             with pq.ParquetFile(path, filesystem=self._fs) as file:
                 for batch in file.iter_batches(ROW_GROUP_ROWS, columns=list(ShardRecord._fields)):
-                    yield from map(
-                        ShardRecord,
-                        *(column.to_pylist() for column in batch.select(ShardRecord._fields)),
-                    )
+                    columns = batch.select(ShardRecord._fields)
+                    yield from map(ShardRecord, *(column.to_pylist() for column in columns))
 
     def commit(self, manifest: Mapping[str, Any], report: Mapping[str, Any]) -> None:
-        """Replace the dataset in the folder by the one just written; other files there are left alone."""
+        """Replace the dataset in the folder by the written one; leave other files there alone."""
         fs, path = self._fs, self._path
         for name, value in ((REPORT, report), (MANIFEST, manifest)):
             with fs.open_output_stream(f"{self._partial}/{name}") as stream:
                 stream.write(json.dumps(value, indent=1).encode())
+
+        # delete the old dataset, the manifest first
         fs.create_dir(path, recursive=True)
-        old = sorted(
-            (name for name in _names(fs, path) if _is_ours(name)), key=lambda name: name != MANIFEST
-        )
-        for name in old:
+        old_files = [name for name in _list_files(fs, path) if _is_dataset_file(name)]
+        for name in sorted(old_files, key=lambda name: name != MANIFEST):
             fs.delete_file(f"{path}/{name}")
-        for name in sorted(_names(fs, self._partial), key=lambda name: name == MANIFEST):
+
+        # move the new dataset, the manifest last
+        for name in sorted(_list_files(fs, self._partial), key=lambda name: name == MANIFEST):
             fs.move(f"{self._partial}/{name}", f"{path}/{name}")
         fs.delete_dir(self._partial)
 
     def abandon(self) -> None:
-        """Leave the folder as it was."""
+        """Delete the written files; leave the folder as it was."""
         self._quarantine.close()
         self._fs.delete_dir(self._partial)
 
 
-def _names(fs: pyarrow.fs.FileSystem, path: str) -> list[str]:
+def _is_dataset_file(name: str) -> bool:
+    if name in (MANIFEST, QUARANTINE, REPORT):
+        return True
+    return name.endswith(".parquet") and name.startswith(tuple(f"{split}-" for split in SPLITS))
+
+
+def _list_files(fs: pyarrow.fs.FileSystem, path: str) -> list[str]:
     selector = pyarrow.fs.FileSelector(path, allow_not_found=True)
     return [info.base_name for info in fs.get_file_info(selector) if info.is_file]
 
 
-class _File(NamedTuple):
+class _ShardFile(NamedTuple):
     name: str
-    first_row: int  # of the split
-    num_rows: int
+    first_record: int  # index in the split
+    num_records: int
 
 
 @dataclass(frozen=True)
 class Shards:
-    """An opened dataset: names and counts only, so it is cheap to send to another process."""
+    """An opened dataset. It holds only names and counts, so it is cheap to pickle."""
 
     folder: str
     digest: str
-    files: dict[str, tuple[_File, ...]]
+    files: dict[str, tuple[_ShardFile, ...]]
     num_duplicates: int
-    quarantined: dict[str, int]  # by reason
+    quarantined: dict[str, int]
+    """Number of refused records by reason."""
 
     def num_records(self, split: str) -> int:
-        return sum(file.num_rows for file in self.files[split])
+        """Return the number of records of a split."""
+        return sum(file.num_records for file in self.files[split])
 
     def read(self, split: str, start: int, stop: int) -> list[ShardRecord]:
-        """Rows start … stop-1 of the split, in the order of files and rows; reads only their row groups."""
+        """Return records start … stop-1 of the split in their order; read only their row groups."""
         assert 0 <= start <= stop <= self.num_records(split), (split, start, stop)
         fs, path = open_filesystem(self.folder)
-        rows: list[ShardRecord] = []
+        records: list[ShardRecord] = []
         for file in self.files[split]:
-            first, last = max(start - file.first_row, 0), min(stop - file.first_row, file.num_rows)
+            first = max(start - file.first_record, 0)
+            last = min(stop - file.first_record, file.num_records)
             if first < last:
-                rows += _read_file(fs, f"{path}/{file.name}", first, last)
-        return rows
+                records += _read_file(fs, f"{path}/{file.name}", first, last)
+        return records
 
     def captions(self, split: str) -> Iterator[str]:
-        """All captions of the split, in order; reads nothing else."""
+        """Yield all captions of the split in their order; read no other column."""
         fs, path = open_filesystem(self.folder)
         for file in self.files[split]:
             with pq.ParquetFile(f"{path}/{file.name}", filesystem=fs) as parquet:
@@ -204,54 +212,64 @@ class Shards:
 
 def _read_file(fs: pyarrow.fs.FileSystem, path: str, start: int, stop: int) -> list[ShardRecord]:
     with pq.ParquetFile(path, filesystem=fs) as file:
-        groups, skipped, first = [], 0, 0
+        # select the row groups that overlap start … stop-1
+        groups, num_skipped, first = [], 0, 0
         for group in range(file.num_row_groups):
             num_rows = file.metadata.row_group(group).num_rows
             if first + num_rows <= start:
-                skipped += num_rows
+                num_skipped += num_rows
             elif first < stop:
                 groups.append(group)
             first += num_rows
         table = file.read_row_groups(groups, columns=list(ShardRecord._fields))
-    table = table.slice(start - skipped, stop - start).select(ShardRecord._fields)
-    return [
-        ShardRecord(*values)
-        for values in zip(*(column.to_pylist() for column in table), strict=True)
-    ]
+
+    table = table.slice(start - num_skipped, stop - start).select(ShardRecord._fields)
+    columns = [column.to_pylist() for column in table]
+    return [ShardRecord(*values) for values in zip(*columns, strict=True)]
 
 
 def open_shards(folder: str) -> Shards:
-    """Raises DataError when the folder is missing, holds no finished dataset, or a shard lacks a column."""
+    """Open a prepared dataset.
+
+    Raises DataError if the folder is missing, holds no finished dataset or no shard, or if a shard
+    lacks a column.
+    """
     fs, path = open_filesystem(folder)
     try:
-        names = sorted(_names(fs, path))
+        names = sorted(_list_files(fs, path))
     except OSError as error:
         raise DataError(f"cannot read {folder!r}: {error}") from None
+
+    fix = f"run `python -m app prepare SOURCE --out {folder}`"
     if MANIFEST not in names:
-        raise DataError(
-            f"{folder!r} holds no prepared dataset (no {MANIFEST}): run `python -m app prepare SOURCE --out {folder}`"
-        )
+        raise DataError(f"{folder!r} holds no prepared dataset (no {MANIFEST}): {fix}")
+
     with fs.open_input_stream(f"{path}/{MANIFEST}") as stream:
         manifest = json.loads(stream.read())
-    files: dict[str, tuple[_File, ...]] = {}
-    for split in SPLITS:
-        first, found = 0, []
-        for name in names:
-            if name.startswith(f"{split}-") and name.endswith(".parquet"):
-                num_rows = _check_shard(fs, f"{path}/{name}")
-                found.append(_File(name, first, num_rows))
-                first += num_rows
-        files[split] = tuple(found)
-    if not files["train"] and not files["validation"]:
-        raise DataError(
-            f"{folder!r} holds no shard: run `python -m app prepare SOURCE --out {folder}`"
-        )
+
+    files = {split: _find_shards(fs, path, names, split) for split in SPLITS}
+    if not any(files.values()):
+        raise DataError(f"{folder!r} holds no shard: {fix}")
+
     return Shards(
         folder, manifest["digest"], files, manifest["duplicates"], manifest["quarantined"]
     )
 
 
-def _check_shard(fs: pyarrow.fs.FileSystem, path: str) -> int:
+def _find_shards(
+    fs: pyarrow.fs.FileSystem, path: str, names: list[str], split: str
+) -> tuple[_ShardFile, ...]:
+    first, shards = 0, []
+    for name in names:
+        if name.startswith(f"{split}-") and name.endswith(".parquet"):
+            num_records = _count_records(fs, f"{path}/{name}")
+            shards.append(_ShardFile(name, first, num_records))
+            first += num_records
+    return tuple(shards)
+
+
+def _count_records(fs: pyarrow.fs.FileSystem, path: str) -> int:
+    """Return the number of records of one shard. Raises DataError if it lacks a column."""
     try:
         metadata = pq.read_metadata(path, filesystem=fs)
     except (pa.ArrowInvalid, OSError) as error:

@@ -1,4 +1,4 @@
-"""A corpus of drawings of known lengths, and a tokenizer with one token per byte."""
+"""A corpus of drawings with known lengths, and a tokenizer with one token per byte."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from data_pipeline.shards import ShardRecord, ShardWriter
 
 
 def save_tokenizer(folder: Path) -> str:
-    """One token per byte, and Gemma's control tokens."""
+    """Save a tokenizer with one token per byte and Gemma's control tokens; return its folder."""
     control = ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"]
     vocabulary = {
         token: i for i, token in enumerate([*control, *sorted(pre_tokenizers.ByteLevel.alphabet())])
@@ -23,7 +23,7 @@ def save_tokenizer(folder: Path) -> str:
 
 
 def write_shards(folder: Path, *, train: Sequence[int], validation: Sequence[int] = ()) -> None:
-    """Row i of a split is called `i` and captioned `icon i`, and its SVG has the i-th length in bytes."""
+    """Write records with the id `i`, the caption `icon i` and an SVG of the i-th length (bytes)."""
     writer = ShardWriter(str(folder), shard_records=64)
     for split, lengths in (("train", train), ("validation", validation)):
         for i, length in enumerate(lengths):
@@ -32,4 +32,5 @@ def write_shards(folder: Path, *, train: Sequence[int], validation: Sequence[int
 
 
 def svg_of(length: int) -> str:
+    """Return an SVG of the given length (bytes)."""
     return f"<svg>{'x' * (length - 11)}</svg>"

@@ -1,4 +1,4 @@
-"""Sources → dataset: every row is accounted for, concepts stay together, the order is reproducible."""
+"""Sources → dataset: all records are counted, concepts stay together, the order is reproducible."""
 
 import dataclasses
 import itertools
@@ -39,10 +39,8 @@ def drawing(number: int) -> str:
     )
 
 
-def source(path: Path, records: list[tuple[Any, Any, Any]]) -> str:
-    lines = [
-        json.dumps({"id": id_, "svg": svg, "caption": caption}) for id_, svg, caption in records
-    ]
+def source(path: Path, rows: list[tuple[Any, Any, Any]]) -> str:
+    lines = [json.dumps({"id": id_, "svg": svg, "caption": caption}) for id_, svg, caption in rows]
     path.write_text("\n".join(lines))
     return str(path)
 
@@ -51,12 +49,12 @@ def run(out: Path, *sources: str, **changes: Any) -> PrepareReport:
     return prepare_dataset(sources, PrepareConfig(out=str(out), **changes), progress=False)
 
 
-def rows_of(out: Path, split: str) -> list[ShardRecord]:
+def records_of(out: Path, split: str) -> list[ShardRecord]:
     shards = open_shards(str(out))
     return shards.read(split, 0, shards.num_records(split))
 
 
-def test_every_row_is_accounted_for(tmp_path: Path) -> None:
+def test_every_record_is_accounted_for(tmp_path: Path) -> None:
     good = [(f"g{n}", drawing(n), f"caption {n}") for n in range(20)]
     bad = [
         ("mute", drawing(50), "  "),
@@ -92,20 +90,22 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
     assert refused["long"]["reason"] == "too_large"
     assert "2,000" in refused["long"]["detail"]
     written = {
-        row.id: row for split in ("train", "validation") for row in rows_of(tmp_path / "out", split)
+        record.id: record
+        for split in ("train", "validation")
+        for record in records_of(tmp_path / "out", split)
     }
     assert written["g7"] == ShardRecord("g7", canonicalise(drawing(7)), "caption 7", "a.jsonl")
 
 
 def test_the_order_is_shuffled_and_depends_on_seed_and_ids_alone(tmp_path: Path) -> None:
-    records = [(f"r{n}", drawing(n), f"caption {n}") for n in range(300)]
-    forward = source(tmp_path / "a.jsonl", records)
+    rows = [(f"r{n}", drawing(n), f"caption {n}") for n in range(300)]
+    forward = source(tmp_path / "a.jsonl", rows)
     (tmp_path / "b").mkdir()
-    backward = source(tmp_path / "b" / "a.jsonl", records[::-1])
+    backward = source(tmp_path / "b" / "a.jsonl", rows[::-1])
     first, second = run(tmp_path / "1", forward), run(tmp_path / "2", backward, shard_records=50)
     assert first.digest == second.digest
-    ids = [row.id for row in rows_of(tmp_path / "1", "train")]
-    assert ids == [row.id for row in rows_of(tmp_path / "2", "train")]
+    ids = [record.id for record in records_of(tmp_path / "1", "train")]
+    assert ids == [record.id for record in records_of(tmp_path / "2", "train")]
     neighbours = sum(abs(int(a[1:]) - int(b[1:])) == 1 for a, b in pairwise(ids))
     assert neighbours < 10
     assert run(tmp_path / "3", forward, seed=1).digest != first.digest
@@ -132,13 +132,13 @@ def test_a_split_is_a_pure_function_of_the_concept() -> None:
 
 
 def test_no_caption_and_no_concept_straddles_the_splits(tmp_path: Path) -> None:
-    records = [
+    rows = [
         (f"r{n}", drawing(n), f"Caption  {n % 40}" if n % 2 else f"caption {n % 40}")
         for n in range(400)
     ]
-    run(tmp_path / "out", source(tmp_path / "a.jsonl", records), validation_share=0.3)
+    run(tmp_path / "out", source(tmp_path / "a.jsonl", rows), validation_share=0.3)
     sides = {
-        split: {row.caption.lower().split()[1] for row in rows_of(tmp_path / "out", split)}
+        split: {record.caption.lower().split()[1] for record in records_of(tmp_path / "out", split)}
         for split in ("train", "validation")
     }
     assert sides["train"].isdisjoint(sides["validation"])
@@ -151,8 +151,8 @@ def test_icons_of_the_demo(tmp_path: Path) -> None:
     assert report.num_read == report.num_written == 1200
     sides = {
         split: {
-            derive_concept(row.id.removeprefix("phosphor:"))
-            for row in rows_of(tmp_path / "out", split)
+            derive_concept(record.id.removeprefix("phosphor:"))
+            for record in records_of(tmp_path / "out", split)
         }
         for split in ("train", "validation")
     }
@@ -160,14 +160,14 @@ def test_icons_of_the_demo(tmp_path: Path) -> None:
     assert sides["validation"]
 
 
-def test_sources_with_the_same_ids_keep_all_rows_under_names_of_their_own(tmp_path: Path) -> None:
+def test_sources_with_the_same_ids_keep_all_records_under_ids_of_their_own(tmp_path: Path) -> None:
     a, b = (
         source(tmp_path / f"{name}.jsonl", [(n, drawing(n), f"{name} {n}") for n in range(5)])
         for name in "ab"
     )
     report = run(tmp_path / "1", a, b, validation_share=0)
     assert report.sources == {"a.jsonl": 5, "b.jsonl": 5}
-    ids = [row.id for row in rows_of(tmp_path / "1", "train")]
+    ids = [record.id for record in records_of(tmp_path / "1", "train")]
     assert len(set(ids)) == 10
     assert {id_.partition("#")[0] for id_ in ids} == set("01234")
     assert run(tmp_path / "2", b, a, validation_share=0).digest == report.digest
@@ -181,7 +181,7 @@ def test_a_drawing_ties_the_concepts_that_use_it(tmp_path: Path) -> None:
         name = f"caption {n}"
         sides[choose_split(name, seed=0, validation_share=0.5)].append(name)
     trained, (tied, further, alone) = sides["train"][0], sides["validation"][:3]
-    records = [
+    rows = [
         ("a", drawing(0), trained),
         ("b", drawing(0), tied),
         ("c", drawing(1), tied),
@@ -189,24 +189,24 @@ def test_a_drawing_ties_the_concepts_that_use_it(tmp_path: Path) -> None:
         ("e", drawing(2), further),
         ("f", drawing(3), alone),
     ]
-    report = run(tmp_path / "out", source(tmp_path / "a.jsonl", records), validation_share=0.5)
-    assert {row.id for row in rows_of(tmp_path / "out", "train")} == set("abcde")
-    assert {row.id for row in rows_of(tmp_path / "out", "validation")} == {"f"}
+    report = run(tmp_path / "out", source(tmp_path / "a.jsonl", rows), validation_share=0.5)
+    assert {record.id for record in records_of(tmp_path / "out", "train")} == set("abcde")
+    assert {record.id for record in records_of(tmp_path / "out", "validation")} == {"f"}
     assert (report.num_written, report.num_moved_to_train) == (6, 4)
-    assert (report.leakage.train_drawings, report.leakage.train_examples) == (3, 5)
+    assert (report.leakage.num_train_drawings, report.leakage.num_train_records) == (3, 5)
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 2)), max_size=25))
 def test_splits_against_connected_components(examples: list[tuple[int, int, int]]) -> None:
-    rows = Fingerprints()
+    fingerprints = Fingerprints()
     for drawn, named, caption in examples:
-        rows.content.append(drawn * 100 + named * 10 + caption)
-        rows.drawing.append(drawn)
-        rows.concept.append(named)
-        rows.validation.append(named >= 5)
-        rows.tells.append(False)
-    decision = decide_splits(rows)
+        fingerprints.content.append(drawn * 100 + named * 10 + caption)
+        fingerprints.drawing.append(drawn)
+        fingerprints.concept.append(named)
+        fingerprints.validation.append(named >= 5)
+        fingerprints.leaks.append(False)
+    decision = decide_splits(fingerprints)
     kept = [n for n, example in enumerate(examples) if example not in examples[:n]]
     assert np.flatnonzero(decision.kept).tolist() == kept
     component = list(range(10))  # of each concept
@@ -228,14 +228,19 @@ def test_leakage_is_measured_by_what_is_there() -> None:
         ShardRecord("e", "<svg>3</svg>", "y", ""), ShardRecord("f", "<svg>3</svg>", "v", ""),
     ]  # fmt: skip
     assert measure_leakage(train, validation) == Leakage(
-        train_drawings=2, validation_drawings=3, drawings_in_both=2,
-        train_examples=2, validation_examples=4, examples_in_both=1, captions_in_both=2,
-    )  # fmt: skip
-    assert measure_leakage(train, []).drawings_in_both == 0
+        num_train_drawings=2,
+        num_validation_drawings=3,
+        num_drawings_in_both=2,
+        num_train_records=2,
+        num_validation_records=4,
+        num_records_in_both=1,
+        num_captions_in_both=2,
+    )
+    assert measure_leakage(train, []).num_drawings_in_both == 0
 
 
 @pytest.mark.parametrize(
-    ("inside", "caption", "told"),
+    ("inside", "caption", "leaks"),
     [
         ("<text>Stop, here!</text>", "stop  here", True),
         ("<text>stop</text>", "Stop.", True),
@@ -252,12 +257,12 @@ def test_leakage_is_measured_by_what_is_there() -> None:
         ("<text>a cat</text>", "!", False),
     ],
 )
-def test_a_drawing_that_tells_its_caption(inside: str, caption: str, told: bool) -> None:
-    assert contains_caption(f"<svg>{inside}</svg>", caption) == told
+def test_a_drawing_that_contains_its_caption(inside: str, caption: str, leaks: bool) -> None:
+    assert contains_caption(f"<svg>{inside}</svg>", caption) == leaks
 
 
-def test_a_corpus_that_tells_its_captions_is_refused(tmp_path: Path) -> None:
-    records = [(n, drawing(n), f"caption {n}") for n in range(18)]
+def test_a_corpus_that_leaks_its_captions_is_refused(tmp_path: Path) -> None:
+    rows = [(n, drawing(n), f"caption {n}") for n in range(18)]
     titled = [
         (n, drawing(n).replace("<path", f"<title>caption {n}</title><path"), f"caption {n}")
         for n in range(18, 40)
@@ -270,7 +275,7 @@ def test_a_corpus_that_tells_its_captions_is_refused(tmp_path: Path) -> None:
         )
         for n in range(40, 50)
     ]
-    path = source(tmp_path / "a.jsonl", records + titled + lettered)
+    path = source(tmp_path / "a.jsonl", rows + titled + lettered)
     with pytest.raises(
         DataError,
         match=r"10 of 50 drawings contain their own caption.*20\.0%.*5\.0%.*--max-leaked-share",
@@ -295,10 +300,13 @@ def test_weights_mix_sources_in_proportion(tmp_path: Path) -> None:
     assert run(tmp_path / "2", *reversed(mixed), validation_share=0).digest == report.digest
     assert run(tmp_path / "3", *mixed, validation_share=0, seed=1).sources == report.sources
     ids = [
-        {row.id for row in rows_of(tmp_path / name, "train") if row.id[0] == "b"} for name in "13"
+        {record.id for record in records_of(tmp_path / name, "train") if record.id[0] == "b"}
+        for name in "13"
     ]
     assert ids[0] != ids[1]
-    assert 30 < sum(int(id_[1:]) < 100 for id_ in ids[0]) < 70  # not the first rows of the source
+    assert (
+        30 < sum(int(id_[1:]) < 100 for id_ in ids[0]) < 70
+    )  # not the first records of the source
     assert run(tmp_path / "4", a, b, c, validation_share=0).sources == {
         "a.jsonl": 100,
         "b.jsonl": 300,
@@ -312,16 +320,19 @@ def test_weights_mix_sources_in_proportion(tmp_path: Path) -> None:
         run(tmp_path / "6", f"{a}@0")
 
 
-def test_each_caption_is_an_example_and_counts_as_one(tmp_path: Path) -> None:
-    records = [
-        {"id": n, "svg": drawing(n) if n else "broken", "caption": f"caption {n}", "description": f"shape {n}",
-         "detail": f"caption {n}" if n % 2 else ""}
+def test_each_caption_is_a_record_and_counts_as_one(tmp_path: Path) -> None:
+    rows = [
+        {
+            "id": n,
+            "svg": drawing(n) if n else "broken",
+            "caption": f"caption {n}",
+            "description": f"shape {n}",
+            "detail": f"caption {n}" if n % 2 else "",
+        }
         for n in range(40)
-    ]  # fmt: skip
+    ]
     path = tmp_path / "a.jsonl"
-    path.write_text(
-        "\n".join(json.dumps(record) for record in [*records, {"id": 40, "svg": drawing(40)}])
-    )
+    path.write_text("\n".join(json.dumps(row) for row in [*rows, {"id": 40, "svg": drawing(40)}]))
     report = run(tmp_path / "out", str(path), captions="all", validation_share=0.3)
     assert report.quarantined == {"no_caption": 1, "not_xml": 2}
     assert report.num_duplicates == 20
@@ -330,15 +341,16 @@ def test_each_caption_is_an_example_and_counts_as_one(tmp_path: Path) -> None:
         report.quarantined.values()
     )
     drawn = [
-        {row.svg for row in rows_of(tmp_path / "out", split)} for split in ("train", "validation")
+        {record.svg for record in records_of(tmp_path / "out", split)}
+        for split in ("train", "validation")
     ]
     assert drawn[0].isdisjoint(drawn[1])
     assert 5 < len(drawn[1]) < 20
 
 
 def test_the_number_of_processes_changes_nothing(tmp_path: Path) -> None:
-    records = [(n, drawing(n) if n % 7 else f"broken {n}", f"caption {n}") for n in range(2500)]
-    path = source(tmp_path / "a.jsonl", records)
+    rows = [(n, drawing(n) if n % 7 else f"broken {n}", f"caption {n}") for n in range(2500)]
+    path = source(tmp_path / "a.jsonl", rows)
     one, three = (run(tmp_path / str(n), path, processes=n) for n in (1, 3))
     assert dataclasses.replace(one, seconds=0) == dataclasses.replace(three, seconds=0)
     tables = [pq.read_table(tmp_path / name / "quarantine.parquet") for name in "13"]
@@ -347,7 +359,7 @@ def test_the_number_of_processes_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_killed_process_is_named_with_the_fix() -> None:
-    def rows() -> Iterator[Record]:
+    def records() -> Iterator[Record]:
         for n in range(3000):
             if n == 2000:
                 for process in multiprocessing.active_children():
@@ -355,17 +367,17 @@ def test_a_killed_process_is_named_with_the_fix() -> None:
             yield Record(str(n), drawing(n), f"caption {n}", "made", f"caption {n}")
 
     with pytest.raises(DataError, match=r"one of 2 processes.*--processes"):
-        list(clean_records(rows(), PrepareConfig(out="unused", processes=2)))
+        list(clean_records(records(), PrepareConfig(out="unused", processes=2)))
 
 
 def test_processes_end_with_a_killed_parent() -> None:
     code = (
         "import itertools, multiprocessing\n"
-        "from data_pipeline.prepare.clean import clean\n"
+        "from data_pipeline.prepare.clean import clean_records\n"
         "from data_pipeline.config import PrepareConfig\n"
-        "from data_pipeline.sources.record import Row\n"
-        "rows = itertools.repeat(Row('a', '<svg/>', 'x', 'made', 'x'))\n"
-        "for _ in clean(rows, PrepareConfig(out='unused', processes=2)):\n"
+        "from data_pipeline.sources.record import Record\n"
+        "records = itertools.repeat(Record('a', '<svg/>', 'x', 'made', 'x'))\n"
+        "for _ in clean_records(records, PrepareConfig(out='unused', processes=2)):\n"
         "    print(*(process.pid for process in multiprocessing.active_children()), flush=True)\n"
     )
     with subprocess.Popen(
@@ -386,16 +398,21 @@ def test_processes_end_with_a_killed_parent() -> None:
 def test_the_command_line_writes_and_prints_the_counts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    records = [(n, drawing(n), f"caption {n}") for n in range(30)]
+    rows = [(n, drawing(n), f"caption {n}") for n in range(30)]
     path = source(
-        tmp_path / "a.jsonl", [*records, (30, drawing(3), "caption 3"), (31, "no drawing", "x")]
+        tmp_path / "a.jsonl", [*rows, (30, drawing(3), "caption 3"), (31, "no drawing", "x")]
     )
     counts = tmp_path / "counts.json"
     assert main(["prepare", path, "--out", str(tmp_path / "out"), "--json", str(counts)]) == 0
     written = json.loads(counts.read_text())
-    assert {key: written[key] for key in ("read", "written", "duplicates", "quarantined")} == {
-        "read": 32, "written": 30, "duplicates": 1, "quarantined": {"not_xml": 1},
-    }  # fmt: skip
+    assert {
+        key: written[key] for key in ("num_read", "num_written", "num_duplicates", "quarantined")
+    } == {
+        "num_read": 32,
+        "num_written": 30,
+        "num_duplicates": 1,
+        "quarantined": {"not_xml": 1},
+    }
     assert (
         main(
             [
@@ -411,7 +428,7 @@ def test_the_command_line_writes_and_prints_the_counts(
     )
     assert not (tmp_path / "b").exists()
     assert (
-        "32 examples read = 30 written + 1 duplicates + 1 in quarantine (not_xml 1)"
+        "32 records read = 30 written + 1 duplicates + 1 in quarantine (not_xml 1)"
         in capsys.readouterr().out
     )
 
@@ -433,7 +450,7 @@ def test_a_failure_leaves_the_old_dataset_alone(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"b\.jsonl, line 1501"):
         run(out, str(broken), processes=2)
     assert multiprocessing.active_children() == []
-    with pytest.raises(DataError, match=r"no row to train on.*5 read.*not_xml 5"):
+    with pytest.raises(DataError, match=r"no record to train on.*5 read.*not_xml 5"):
         run(out, source(tmp_path / "c.jsonl", [(n, "hello", "y") for n in range(5)]))
     with pytest.raises(DataError, match="does not exist"):
         run(out, str(tmp_path / "a.jsonl"), str(tmp_path / "nowhere"))
@@ -453,7 +470,7 @@ def test_lone_surrogates_do_not_stop_the_corpus(tmp_path: Path) -> None:
     path.write_text(f"{good}\n{bad}\n")
     report = run(tmp_path / "out", str(path), validation_share=0)
     assert report.quarantined == {"not_xml": 1}
-    assert [row.caption for row in rows_of(tmp_path / "out", "train")] == ["x?"]
+    assert [record.caption for record in records_of(tmp_path / "out", "train")] == ["x?"]
 
 
 def test_bytes_and_text_of_one_drawing_are_duplicates(tmp_path: Path) -> None:

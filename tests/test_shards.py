@@ -1,4 +1,4 @@
-"""Shards on disk: any window is what was written, and nothing is ever half replaced."""
+"""Shards on disk: any range is as it was written, and no dataset is ever half replaced."""
 
 import json
 import pickle
@@ -20,27 +20,29 @@ from data_pipeline.shards import (
     open_shards,
 )
 
-NUM_ROWS = 1500
-ROWS = [ShardRecord(f"id{n}", f"<svg>{n}</svg>", f"caption {n}", "made") for n in range(NUM_ROWS)]
+NUM_RECORDS = 1500
+RECORDS = [
+    ShardRecord(f"id{n}", f"<svg>{n}</svg>", f"caption {n}", "made") for n in range(NUM_RECORDS)
+]
 
 
-def write(folder: Path | str, rows: list[ShardRecord], *, shard_records: int = 700) -> Shards:
+def write(folder: Path | str, records: list[ShardRecord], *, shard_records: int = 700) -> Shards:
     writer = ShardWriter(str(folder), shard_records=shard_records)
-    for n, row in enumerate(rows):
-        writer.add("validation" if n % 10 == 9 else "train", row)
+    for n, record in enumerate(records):
+        writer.add("validation" if n % 10 == 9 else "train", record)
     writer.refuse(QuarantinedRecord("bad", "made", "empty", "nothing is drawn", b"<svg"))
     writer.commit(
-        {"digest": writer.close(), "duplicates": 0, "quarantined": {}}, {"read": len(rows)}
+        {"digest": writer.close(), "duplicates": 0, "quarantined": {}}, {"read": len(records)}
     )
     return open_shards(str(folder))
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Shards:
-    return write(tmp_path_factory.mktemp("shards") / "a", ROWS)
+    return write(tmp_path_factory.mktemp("shards") / "a", RECORDS)
 
 
-TRAIN = [row for n, row in enumerate(ROWS) if n % 10 != 9]
+TRAIN = [record for n, record in enumerate(RECORDS) if n % 10 != 9]
 
 
 def test_layout(shards: Shards) -> None:
@@ -74,11 +76,11 @@ def test_layout(shards: Shards) -> None:
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.integers(0, len(TRAIN)), st.integers(0, len(TRAIN)))
-def test_any_window_is_the_slice_of_all_rows(shards: Shards, a: int, b: int) -> None:
+def test_any_range_is_the_slice_of_all_records(shards: Shards, a: int, b: int) -> None:
     assert shards.read("train", min(a, b), max(a, b)) == TRAIN[min(a, b) : max(a, b)]
 
 
-def test_windows_at_the_seams(shards: Shards) -> None:
+def test_ranges_at_the_edges_of_files_and_row_groups(shards: Shards) -> None:
     for start, stop in [
         (0, 0),
         (0, 1),
@@ -89,33 +91,34 @@ def test_windows_at_the_seams(shards: Shards) -> None:
         (0, 1350),
     ]:
         assert shards.read("train", start, stop) == TRAIN[start:stop]
-    assert shards.read("validation", 0, 150) == ROWS[9::10]
+    assert shards.read("validation", 0, 150) == RECORDS[9::10]
 
 
-def test_opened_shards_travel(shards: Shards) -> None:
+def test_opened_shards_are_cheap_to_pickle(shards: Shards) -> None:
     sent = pickle.dumps(shards)
     assert len(sent) < 1000
     assert pickle.loads(sent).read("train", 3, 5) == TRAIN[3:5]
 
 
-def test_the_digest_is_of_the_rows_not_of_the_files(tmp_path: Path, shards: Shards) -> None:
-    assert write(tmp_path / "a", ROWS, shard_records=100).digest == shards.digest
+def test_the_digest_is_of_the_records_not_of_the_files(tmp_path: Path, shards: Shards) -> None:
+    assert write(tmp_path / "a", RECORDS, shard_records=100).digest == shards.digest
     assert (
-        write(tmp_path / "b", [*ROWS[:-1], ROWS[-1]._replace(caption="x")]).digest != shards.digest
+        write(tmp_path / "b", [*RECORDS[:-1], RECORDS[-1]._replace(caption="x")]).digest
+        != shards.digest
     )
-    assert write(tmp_path / "c", [ROWS[1], ROWS[0], *ROWS[2:]]).digest != shards.digest
+    assert write(tmp_path / "c", [RECORDS[1], RECORDS[0], *RECORDS[2:]]).digest != shards.digest
 
 
 def test_a_uri_is_a_folder_too(tmp_path: Path) -> None:
-    shards = write(f"file://{tmp_path}/uri", ROWS[:20])
+    shards = write(f"file://{tmp_path}/uri", RECORDS[:20])
     assert shards.read("train", 2, 4) == TRAIN[2:4]
     assert (tmp_path / "uri" / "dataset.json").exists()
 
 
 def test_a_new_dataset_replaces_the_old_and_nothing_else(tmp_path: Path) -> None:
-    write(tmp_path, ROWS, shard_records=100)
+    write(tmp_path, RECORDS, shard_records=100)
     (tmp_path / "notes.txt").write_text("mine")
-    shards = write(tmp_path, ROWS[:20])
+    shards = write(tmp_path, RECORDS[:20])
     assert shards.num_records("train") == 18
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "dataset.json",
@@ -128,38 +131,38 @@ def test_a_new_dataset_replaces_the_old_and_nothing_else(tmp_path: Path) -> None
     assert not Path(f"{tmp_path}.partial").exists()
 
 
-def test_what_was_written_is_read_back_before_the_commit(tmp_path: Path) -> None:
+def test_written_records_are_read_back_before_the_commit(tmp_path: Path) -> None:
     writer = ShardWriter(str(tmp_path / "a"), shard_records=400)
-    for row in ROWS:
-        writer.add("train", row)
+    for record in RECORDS:
+        writer.add("train", record)
     writer.close()
-    assert list(writer.written("train")) == ROWS
-    assert list(writer.written("validation")) == []
+    assert list(writer.read_written("train")) == RECORDS
+    assert list(writer.read_written("validation")) == []
 
 
-def test_until_the_commit_the_old_dataset_is_whole(tmp_path: Path) -> None:
-    old = write(tmp_path / "a", ROWS[:20])
+def test_the_old_dataset_is_complete_until_the_commit(tmp_path: Path) -> None:
+    old = write(tmp_path / "a", RECORDS[:20])
     writer = ShardWriter(str(tmp_path / "a"), shard_records=2)
-    for row in ROWS[100:200]:
-        writer.add("train", row)
+    for record in RECORDS[100:200]:
+        writer.add("train", record)
     writer.close()  # and no commit: a crash here
     assert open_shards(old.folder) == old
     assert old.read("train", 0, 18) == TRAIN[:18]
-    again = write(tmp_path / "a", ROWS[:30])  # what the crash left is not in the way
+    again = write(tmp_path / "a", RECORDS[:30])  # after the files that the crash left
     assert again.read("train", 0, 27) == TRAIN[:27]
 
 
-def test_a_commit_that_breaks_off_leaves_no_mixture(tmp_path: Path) -> None:
-    write(tmp_path, ROWS[:20])
+def test_an_interrupted_commit_leaves_no_mixture(tmp_path: Path) -> None:
+    write(tmp_path, RECORDS[:20])
     (tmp_path / "validation-00000.parquet").unlink()
     (tmp_path / "validation-00000.parquet" / "in the way").mkdir(parents=True)
-    with pytest.raises(OSError):  # noqa: PT011  (the file system's own words)
-        write(tmp_path, ROWS[:30])
+    with pytest.raises(OSError):  # noqa: PT011  (the message is the file system's)
+        write(tmp_path, RECORDS[:30])
     with pytest.raises(DataError, match="no prepared dataset"):
         open_shards(str(tmp_path))
 
 
-def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
+def test_a_dataset_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     def refused(*words: str) -> None:
         with pytest.raises(DataError) as error:
             open_shards(str(tmp_path / "a"))
@@ -182,7 +185,7 @@ def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
         open_shards("nosuch://x/y")
 
 
-def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot write"):
         ShardWriter(str(tmp_path / "file" / "a"), shard_records=2)

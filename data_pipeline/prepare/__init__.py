@@ -1,1 +1,1 @@
-"""Turn records into clean, deduplicated, split and shuffled Parquet shards. Knows no tokens."""
+"""Turn records into clean, deduplicated, split and shuffled Parquet shards."""

@@ -1,4 +1,7 @@
-"""Rows → cleaned rows or named refusals, on every CPU and in the order they came. Knows no files and no splits."""
+"""Canonicalise the drawings of all records in parallel, and refuse bad ones with a reason.
+
+The order of the records is kept. Depends on no file format.
+"""
 
 import hashlib
 import multiprocessing
@@ -21,134 +24,153 @@ from data_pipeline.shards import QuarantinedRecord, ShardRecord
 from data_pipeline.sources.record import Record, stable_hash
 from data_pipeline.svg import SVGRefused, canonicalise
 
-_FIRST_BYTES = 256  # of a refused drawing are kept
-_BATCH_ROWS = 128
-_BATCH_BYTES = (
-    1 << 22
-)  # raw drawings of a batch, more or less: a batch is in memory at three places
-_INLINE_BATCHES = 8  # a smaller corpus is cleaned before a pool would be warm
-_BATCHES_AHEAD = 3  # of each process: bounds the memory, and keeps the order cheap
+_FIRST_BYTES = 256  # of a refused drawing that are kept
+_BATCH_RECORDS = 128
+# Raw drawings of one batch, approximately: memory holds a batch three times.
+_BATCH_BYTES = 1 << 22
+_INLINE_BATCHES = 8  # cleaning fewer takes less time than starting a pool
+_BATCHES_AHEAD = 3  # for each process: bounds the memory, and keeps the order cheap
 
 
 class CleanRecord(NamedTuple):
-    """One canonical example, with all that is decided about it when all are known. Hashes have 64 bits."""
+    """One canonical record, with the facts that decide about it later. Hashes have 64 bits."""
 
-    row: ShardRecord
-    place: int  # in the shuffled order
+    record: ShardRecord
+    shuffle_key: int  # sorts the records into the shuffled order
     drawing: int  # hash of the canonical text
     content: int  # hash of the canonical text and the caption
-    concept: int
-    validation: bool  # the concept's side
-    tells: bool  # the caption stands in the drawing's text
+    concept: int  # hash of the concept
+    validation: bool  # the concept is in the validation split
+    leaks: bool  # the drawing's text contains the caption
 
 
 def clean_records(
-    rows: Iterable[Record], config: PrepareConfig
+    records: Iterable[Record], config: PrepareConfig
 ) -> Iterator[list[CleanRecord | QuarantinedRecord]]:
-    """Batches in the order of the rows, whatever the number of processes; what comes out depends on nothing else.
+    """Yield batches of cleaned and refused records, in the order of `records`.
 
-    Raises DataError when a process is killed.
+    The batches do not depend on the number of processes. Raises DataError if a process is killed.
     """
-    work = partial(clean_batch, config=config)
-    batches = _batches(rows)
+    clean = partial(clean_batch, config=config)
+    batches = _split_into_batches(records)
     head = list(islice(batches, _INLINE_BATCHES))
-    processes = config.processes or _num_cpus()
-    if len(head) < _INLINE_BATCHES or processes == 1:
-        yield from map(work, chain(head, batches))
+    num_processes = config.processes or _count_cpus()
+
+    # clean here
+    if len(head) < _INLINE_BATCHES or num_processes == 1:
+        yield from map(clean, chain(head, batches))
         return
+
+    # clean in parallel
     try:
-        with ProcessPoolExecutor(processes, initializer=_follow_the_parent) as pool:
-            ahead: deque[Future[list[CleanRecord | QuarantinedRecord]]] = deque()
+        with ProcessPoolExecutor(num_processes, initializer=_exit_with_parent) as pool:
+            futures: deque[Future[list[CleanRecord | QuarantinedRecord]]] = deque()
             for batch in chain(head, batches):
-                ahead.append(pool.submit(work, batch))
-                if len(ahead) > _BATCHES_AHEAD * processes:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
+                futures.append(pool.submit(clean, batch))
+                if len(futures) > _BATCHES_AHEAD * num_processes:
+                    yield futures.popleft().result()
+            while futures:
+                yield futures.popleft().result()
     except BrokenProcessPool:
         raise DataError(
-            f"one of {processes} processes that clean drawings was killed, for want of memory perhaps: "
-            "use fewer with --processes"
+            f"one of {num_processes} processes that clean drawings was killed, possibly for lack "
+            "of memory: use fewer with --processes"
         ) from None
 
 
-def clean_batch(rows: list[Record], config: PrepareConfig) -> list[CleanRecord | QuarantinedRecord]:
+def clean_batch(
+    records: list[Record], config: PrepareConfig
+) -> list[CleanRecord | QuarantinedRecord]:
+    """Return one cleaned or refused record for each of `records`."""
     cleaned: list[CleanRecord | QuarantinedRecord] = []
     raw: str | bytes | None = None
     svg = ""
-    for row in rows:
-        caption = _text(row.caption).strip()
+    for record in records:
+        caption = _replace_surrogates(record.caption).strip()
         try:
             if not caption:
                 raise SVGRefused("no_caption", "the caption is empty")
-            if (
-                raw is None or row.svg is not raw
-            ):  # neighbours may be one drawing with several captions
+
+            # Neighbours may be one drawing with several captions: canonicalise it once.
+            if raw is None or record.svg is not raw:
                 raw = None
-                svg = canonicalise(row.svg, max_bytes=config.max_svg_bytes)
-                raw = row.svg
-            cleaned.append(_cleaned(row, svg, caption, config))
+                svg = canonicalise(record.svg, max_bytes=config.max_svg_bytes)
+                raw = record.svg
+
+            cleaned.append(_make_clean_record(record, svg, caption, config))
         except SVGRefused as refusal:
-            first = row.svg[:_FIRST_BYTES]
-            first_bytes = first.encode("utf-8", "replace") if isinstance(first, str) else first
-            detail = _text(refusal.detail)
-            cleaned.append(
-                QuarantinedRecord(_text(row.id), row.source, refusal.reason, detail, first_bytes)
-            )
+            cleaned.append(_make_quarantined_record(record, refusal))
     return cleaned
 
 
-def _cleaned(row: Record, svg: str, caption: str, config: PrepareConfig) -> CleanRecord:
-    id_ = _text(row.id)
+def _make_clean_record(
+    record: Record, svg: str, caption: str, config: PrepareConfig
+) -> CleanRecord:
+    id_ = _replace_surrogates(record.id)
+    split = choose_split(record.concept, seed=config.seed, validation_share=config.validation_share)
     return CleanRecord(
-        row=ShardRecord(id_, svg, caption, row.source),
-        place=stable_hash(config.seed, id_),
+        record=ShardRecord(id_, svg, caption, record.source),
+        shuffle_key=stable_hash(config.seed, id_),
         drawing=hash_content(svg),
         content=hash_content(svg, caption),
-        concept=hash_content(row.concept),
-        validation=choose_split(
-            row.concept, seed=config.seed, validation_share=config.validation_share
-        )
-        == "validation",
-        tells=contains_caption(svg, caption),
+        concept=hash_content(record.concept),
+        validation=split == "validation",
+        leaks=contains_caption(svg, caption),
+    )
+
+
+def _make_quarantined_record(record: Record, refusal: SVGRefused) -> QuarantinedRecord:
+    first = record.svg[:_FIRST_BYTES]
+    return QuarantinedRecord(
+        id=_replace_surrogates(record.id),
+        source=record.source,
+        reason=refusal.reason,
+        detail=_replace_surrogates(refusal.detail),
+        first_bytes=first.encode("utf-8", "replace") if isinstance(first, str) else first,
     )
 
 
 def hash_content(*parts: str) -> int:
-    """64 bits: among 2 million rows two differing ones meet with a chance of 1 in 10 million."""
+    """Return a 64-bit hash of the texts.
+
+    Among 2 million records, the chance that any two different contents collide is 1 in 10 million.
+    """
     data = "\0".join(parts).encode("utf-8", "replace")
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest())
 
 
-def _text(text: str) -> str:
-    """Without lone surrogates, which JSON can spell and UTF-8 cannot."""
+def _replace_surrogates(text: str) -> str:
+    """Replace lone surrogates, which JSON can express and UTF-8 cannot."""
     return text.encode("utf-8", "replace").decode()
 
 
-def _batches(rows: Iterable[Record]) -> Iterator[list[Record]]:
+def _split_into_batches(records: Iterable[Record]) -> Iterator[list[Record]]:
     batch: list[Record] = []
     size = 0
-    for row in rows:
-        batch.append(row)
-        size += len(row.svg)
-        if len(batch) == _BATCH_ROWS or size >= _BATCH_BYTES:
+    for record in records:
+        batch.append(record)
+        size += len(record.svg)
+        if len(batch) == _BATCH_RECORDS or size >= _BATCH_BYTES:
             yield batch
             batch, size = [], 0
     if batch:
         yield batch
 
 
-def _num_cpus() -> int:
+def _count_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _follow_the_parent() -> None:
-    """Leave interrupts to it, and end when it was killed: a pool's processes wait for work for ever."""
+def _exit_with_parent() -> None:
+    """Ignore interrupts, which the parent handles, and exit when the parent is killed.
+
+    Without this, the processes of a pool wait for work forever after the parent was killed.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
 
 
-def _end_with_the_parent() -> None:
+def _wait_for_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -1,7 +1,7 @@
-"""Raw sources → a prepared dataset: clean, without duplicates, split by concept and drawing, shuffled, written.
+"""Prepare a dataset from raw sources: clean, deduplicate, split, shuffle and write the records.
 
-Knows no tokens. Drawings pass through the disk ($TMPDIR): rows are spooled into buckets by their place in the
-shuffled order, and one bucket at a time is sorted. In memory stay 27 bytes a row, whatever the size of the corpus.
+The records pass through temporary files ($TMPDIR): each goes to a bucket by its shuffle key, and
+one bucket at a time is loaded and sorted. Memory holds 26 bytes a record for the whole corpus.
 """
 
 import dataclasses
@@ -32,9 +32,10 @@ _NUM_BUCKETS = 64  # 2 million drawings of 2 KB: 64 MB a bucket
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """Counts of examples (a drawing with one caption; see `captions.examples`):
+    """Counts of records; a record is a drawing with one caption.
 
-    read == written + duplicates + sum(quarantined), written == train + validation == sum(sources).
+    num_read == num_written + num_duplicates + sum(quarantined), and
+    num_written == num_train + num_validation == sum(sources).
     """
 
     num_read: int
@@ -43,72 +44,84 @@ class PrepareReport:
     num_validation: int
     num_duplicates: int
     quarantined: dict[str, int]
-    num_unsampled: int  # for the weights of the sources; not read
-    sources: dict[str, int]  # written rows of each
-    num_moved_to_train: int  # because a drawing of theirs, or of their concept, is in training too
-    num_leaked: int  # written rows whose SVG text contains the caption
+    """Number of refused records by reason."""
+    num_unsampled: int
+    """Number of records excluded by the weights of the sources; not in num_read."""
+    sources: dict[str, int]
+    """Number of written records by source."""
+    num_moved_to_train: int
+    """Number of records moved, because a drawing ties their concept to training."""
+    num_leaked: int
+    """Number of written records whose SVG text contains their own caption."""
     leakage: Leakage
     digest: str
     seconds: float
 
     def __str__(self) -> str:
-        quarantined = ", ".join(
-            f"{reason} {number:,}" for reason, number in self.quarantined.items()
-        )
-        seen = self.leakage
+        reasons = ", ".join(f"{reason} {number:,}" for reason, number in self.quarantined.items())
+        num_quarantined = sum(self.quarantined.values())
+        leakage = self.leakage
         return (
-            f"{self.num_read:,} examples read = {self.num_written:,} written + {self.num_duplicates:,} duplicates + "
-            f"{sum(self.quarantined.values()):,} in quarantine ({quarantined or 'none'}); "
-            f"{self.num_unsampled:,} left out by weight\n"
-            f"{self.num_train:,} to train on, {self.num_validation:,} for validation ({self.num_moved_to_train:,} moved to "
-            f"training for a drawing that is there too)\n"
-            f"in both, by what was written: {seen.drawings_in_both} of {seen.train_drawings:,} and "
-            f"{seen.validation_drawings:,} drawings, {seen.examples_in_both} examples, {seen.captions_in_both} "
-            f"captions; {self.num_leaked:,} rows contain their own caption"
+            f"{self.num_read:,} records read = {self.num_written:,} written + "
+            f"{self.num_duplicates:,} duplicates + {num_quarantined:,} in quarantine "
+            f"({reasons or 'none'}); {self.num_unsampled:,} not sampled because of weights\n"
+            f"{self.num_train:,} records for training, {self.num_validation:,} for validation; "
+            f"{self.num_moved_to_train:,} moved to training because of a shared drawing\n"
+            f"in both splits: {leakage.num_drawings_in_both} drawings "
+            f"(of {leakage.num_train_drawings:,} and {leakage.num_validation_drawings:,}), "
+            f"{leakage.num_records_in_both} records, {leakage.num_captions_in_both} captions; "
+            f"{self.num_leaked:,} records contain their own caption"
         )
 
 
 def prepare_dataset(
     sources: Sequence[str], config: PrepareConfig, *, progress: bool = True
 ) -> PrepareReport:
-    """Read the sources (see `mix` and `read_source`) and put a dataset (see `shards`) into `config.out`.
+    """Read the sources (see `read_source`) and write a dataset (see `shards`) to `config.out`.
 
-    Rows are in an order that depends on seed and ids, not on the order of the sources. Of equal examples (same
-    canonical SVG, same caption) the first is kept; a refused SVG or an empty caption goes to quarantine; no
-    concept and no drawing is in two splits. Raises DataError; the folder is then as it was.
+    The order of the records depends on the seed and the ids, not on the order of the sources. Of
+    equal records (same canonical SVG, same caption) the first is kept. A record with a refused SVG
+    or an empty caption goes to quarantine. No concept and no drawing is in both splits. Raises
+    DataError, and leaves the folder as it was.
     """
+    # open
     started = time.monotonic()
     mixture = mix_sources(sources, config, progress=progress)
     writer = ShardWriter(config.out, shard_records=config.shard_records)
+    counts, fingerprints = _Counts(num_unsampled=mixture.num_unsampled), Fingerprints()
+    bar = partial(tqdm, unit=" records", mininterval=1.0, disable=not progress)
+
     try:
-        with tempfile.TemporaryDirectory(prefix="svgscribe-") as folder:
-            counts, rows = _Counts(num_unsampled=mixture.num_unsampled), Fingerprints()
-            bar = partial(tqdm, unit=" rows", mininterval=1.0, disable=not progress)
-            _spool(
-                bar(chain.from_iterable(mixture.rows), desc="clean"),
-                Path(folder),
-                config,
-                writer,
-                counts,
-                rows,
-            )
-            decision = decide_splits(rows)
-            counts.decided(rows, decision)
-            _check(counts, sources, config)
-            for split, row in bar(
-                _shuffled(Path(folder), decision), desc="write", total=counts.num_written
-            ):
-                writer.add(split, row)
-                counts.sources[row.source] += 1
+        with tempfile.TemporaryDirectory(prefix="svgscribe-") as name:
+            folder = Path(name)
+
+            # clean
+            records = bar(chain.from_iterable(mixture.records), desc="clean")
+            cleaned = _count_cleaned(records, config, writer, counts)
+            _write_buckets(cleaned, folder, fingerprints)
+
+            # split
+            decision = decide_splits(fingerprints)
+            counts.add_decision(fingerprints, decision)
+            _require_usable(counts, sources, config)
+
+            # write
+            shuffled = _read_shuffled(folder, decision)
+            for split, record in bar(shuffled, desc="write", total=counts.num_written):
+                writer.add(split, record)
+                counts.sources[record.source] += 1
+
+        # check
         digest = writer.close()
-        leakage = measure_leakage(writer.written("train"), writer.written("validation"))
-        assert not leakage.drawings_in_both, leakage
-        assert not leakage.examples_in_both, leakage
-        report = counts.report(leakage, digest, time.monotonic() - started)
+        leakage = measure_leakage(writer.read_written("train"), writer.read_written("validation"))
+        assert not leakage.num_drawings_in_both, leakage
+        assert not leakage.num_records_in_both, leakage
+        report = counts.make_report(leakage, digest, time.monotonic() - started)
     except BaseException:
         writer.abandon()
         raise
-    writer.commit(_manifest(report, config), dataclasses.asdict(report))
+
+    writer.commit(_make_manifest(report, config), dataclasses.asdict(report))
     return report
 
 
@@ -124,16 +137,15 @@ class _Counts:
     quarantined: Counter[str] = field(default_factory=Counter)
     sources: Counter[str] = field(default_factory=Counter)
 
-    def decided(self, rows: Fingerprints, decision: SplitDecision) -> None:
+    def add_decision(self, fingerprints: Fingerprints, decision: SplitDecision) -> None:
         self.num_written = int(decision.kept.sum())
-        self.num_duplicates = len(rows) - self.num_written
+        self.num_duplicates = len(fingerprints) - self.num_written
         self.num_validation = int(decision.validation.sum())
         self.num_moved = decision.num_moved
-        self.num_leaked = sum(
-            told for told, kept in zip(rows.tells, decision.kept, strict=True) if kept
-        )
+        leaks = zip(fingerprints.leaks, decision.kept, strict=True)
+        self.num_leaked = sum(leaked for leaked, kept in leaks if kept)
 
-    def report(self, leakage: Leakage, digest: str, seconds: float) -> PrepareReport:
+    def make_report(self, leakage: Leakage, digest: str, seconds: float) -> PrepareReport:
         return PrepareReport(
             num_read=self.num_read,
             num_written=self.num_written,
@@ -151,70 +163,81 @@ class _Counts:
         )
 
 
-def _check(counts: _Counts, sources: Sequence[str], config: PrepareConfig) -> None:
-    """Raises DataError for a corpus that is no use, before it is written."""
+def _require_usable(counts: _Counts, sources: Sequence[str], config: PrepareConfig) -> None:
+    """Raise DataError if there is no training record, or if too many records leak."""
     if counts.num_written == counts.num_validation:
-        refused = ", ".join(
-            f"{reason} {number}" for reason, number in sorted(counts.quarantined.items())
-        )
+        reasons = sorted(counts.quarantined.items())
+        refused = ", ".join(f"{reason} {number}" for reason, number in reasons)
         raise DataError(
-            f"no row to train on in {', '.join(sources)}: {counts.num_read} read, "
+            f"no record to train on in {', '.join(sources)}: {counts.num_read} read, "
             f"{counts.num_validation} for validation, refused: {refused or 'none'}"
         )
     if counts.num_leaked > config.max_leaked_share * counts.num_written:
         raise DataError(
-            f"{counts.num_leaked:,} of {counts.num_written:,} drawings contain their own caption in their text "
-            f"({counts.num_leaked / counts.num_written:.1%}, at most {config.max_leaked_share:.1%}): caption them otherwise, "
-            "take their text out, or allow it with --max-leaked-share"
+            f"{counts.num_leaked:,} of {counts.num_written:,} drawings contain their own caption "
+            f"in their text ({counts.num_leaked / counts.num_written:.1%}, at most "
+            f"{config.max_leaked_share:.1%}): use other captions, remove the text, or allow it "
+            "with --max-leaked-share"
         )
 
 
-def _spool(
-    source: Iterable[Record],
-    folder: Path,
-    config: PrepareConfig,
-    writer: ShardWriter,
-    counts: _Counts,
-    rows: Fingerprints,
+def _count_cleaned(
+    records: Iterable[Record], config: PrepareConfig, writer: ShardWriter, counts: _Counts
+) -> Iterator[CleanRecord]:
+    """Yield the cleaned records, count all records, and write refused ones to the quarantine."""
+    for cleaned in chain.from_iterable(clean_records(records, config)):
+        counts.num_read += 1
+        if isinstance(cleaned, CleanRecord):
+            yield cleaned
+        else:
+            counts.quarantined[cleaned.reason] += 1
+            writer.refuse(cleaned)
+
+
+def _write_buckets(
+    records: Iterable[CleanRecord], folder: Path, fingerprints: Fingerprints
 ) -> None:
-    """Clean every row and put it into the bucket of its place in the shuffled order, with its number."""
+    """Write each record with its reading index to a bucket, and remember its hashes."""
     with ExitStack() as stack:
         buckets = [stack.enter_context((folder / str(n)).open("wb")) for n in range(_NUM_BUCKETS)]
-        for cleaned in chain.from_iterable(clean_records(source, config)):
-            counts.num_read += 1
-            if not isinstance(cleaned, CleanRecord):
-                counts.quarantined[cleaned.reason] += 1
-                writer.refuse(cleaned)
-                continue
-            record = cleaned.place, tuple(cleaned.row), cleaned.content, len(rows)
-            pickle.dump(
-                record, buckets[cleaned.place % _NUM_BUCKETS], protocol=pickle.HIGHEST_PROTOCOL
-            )
-            rows.content.append(cleaned.content)
-            rows.drawing.append(cleaned.drawing)
-            rows.concept.append(cleaned.concept)
-            rows.validation.append(cleaned.validation)
-            rows.tells.append(cleaned.tells)
+        for clean in records:
+            entry = clean.shuffle_key, tuple(clean.record), clean.content, len(fingerprints)
+            bucket = buckets[clean.shuffle_key % _NUM_BUCKETS]
+            pickle.dump(entry, bucket, protocol=pickle.HIGHEST_PROTOCOL)
+
+            fingerprints.content.append(clean.content)
+            fingerprints.drawing.append(clean.drawing)
+            fingerprints.concept.append(clean.concept)
+            fingerprints.validation.append(clean.validation)
+            fingerprints.leaks.append(clean.leaks)
 
 
-def _shuffled(folder: Path, decision: SplitDecision) -> Iterator[tuple[str, ShardRecord]]:
-    """Kept rows by their place. Of rows with one id all but the first get another: ids name rows in ledgers."""
+def _read_shuffled(folder: Path, decision: SplitDecision) -> Iterator[tuple[str, ShardRecord]]:
+    """Yield the kept records with their split, sorted by shuffle key inside each bucket.
+
+    Ledgers name records by id. Of several records with one id, all but the first get a new id.
+    """
     for number in range(_NUM_BUCKETS):
-        records = []
+        # load bucket
+        entries = []
         with (folder / str(number)).open("rb") as bucket:
             while bucket.peek(1):
-                record = pickle.load(bucket)
-                if decision.kept[record[-1]]:
-                    records.append(record)
+                entry = pickle.load(bucket)
+                if decision.kept[entry[-1]]:
+                    entries.append(entry)
+
+        # make ids unique
         previous = None
-        for _, values, content, row_number in sorted(records):
-            row = ShardRecord(*values)
-            named = row._replace(id=f"{row.id}#{content:016x}") if row.id == previous else row
-            previous = row.id
-            yield "validation" if decision.validation[row_number] else "train", named
+        for _, values, content, index in sorted(entries):
+            record = ShardRecord(*values)
+            is_repeated = record.id == previous
+            previous = record.id
+            if is_repeated:
+                record = record._replace(id=f"{record.id}#{content:016x}")
+            yield "validation" if decision.validation[index] else "train", record
 
 
-def _manifest(report: PrepareReport, config: PrepareConfig) -> dict[str, object]:
+def _make_manifest(report: PrepareReport, config: PrepareConfig) -> dict[str, object]:
     return {
         "digest": report.digest,
         "splits": {"train": report.num_train, "validation": report.num_validation},

@@ -1,4 +1,4 @@
-"""What could let a model score without looking: a caption inside its own drawing, a drawing on both sides."""
+"""Find leakage: a caption inside its own drawing, and one drawing in both splits."""
 
 import re
 from collections.abc import Iterable
@@ -17,64 +17,78 @@ _CHARACTER_DATA = re.compile(r">([^<]+)<")
 
 
 def contains_caption(svg: str, caption: str) -> bool:
-    """Do the caption's words stand in the SVG's text, in their order, whatever their case and punctuation?
+    """Return whether the SVG's text contains the caption's words in their order.
 
-    Several words are looked for between the tags and in each attribute's value; a single one only between the
-    tags, because `red` and `square` are also values of SVG's own.
+    Case and punctuation are ignored. A caption of several words is searched between the tags and in
+    the value of each attribute. A single word is searched only between the tags, because words like
+    `red` and `square` are also values of SVG attributes.
 
-    >>> tells_its_caption('<svg><text>Stop, here!</text></svg>', "stop here")
+    >>> contains_caption('<svg><text>Stop, here!</text></svg>', "stop here")
     True
-    >>> tells_its_caption('<svg><circle fill="red"/></svg>', "red")
+    >>> contains_caption('<svg><circle fill="red"/></svg>', "red")
     False
     """
     words = _WORD.findall(caption.lower())
     svg = svg.lower()
-    if (
-        not words or max(words, key=len) not in svg
-    ):  # nearly always, and a hundred times cheaper than the rest
+    # This test decides nearly always, and is a hundred times cheaper than the rest.
+    if not words or max(words, key=len) not in svg:
         return False
-    texts = [" ".join(_CHARACTER_DATA.findall(svg))] + (
-        _VALUE.findall(svg) if len(words) > 1 else []
-    )
+
+    texts = [" ".join(_CHARACTER_DATA.findall(svg))]
+    if len(words) > 1:
+        texts += _VALUE.findall(svg)
     phrase = f" {' '.join(words)} "
     return any(phrase in f" {' '.join(_WORD.findall(unescape(text)))} " for text in texts)
 
 
 @dataclass(frozen=True)
 class Leakage:
-    """Counts of distinct things per split and of those that are in both, of what was written."""
+    """Numbers of distinct drawings, records and captions in each split and in both.
 
-    train_drawings: int
-    validation_drawings: int
-    drawings_in_both: int
-    train_examples: int
-    validation_examples: int
-    examples_in_both: int  # same drawing and same caption
-    captions_in_both: int
+    Two records are equal if they have the same drawing and the same caption.
+    """
+
+    num_train_drawings: int
+    num_validation_drawings: int
+    num_drawings_in_both: int
+    num_train_records: int
+    num_validation_records: int
+    num_records_in_both: int
+    num_captions_in_both: int
 
 
 def measure_leakage(train: Iterable[ShardRecord], validation: Iterable[ShardRecord]) -> Leakage:
-    """Reads each split once; holds 24 bytes a row."""
-    sides = [_hashes(rows) for rows in (train, validation)]
-    drawings, captions, examples = zip(*sides, strict=True)
+    """Count the drawings, records and captions of the two splits.
+
+    Reads each split once and holds 24 bytes a record in memory.
+    """
+    hashes = [_hash_columns(records) for records in (train, validation)]
+    drawings, captions, contents = zip(*hashes, strict=True)
     return Leakage(
-        train_drawings=len(drawings[0]),
-        validation_drawings=len(drawings[1]),
-        drawings_in_both=_shared(drawings),
-        train_examples=len(examples[0]),
-        validation_examples=len(examples[1]),
-        examples_in_both=_shared(examples),
-        captions_in_both=_shared(captions),
+        num_train_drawings=len(drawings[0]),
+        num_validation_drawings=len(drawings[1]),
+        num_drawings_in_both=_count_shared(drawings),
+        num_train_records=len(contents[0]),
+        num_validation_records=len(contents[1]),
+        num_records_in_both=_count_shared(contents),
+        num_captions_in_both=_count_shared(captions),
     )
 
 
-def _hashes(rows: Iterable[ShardRecord]) -> list[Any]:
-    """Sorted distinct hashes of the drawings, the captions and both together, each uint64 [num_distinct]."""
-    texts = (text for row in rows for text in (row.svg, row.caption, f"{row.svg}\0{row.caption}"))
+def _hash_columns(records: Iterable[ShardRecord]) -> list[Any]:
+    """Return the sorted distinct hashes of drawings, captions and both together.
+
+    Each is a uint64 array of shape [num_distinct].
+    """
+    texts = (
+        text
+        for record in records
+        for text in (record.svg, record.caption, f"{record.svg}\0{record.caption}")
+    )
     hashes = np.fromiter((stable_hash(0, text) for text in texts), np.uint64).reshape(-1, 3)
     return [np.unique(column) for column in hashes.T]
 
 
-def _shared(sides: tuple[Any, ...]) -> int:
-    train, validation = sides
+def _count_shared(hashes: tuple[Any, ...]) -> int:
+    train, validation = hashes
     return len(np.intersect1d(train, validation, assume_unique=True))

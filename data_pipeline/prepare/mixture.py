@@ -1,4 +1,4 @@
-"""Several sources in proportion: `SOURCE@WEIGHT`. Knows no format."""
+"""Mix several sources in proportion to their weights, written as `SOURCE@WEIGHT`."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -19,14 +19,18 @@ _WEIGHTED = re.compile(r"(.+)@(\d+(?:\.\d+)?)")
 
 @dataclass(frozen=True)
 class Mixture:
-    """The rows to prepare, and how many were left out for the weights' sake."""
+    """The records to prepare, and the number of records that the weights exclude."""
 
-    rows: list[Iterator[Record]]  # of each source
+    records: list[Iterator[Record]]
+    """One iterator for each source."""
     num_unsampled: int
 
 
 def parse_weight(spec: str) -> tuple[str, float | None]:
-    """`a.parquet@2.5` → `a.parquet`, 2.5. Raises DataError."""
+    """Split `a.parquet@2.5` into `a.parquet` and 2.5; the weight is None if there is none.
+
+    Raises DataError for a weight of 0.
+    """
     parts = _WEIGHTED.fullmatch(spec)
     if parts is None:
         return spec, None
@@ -37,46 +41,53 @@ def parse_weight(spec: str) -> tuple[str, float | None]:
     return parts[1], float(parts[2])
 
 
+def mix_sources(
+    sources: Sequence[str], config: PrepareConfig, *, progress: bool = False
+) -> Mixture:
+    """Read all sources, in proportion to their weights if any source has a weight.
+
+    Without weights, the mixture has all records of all sources. With weights (the default is 1), it
+    has as many records as possible without a repetition: one source enters whole, and each of the
+    others as a sample that depends only on the seed and the source. Weighted sources are read
+    twice, once to count them. Raises DataError.
+    """
+    specs = [parse_weight(spec) for spec in sources]
+    readers = [_read(spec, config) for spec, _ in specs]
+    if all(weight is None for _, weight in specs):
+        return Mixture(readers, num_unsampled=0)
+
+    sizes = [_count_records(reader, progress) for reader in readers]
+    num_sampled = _choose_sizes(sizes, [weight for _, weight in specs])
+    sampled = [
+        compress(_read(spec, config), _make_sample_mask(num, size, config.seed, spec))
+        for (spec, _), num, size in zip(specs, num_sampled, sizes, strict=True)
+    ]
+    return Mixture([*sampled], num_unsampled=sum(sizes) - sum(num_sampled))
+
+
 def _read(spec: str, config: PrepareConfig) -> Iterator[Record]:
-    """Read one source; a prepared dataset is a source too, without its refused records."""
+    """Read one source. A prepared dataset is a source too, without its refused records."""
     records = read_source(spec, config, ignored_files=(QUARANTINE,))
     return islice(records, config.max_records)
 
 
-def mix_sources(
-    sources: Sequence[str], config: PrepareConfig, *, progress: bool = False
-) -> Mixture:
-    """Without a weight, all rows of all sources. With one (a source without has 1), rows in proportion to the weights:
-
-    as many as there can be without repeating one, so one source enters whole; of the others a sample that
-    depends on seed and source alone. Weighted sources are read twice, to count them. Raises DataError.
-    """
-    specs = [parse_weight(spec) for spec in sources]
-    rows = [_read(spec, config) for spec, _ in specs]
-    if all(weight is None for _, weight in specs):
-        return Mixture([*rows], 0)
-    counted = [
-        tqdm(source, desc="count", unit=" rows", mininterval=1.0, disable=not progress)
-        for source in rows
-    ]
-    sizes = [sum(1 for _ in source) for source in counted]
-    weights = [1.0 if weight is None else weight for _, weight in specs]
-    share = min(size / weight for size, weight in zip(sizes, weights, strict=True))
-    chosen = [min(round(share * weight), size) for weight, size in zip(weights, sizes, strict=True)]
-    mixed = [
-        compress(
-            _read(spec, config),
-            _sample(num, size, config.seed, spec),
-        )
-        for (spec, _), num, size in zip(specs, chosen, sizes, strict=True)
-    ]
-    return Mixture([*mixed], sum(sizes) - sum(chosen))
+def _count_records(records: Iterator[Record], progress: bool) -> int:
+    bar = tqdm(records, desc="count", unit=" records", mininterval=1.0, disable=not progress)
+    return sum(1 for _ in bar)
 
 
-def _sample(
+def _choose_sizes(sizes: Sequence[int], weights: Sequence[float | None]) -> list[int]:
+    """Return the number of records to sample from each source."""
+    shares = [1.0 if weight is None else weight for weight in weights]
+    scale = min(size / share for size, share in zip(sizes, shares, strict=True))
+    return [min(round(scale * share), size) for share, size in zip(shares, sizes, strict=True)]
+
+
+def _make_sample_mask(
     num: int, size: int, seed: int, spec: str
 ) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
-    """bool [size], `num` of them True."""
+    """Return a boolean mask of shape [size] with `num` random True values."""
     mask = np.zeros(size, np.bool_)
-    mask[np.random.default_rng(stable_hash(seed, spec)).permutation(size)[:num]] = True
+    order = np.random.default_rng(stable_hash(seed, spec)).permutation(size)
+    mask[order[:num]] = True
     return mask

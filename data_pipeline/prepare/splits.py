@@ -1,4 +1,4 @@
-"""Which rows are kept and on which side, decided once all are known. Knows hashes, no rows."""
+"""Decide which records to keep and in which split, once all are known. Works on hashes only."""
 
 from array import array
 from dataclasses import dataclass, field
@@ -11,13 +11,13 @@ from data_pipeline.sources.record import stable_hash
 
 @dataclass
 class Fingerprints:
-    """What is remembered of each cleaned row, in reading order: 27 bytes."""
+    """Hashes and flags of all cleaned records, in reading order: 26 bytes a record."""
 
     content: "array[int]" = field(default_factory=lambda: array("Q"))
     drawing: "array[int]" = field(default_factory=lambda: array("Q"))
     concept: "array[int]" = field(default_factory=lambda: array("Q"))
     validation: "array[int]" = field(default_factory=lambda: array("b"))
-    tells: "array[int]" = field(default_factory=lambda: array("b"))
+    leaks: "array[int]" = field(default_factory=lambda: array("b"))
 
     def __len__(self) -> int:
         return len(self.content)
@@ -25,40 +25,49 @@ class Fingerprints:
 
 @dataclass(frozen=True)
 class SplitDecision:
-    """bool [num_rows] each, in reading order."""
+    """Boolean arrays of shape [num_records], in reading order."""
 
     kept: Any
     validation: Any
-    num_moved: int  # rows whose concept was for validation, but is tied to training by a drawing
+    num_moved: int
+    """Number of records moved to training, because a drawing ties their concept to training."""
 
 
-def decide_splits(rows: Fingerprints) -> SplitDecision:
-    """Keep the first of equal contents, and let no concept and no drawing straddle the splits.
+def decide_splits(fingerprints: Fingerprints) -> SplitDecision:
+    """Keep the first of equal contents, and put no concept and no drawing into both splits.
 
-    A validation concept one of whose drawings also stands in a training concept moves to training as a whole,
-    and so on from there: nothing is lost, and a drawing that everybody uses cannot pull its users into
-    validation.
+    A validation concept moves to training as a whole if one of its drawings is also in a training
+    concept. The move is repeated for concepts that share a drawing with a moved one. No record is
+    lost, and a drawing that many concepts share cannot pull them into validation.
     """
-    content, drawing, concept = (
-        np.frombuffer(column, np.uint64) for column in (rows.content, rows.drawing, rows.concept)
-    )
-    validation = np.frombuffer(rows.validation, np.bool_).copy()
+    content = np.frombuffer(fingerprints.content, np.uint64)
+    drawing = np.frombuffer(fingerprints.drawing, np.uint64)
+    concept = np.frombuffer(fingerprints.concept, np.uint64)
+    validation = np.frombuffer(fingerprints.validation, np.bool_).copy()
+
+    # keep first occurrences
     kept = np.zeros(len(content), np.bool_)
     kept[np.unique(content, return_index=True)[1]] = True
-    held = np.flatnonzero(kept & validation)
-    released = drawing[kept & ~validation]
-    while len(released) and len(held):
-        touched = concept[held[np.isin(drawing[held], released)]]
-        leaves = np.isin(concept[held], touched)
-        released, held = drawing[held[leaves]], held[~leaves]
-    num_moved = int((kept & validation).sum()) - len(held)
+
+    # move tied concepts
+    held_out = np.flatnonzero(kept & validation)
+    train_drawings = drawing[kept & ~validation]
+    while len(train_drawings) and len(held_out):
+        tied = concept[held_out[np.isin(drawing[held_out], train_drawings)]]
+        moves = np.isin(concept[held_out], tied)
+        train_drawings, held_out = drawing[held_out[moves]], held_out[~moves]
+
+    num_moved = int((kept & validation).sum()) - len(held_out)
     validation[:] = False
-    validation[held] = True
+    validation[held_out] = True
     return SplitDecision(kept, validation, num_moved)
 
 
 def choose_split(
     concept: str, *, seed: int, validation_share: float
 ) -> Literal["train", "validation"]:
-    """The split of every row of a concept: a pure function, so that it holds across sources and runs."""
+    """Return the split of all records of a concept.
+
+    The split is a pure function of the arguments, so it is the same for all sources and runs.
+    """
     return "validation" if stable_hash(seed, concept) < validation_share * 2**64 else "train"
