@@ -384,7 +384,7 @@ def test_processes_end_with_a_killed_parent() -> None:
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
     ) as parent:
         assert parent.stdout is not None
-        lines = (parent.stdout.readline() for _ in itertools.repeat(None))
+        lines = iter(parent.stdout.readline, "")
         children = [
             os.pidfd_open(int(pid)) for pid in next(line for line in lines if line.strip()).split()
         ]
