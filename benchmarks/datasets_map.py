@@ -43,6 +43,7 @@ def compare(corpus: Corpus, folder: Path) -> Figures:
     runs = {"ours": run_ours, "hf": run_theirs, "hf_fused": run_theirs_fused}
     records: dict[str, list[float]] = {who: [] for who in runs}
     tokens: dict[str, list[float]] = {who: [] for who in runs}
+
     for turn in range(TURNS + 1):
         shutil.rmtree(folder / "turn", ignore_errors=True)
         for who, run in runs.items():
@@ -56,6 +57,7 @@ def compare(corpus: Corpus, folder: Path) -> Figures:
             if turn:  # the first turn warms up
                 records[who].append(num_records / spent)
                 tokens[who].append(num_tokens / spent)
+
     ratios = {
         who: statistics.median(np.divide(tokens["ours"], tokens[who]).tolist())
         for who in ("hf", "hf_fused")
@@ -148,10 +150,9 @@ def _pack(batch: dict[str, Any], encoder: PromptEncoder) -> dict[str, Any]:
         Example(ids, targets)
         for ids, targets in zip(batch["input_ids"], batch["targets"], strict=True)
     ]
-    sequences = pack_examples(
-        [example for example in examples if len(example.input_ids) <= SEQUENCE_TOKENS],
-        SEQUENCE_TOKENS,
-    )
+    fitting = [example for example in examples if len(example.input_ids) <= SEQUENCE_TOKENS]
+    sequences = pack_examples(fitting, SEQUENCE_TOKENS)
+
     columns: dict[str, Any] = {
         "num_tokens": np.array([len(sequence.input_ids) for sequence in sequences], np.int32)
     }

@@ -76,9 +76,8 @@ JOBS = {
 def build_random_base_model(config: Config) -> Any:
     """Return the model of `load_base_model`, with random weights and without reading a file."""
     shape, dtype = find_model_config(config.model), DTYPES[config.train.precision]
-    base = build_meta_model(
-        shape, config.quantization, attention=config.model.attention, dtype=dtype
-    )
+    attention = config.model.attention
+    base = build_meta_model(shape, config.quantization, attention=attention, dtype=dtype)
 
     torch.manual_seed(0)
     fill_weights(base, dtype, shape)
@@ -99,12 +98,14 @@ def fill_weights(base: nn.Module, dtype: torch.dtype, shape: Gemma2Config) -> No
                     drawn.normal_(std=shape.initializer_range)
                 given[parameter] = nn.Parameter(drawn, requires_grad=False)
                 if isinstance(module, Linear4bit):
-                    old: Any = parameter
-                    given[parameter] = Params4bit(
-                        drawn, requires_grad=False, quant_type=old.quant_type,
-                        compress_statistics=old.compress_statistics, module=module,
-                    ).to(CUDA)  # fmt: skip
+                    given[parameter] = quantize_on_gpu(drawn, parameter, module)
             module._parameters[name] = given[parameter]
+
+
+def quantize_on_gpu(drawn: Tensor, like: Any, module: Linear4bit) -> Params4bit:
+    """Return drawn weights in 4 bits, with the quantisation options of `like`."""
+    options = {"quant_type": like.quant_type, "compress_statistics": like.compress_statistics}
+    return Params4bit(drawn, requires_grad=False, module=module, **options).to(CUDA)
 
 
 def one_step(config: Config, objective: nn.Module) -> Callable[[int], tuple[float, float]]:
@@ -120,10 +121,12 @@ def one_step(config: Config, objective: nn.Module) -> Callable[[int], tuple[floa
         ids = np.random.default_rng(0).integers(3, 250_000, (1, tokens))
         batch: Batch = {"input_ids": ids, "targets": ids, "position_ids": np.arange(tokens)[None]}
         kept[:] = init_optimizer_state(get_step_settings(config), optimizer, trained)
+
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         torch.cuda.synchronize()
+
         started = time.perf_counter()
         loss, norm = train_step(
             objective,
@@ -155,9 +158,8 @@ def measure_memory(job: Job) -> dict[str, Any]:
     # cap the allocator, then train
     card = torch.cuda.get_device_properties(CUDA).total_memory
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(
-        min(1.0, (job.card_gib - OUTSIDE_GIB) * GIB / card), CUDA
-    )
+    fraction = min(1.0, (job.card_gib - OUTSIDE_GIB) * GIB / card)
+    torch.cuda.set_per_process_memory_fraction(fraction, CUDA)
     try:
         for tokens in (1024, 1536):  # compiles the kernels, the second time for any length
             run(tokens)
@@ -228,9 +230,8 @@ def measure_attention(
     places = torch.arange(length, device=CUDA)
     distance = places[:, None] - places
     visible = (distance >= 0) & (distance < (window or length)) & (ids[0][:, None] == ids[0])
-    mask = torch.zeros(1, 1, length, length, **options).masked_fill_(
-        ~visible, torch.finfo(torch.bfloat16).min
-    )
+    lowest = torch.finfo(torch.bfloat16).min
+    mask = torch.zeros(1, 1, length, length, **options).masked_fill_(~visible, lowest)
     layer: Any = nn.Module()
     layer.num_key_value_groups = 2
 
@@ -238,9 +239,8 @@ def measure_attention(
         return torch.autograd.grad(out, (query, key, value), grad_output)
 
     def eager() -> Any:
-        out = eager_attention_forward(
-            layer, query, key, value, mask, scaling=1 / 16, softcap=softcap
-        )[0]
+        args = (layer, query, key, value, mask)
+        out = eager_attention_forward(*args, scaling=1 / 16, softcap=softcap)[0]
         return gradients(out.transpose(1, 2))
 
     candidates: dict[str, Callable[[], Any]] = {
@@ -259,17 +259,16 @@ def measure_attention(
         )
 
     # compare and measure
-    errors = [
-        float((a - b).abs().max() / b.abs().max())
-        for a, b in zip(candidates["ours"](), eager(), strict=True)
-    ]
+    pairs = zip(candidates["ours"](), eager(), strict=True)
+    errors = [float((a - b).abs().max() / b.abs().max()) for a, b in pairs]
     flops = 3.5 * 4 * int(visible.sum()) * 16 * 256  # forward 2 products, backward 5
     taken = {each: milliseconds(run) for each, run in candidates.items()}
     return {
-        "milliseconds": taken, "tflops": {each: flops / ms / 1e9 for each, ms in taken.items()},
+        "milliseconds": taken,
+        "tflops": {each: flops / ms / 1e9 for each, ms in taken.items()},
         "extra_bytes": {each: extra_bytes(run) for each, run in candidates.items()},
         "max_relative_gradient_difference": max(errors),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

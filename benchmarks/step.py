@@ -232,9 +232,12 @@ def measure_case(case: Case, folder: Path) -> dict[str, Any]:
     seconds = report(f"{case.words} words, seconds", medians(candidates))
     lengths = [len(example.input_ids) for example in examples]
     return {
-        "corpus": description, "document_tokens": lengths, "losses": losses, "seconds": seconds,
+        "corpus": description,
+        "document_tokens": lengths,
+        "losses": losses,
+        "seconds": seconds,
         "tokens_per_second": {name: sum(lengths) / taken for name, taken in seconds.items()},
-    }  # fmt: skip
+    }
 
 
 def report(label: str, measured: T) -> T:

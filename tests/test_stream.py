@@ -327,7 +327,8 @@ def test_workers_share_the_validation_split_in_equal_parts(
 
 def test_an_empty_split_is_refused(stream: Stream, tmp_path: Path) -> None:
     write_shards(tmp_path, train=[30], validation=[])
-    stream = changed(stream, shards=str(tmp_path))
+    other = changed(stream, shards=str(tmp_path))
+    stream = dataclasses.replace(other, shards=open_shards(str(tmp_path)))
     assert stream.num_shuffle_blocks == 2
     with pytest.raises(
         DataError, match=r"the validation split of .* is empty: .*--validation-share"
