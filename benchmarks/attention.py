@@ -1,8 +1,10 @@
-"""Forward and backward of one attention layer: ours against transformers' eager, in CPU seconds and resident memory.
+"""Compare one attention layer with transformers' eager attention, forward and backward.
 
     python -m benchmarks.attention --json outputs/bench/attention.json
 
-fp32, softcap 50. 4,096 tokens, 8 heads of 64 over 4 key heads; and the demo's rows: 768 tokens, 4 heads over 2.
+The figures are CPU seconds and resident memory. All cases have fp32 and softcap 50. They have 4,096
+tokens and 8 heads of 64 over 4 key heads. `demo_row` is a sequence of the demo: 768 tokens, 4 heads
+over 2.
 """
 
 import argparse
@@ -23,8 +25,10 @@ WIDTH, SOFTCAP = 64, 50.0
 
 @dataclass(frozen=True)
 class Case:
+    """One sequence, and the heads of the layer."""
+
     documents: tuple[int, ...]
-    """Lengths (tokens)."""
+    """Lengths of the documents (tokens)."""
     window: int | None
     heads: int = 8
     kv_heads: int = 4
@@ -39,16 +43,17 @@ CASES = {
 
 
 def step(case: Case, name: str) -> Callable[[], tuple[Tensor, ...]]:
-    """One forward and backward pass, with everything that layers share already there."""
+    """Return one forward and backward pass; tensors that layers share are computed before it."""
     torch.manual_seed(0)
     length = sum(case.documents)
     query, key, value = (
         torch.randn(1, length, heads, WIDTH).transpose(1, 2).requires_grad_()
         for heads in (case.heads, case.kv_heads, case.kv_heads)
     )
-    upstream = torch.randn(1, length, case.heads, WIDTH)
+    grad_output = torch.randn(1, length, case.heads, WIDTH)
     document_ids = torch.repeat_interleave(torch.tensor(case.documents))[None]
     scale = WIDTH**-0.5
+
     if name == "ours":
         return lambda: torch.autograd.grad(
             softcapped_attention(
@@ -61,36 +66,44 @@ def step(case: Case, name: str) -> Callable[[], tuple[Tensor, ...]]:
                 document_ids=document_ids,
             ).transpose(1, 2),
             (query, key, value),
-            upstream,
+            grad_output,
         )
+
+    # transformers takes a mask of all pairs
     layer: Any = nn.Module()
     layer.num_key_value_groups = case.heads // case.kv_heads
-    back = torch.arange(length)[:, None] - torch.arange(length)
-    seen = (
-        (back >= 0)
-        & (back < (case.window or length))
+    distance = torch.arange(length)[:, None] - torch.arange(length)
+    visible = (
+        (distance >= 0)
+        & (distance < (case.window or length))
         & (document_ids[0][:, None] == document_ids[0])
     )
-    mask = torch.zeros(1, 1, length, length).masked_fill_(~seen, torch.finfo(torch.float32).min)
+    mask = torch.zeros(1, 1, length, length).masked_fill_(~visible, torch.finfo(torch.float32).min)
     return lambda: torch.autograd.grad(
         eager_attention_forward(layer, query, key, value, mask, scaling=scale, softcap=SOFTCAP)[0],
         (query, key, value),
-        upstream,
+        grad_output,
     )
 
 
 def main() -> None:
+    """Run the benchmark and write its figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, required=True)
     arguments = parser.parse_args()
+
     one_thread()
     figures, details = {}, {}
     for name, case in CASES.items():
         candidates = {"ours": step(case, "ours"), "eager": step(case, "eager")}
+
+        # compare gradients
         error = max(
             float((ours - theirs).abs().max() / theirs.abs().max())
             for ours, theirs in zip(candidates["ours"](), candidates["eager"](), strict=True)
         )
+
+        # measure
         seconds = medians(candidates)
         extra = {candidate: peak_bytes(step, case, candidate) for candidate in candidates}
         figures[f"speedup_{name}"] = seconds["eager"] / seconds["ours"]
@@ -100,6 +113,7 @@ def main() -> None:
             "extra_bytes": extra,
             "max_relative_gradient_error": error,
         }
+
     write({"figures": figures, "cases": details}, arguments.json)
 
 

@@ -1,9 +1,9 @@
-"""How fast, short and faithful canonical SVG is, and what becomes of hostile files.
+"""Measure how fast, short and faithful canonical SVG is, and how hostile files end.
 
     python -m benchmarks.canonical --json outputs/bench/canonical.json
 
-Measured on `../shared/data` beside the repository; where that is absent, on the phosphor icons and on hostile files
-written here. Seconds are CPU seconds of one process.
+The benchmark reads `../shared/data` beside the repository. If that is absent, it uses the phosphor
+icons and hostile files written here. Seconds are CPU seconds of one process.
 """
 
 import argparse
@@ -30,38 +30,42 @@ from data_pipeline.svg import SVGRefused, canonicalise
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 NUM_TIMED, NUM_TOKENISED, NUM_DRAWN = 2_000, 6_000, 1_200
-VISIBLE = 3.0  # of 255, in the mean over a picture of 64 × 64
+VISIBLE = 3.0  # mean difference over a picture of 64 × 64 pixels, of 255
 _UNSAFE = re.compile(
-    r"<script|\son\w+\s*=|<!|<\?|javascript:|<foreignObject|<image|<title|<metadata|href=\"[^#]|url\([^#]",
+    r"<script|\son\w+\s*=|<!|<\?|javascript:|<foreignObject|<image|<title|<metadata"
+    r"|href=\"[^#]|url\([^#]",
     re.IGNORECASE,
 )
 
 
 def icons() -> tuple[list[str], str]:
-    """Raw icons, and what they are."""
+    """Return raw icons, and the name of their corpus."""
     paths = sorted((SHARED / "icons-large").glob("*.parquet"))
     if paths:
-        return [
-            svg for path in paths for svg in pq.read_table(path, columns=["svg"])["svg"].to_pylist()
-        ], "icons-large"
-    return [
-        icon.svg.decode() for icon in read_phosphor()
-    ], "phosphor icons: ../shared/data is absent"
+        tables = [pq.read_table(path, columns=["svg"]) for path in paths]
+        return [svg for table in tables for svg in table["svg"].to_pylist()], "icons-large"
+
+    svgs = [icon.svg.decode() for icon in read_phosphor()]
+    return svgs, "phosphor icons: ../shared/data is absent"
 
 
 def hard_files() -> tuple[dict[str, bytes], str]:
+    """Return difficult and hostile files by name, and the name of their corpus."""
     paths = sorted((SHARED / "hard").glob("*.parquet"))
     if paths:
-        rows = [
-            row for path in paths for row in pq.read_table(path, columns=["id", "svg"]).to_pylist()
-        ]
+        tables = [pq.read_table(path, columns=["id", "svg"]) for path in paths]
+        rows = [row for table in tables for row in table.to_pylist()]
         return {row["id"]: row["svg"] for row in rows}, "hard"
+
     return hostile_files(), "hostile files written by the benchmark: ../shared/data is absent"
 
 
 def hostile_files() -> dict[str, bytes]:
-    """What a scraped corpus holds, and what an enemy would put there."""
-    head = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 24 24">'
+    """Return files as a scraped corpus has them, and files of an attacker."""
+    head = (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+        ' viewBox="0 0 24 24">'
+    )
     box = '<path d="M4 4h16v16H4z"/>'
     laughs = '<!ENTITY a "ha">' + "".join(
         f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in pairwise("abcdefghi")
@@ -82,13 +86,18 @@ def hostile_files() -> dict[str, bytes]:
         "links": '<linearGradient id="a" href="#b"/><linearGradient id="b" href="#a"/>' + box,
     }
     files = {name: f"{head}{body}</svg>".encode() for name, body in bodies.items()}
+
+    # files that are more than a body
     plain = files["plain"].decode()
+    secret = '<!DOCTYPE svg [<!ENTITY a SYSTEM "file:///etc/passwd">]>'
+    namespace = '<!DOCTYPE svg [<!ENTITY n "http://www.w3.org/2000/svg">]>'
+    latin_1 = '<?xml version="1.0" encoding="iso-8859-1"?>'
     files |= {
         "laughs": f"<!DOCTYPE svg [{laughs}]>{head}<text>&i;</text></svg>".encode(),
-        "external entity": f'<!DOCTYPE svg [<!ENTITY a SYSTEM "file:///etc/passwd">]>{head}&a;</svg>'.encode(),
-        "namespace entity": f'<!DOCTYPE svg [<!ENTITY n "http://www.w3.org/2000/svg">]>{plain}'.encode(),
+        "external entity": f"{secret}{head}&a;</svg>".encode(),
+        "namespace entity": f"{namespace}{plain}".encode(),
         "utf-16": plain.encode("utf-16"),
-        "latin-1": f'<?xml version="1.0" encoding="iso-8859-1"?>{plain}'.encode("latin-1"),
+        "latin-1": f"{latin_1}{plain}".encode("latin-1"),
         "svgz": gzip.compress(plain.encode()),
         "bomb": gzip.compress(b" " * 100_000_000),
         "not xml": b"<html><p>404",
@@ -98,7 +107,7 @@ def hostile_files() -> dict[str, bytes]:
 
 
 def _outcome(data: bytes) -> tuple[str, str]:
-    """("", canonical text) or (reason of the refusal, "")."""
+    """Return ("", canonical text), or (reason of the refusal, "")."""
     try:
         return "", canonicalise(data)
     except SVGRefused as refusal:
@@ -106,31 +115,37 @@ def _outcome(data: bytes) -> tuple[str, str]:
 
 
 def _canonicalise_all(files: dict[str, bytes], outcomes: Any) -> None:
-    """In a process of its own, so that the peak of its memory is that of canonicalising."""
+    """Canonicalise in a separate process, so that its peak memory is that of canonicalising."""
     found, slowest = {}, 0.0
     for name, data in files.items():
         started = time.process_time()
         found[name] = _outcome(data)
         slowest = max(slowest, time.process_time() - started)
-    status = Path(
-        "/proc/self/status"
-    ).read_text()  # ru_maxrss would count the parent's memory before exec
+
+    # ru_maxrss would include the memory of the parent before exec
+    status = Path("/proc/self/status").read_text()
     peak = int(re.search(r"VmHWM:\s*(\d+) kB", status)[1])  # type: ignore[index]
     outcomes.put((found, slowest, peak * 1024))
 
 
 def hard_figures() -> dict[str, Any]:
+    """Return the figures of the hard files: outcomes, time, memory, and changed drawings."""
     files, corpus = hard_files()
+
+    # canonicalise
     spawn = multiprocessing.get_context("spawn")
     outcomes = spawn.Queue()
     process = spawn.Process(target=_canonicalise_all, args=(files, outcomes))
     process.start()
     found, slowest, peak = outcomes.get()
     process.join()
+
+    # compare drawings
     renderer = Renderer()
     fates = {name: _fate(renderer, files[name], text) for name, (_, text) in found.items()}
     renderer.close()
     drawable = [fate for fate in fates.values() if fate != "undrawable"]
+
     return {
         "hard_corpus": corpus,
         "hard_files": len(files),
@@ -150,7 +165,10 @@ def hard_figures() -> dict[str, Any]:
 
 
 def _fate(renderer: Renderer, original: bytes, canonical: str) -> str:
-    """Of a file that resvg can draw (something, without bitmaps): kept, refused or different."""
+    """Return "kept", "refused" or "different".
+
+    Return "undrawable" if resvg draws nothing once the bitmaps are removed.
+    """
     before = renderer.draw(comparable(original))
     if before is None or before.min() == before.max():
         return "undrawable"
@@ -161,11 +179,15 @@ def _fate(renderer: Renderer, original: bytes, canonical: str) -> str:
 
 
 def icon_figures() -> dict[str, Any]:
+    """Return the figures of ordinary icons: speed, tokens, and visible changes."""
     svgs, corpus = icons()
+
+    # speed
+    timed = [svg.encode() for svg in every(svgs, NUM_TIMED)]
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        speed = pool.submit(
-            _icons_per_second, [svg.encode() for svg in every(svgs, NUM_TIMED)]
-        ).result()
+        speed = pool.submit(_icons_per_second, timed).result()
+
+    # tokens and drawings
     pairs = [
         (svg, text) for svg in every(svgs, NUM_TOKENISED) if (text := _outcome(svg.encode())[1])
     ]
@@ -175,6 +197,7 @@ def icon_figures() -> dict[str, Any]:
         _fate(renderer, svg.encode(), text) == "different" for svg, text in every(pairs, NUM_DRAWN)
     )
     renderer.close()
+
     return {
         "icon_corpus": corpus,
         "icons": len(svgs),
@@ -186,13 +209,16 @@ def icon_figures() -> dict[str, Any]:
 
 
 def every(items: list[Any], about: int) -> list[Any]:
-    """Evenly spaced items, about so many."""
+    """Return about that many items, evenly spaced."""
     return items[:: max(1, len(items) // about)]
 
 
 def _icons_per_second(svgs: list[bytes]) -> float:
-    """The best of three passes over each hundred, in a process that does nothing else, as those of `prepare`: a shared
-    machine can only make it slower."""
+    """Return the speed, from the best of three passes over each hundred icons.
+
+    It runs in a separate process, as in `prepare`. Other work on a shared machine can only make a
+    pass slower.
+    """
     seconds = 0.0
     for start in range(0, len(svgs), 100):
         times = []
@@ -206,7 +232,7 @@ def _icons_per_second(svgs: list[bytes]) -> float:
 
 
 def _counter() -> tuple[Callable[[str], int], str]:
-    """How many tokens a text has, and by which tokenizer."""
+    """Return a function that counts the tokens of a text, and the name of its tokenizer."""
     path = SHARED / "tokenizer-gemma3" / "tokenizer.json.xz"
     if path.exists():
         tokenizer, name = Tokenizer.from_str(lzma.decompress(path.read_bytes()).decode()), "gemma3"
@@ -217,13 +243,16 @@ def _counter() -> tuple[Callable[[str], int], str]:
 
 
 def figures() -> dict[str, Any]:
+    """Return all figures of this benchmark."""
     return {**icon_figures(), **hard_figures()}
 
 
 def main() -> None:
+    """Run the benchmark and write its figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, required=True)
     arguments = parser.parse_args()
+
     measured = figures()
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps({"figures": measured}, indent=2) + "\n")

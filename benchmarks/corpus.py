@@ -1,4 +1,4 @@
-"""The raw drawings that the data benchmarks read, and how they are measured: apart, in CPU seconds."""
+"""Raw drawings for the data benchmarks, and measurement in a separate process in CPU seconds."""
 
 import lzma
 import multiprocessing
@@ -18,27 +18,34 @@ from data_pipeline.config import DataConfig
 from data_pipeline.sources.phosphor import read_phosphor
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
-ROW_TOKENS, WINDOW_ROWS = 4096, 1024
+SEQUENCE_TOKENS, SHUFFLE_BLOCK_EXAMPLES = 4096, 1024
 
 Figures = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Raw rows (id, svg, caption) in one Parquet file, and the tokenizer for them."""
+    """Raw records (id, svg, caption) in one Parquet file, and the tokenizer for them."""
 
     parquet: Path
     tokenizer: str
-    says: str
+    description: str
+    """Origin of the drawings and name of the tokenizer."""
 
 
 def data_config(shards: str, **changes: Any) -> DataConfig:
+    """Return the data section of all data benchmarks."""
     return DataConfig(
-        shards=shards, sequence_tokens=ROW_TOKENS, shuffle_block_examples=WINDOW_ROWS, **changes
+        shards=shards,
+        sequence_tokens=SEQUENCE_TOKENS,
+        shuffle_block_examples=SHUFFLE_BLOCK_EXAMPLES,
+        **changes,
     )
 
 
-def open_corpus(folder: Path, num_rows: int) -> Corpus:
+def open_corpus(folder: Path, num_records: int) -> Corpus:
+    """Write the first raw drawings and the tokenizer to the folder."""
+    # drawings
     files = sorted((SHARED / "icons-large").glob("*.parquet"))
     if files:
         table = pa.concat_tables(
@@ -46,27 +53,29 @@ def open_corpus(folder: Path, num_rows: int) -> Corpus:
         )
         origin = "../shared/data/icons-large"
     else:
-        texts = (
-            (row, row.svg if isinstance(row.svg, str) else row.svg.decode())
-            for row in read_phosphor()
-        )
-        rows = [(row.id, svg, row.caption) for row, svg in texts]
-        table = pa.table([*zip(*rows, strict=True)], names=["id", "svg", "caption"])
+        records = []
+        for record in read_phosphor():
+            svg = record.svg if isinstance(record.svg, str) else record.svg.decode()
+            records.append((record.id, svg, record.caption))
+        table = pa.table([*zip(*records, strict=True)], names=["id", "svg", "caption"])
         origin = "the icons of py-phosphor-icons, since ../shared/data/icons-large is absent"
-    table = table.slice(0, num_rows)
+    table = table.slice(0, num_records)
     parquet = folder / "raw.parquet"
-    pq.write_table(table, parquet, row_group_size=WINDOW_ROWS)
+    pq.write_table(table, parquet, row_group_size=SHUFFLE_BLOCK_EXAMPLES)
+
+    # tokenizer
     real = SHARED / "tokenizer-gemma3" / "tokenizer.json.xz"
     if real.exists():
         (folder / "tokenizer").mkdir()
         (folder / "tokenizer" / "tokenizer.json").write_bytes(lzma.decompress(real.read_bytes()))
     tokenizer = str(folder / "tokenizer") if real.exists() else str(TINY)
     named = "Gemma 3's tokenizer" if real.exists() else "the tiny tokenizer"
-    return Corpus(parquet, tokenizer, f"{table.num_rows} drawings of {origin}, tokens by {named}")
+    description = f"{table.num_rows} drawings of {origin}, tokens by {named}"
+    return Corpus(parquet, tokenizer, description)
 
 
-def apart(measure: Callable[..., Figures], *arguments: Any) -> Figures:
-    """In a process of its own, on one core, with nothing in its memory yet."""
+def run_in_new_process(measure: Callable[..., Figures], *arguments: Any) -> Figures:
+    """Run `measure` in a new process on one core, so that its memory starts empty."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_on_one_core, measure, *arguments).result()
 
@@ -77,6 +86,6 @@ def _on_one_core(measure: Callable[..., Figures], *arguments: Any) -> Figures:
 
 
 def cpu_seconds() -> float:
-    """User and system time of this process and of its children that have ended."""
+    """Return user and system time of this process and of its children that have ended."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(each.ru_utime + each.ru_stime for each in used)

@@ -1,10 +1,10 @@
-"""What the data pipeline delivers, beside Hugging Face datasets with the same functions, in one run.
+"""Measure the data pipeline beside Hugging Face datasets with the same functions, in one run.
 
     python -m benchmarks.data --json outputs/bench/data.json
 
-On ../shared/data/icons-large where it is, else on the pip-installed icons. Everything that is compared runs in
-turns; a ratio is the median over the turns. CPU seconds are the process's own: other work on the machine counts
-for little.
+The benchmark reads ../shared/data/icons-large, or the pip-installed icons if that is absent. All
+candidates of a comparison run in turns, and a ratio is the median over the turns. CPU seconds are
+those of the process, so that other work on the machine has little effect.
 """
 
 import argparse
@@ -20,7 +20,14 @@ from pathlib import Path
 
 import ray
 
-from benchmarks.corpus import Corpus, Figures, apart, cpu_seconds, data_config, open_corpus
+from benchmarks.corpus import (
+    Corpus,
+    Figures,
+    cpu_seconds,
+    data_config,
+    open_corpus,
+    run_in_new_process,
+)
 from benchmarks.datasets_map import compare
 from data_pipeline.config import PrepareConfig
 from data_pipeline.prepare.dataset import prepare_dataset
@@ -34,44 +41,23 @@ TRAINER_STEPS = 60
 
 
 def main() -> None:
+    """Run the benchmark and write its figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=50_000, help="drawings of the long pass")
     arguments = parser.parse_args()
+
     started = time.monotonic()
-    figures: Figures = {}
-    parts: list[tuple[str, Callable[[], Figures]]] = []
+
     with tempfile.TemporaryDirectory(prefix="bench-data-") as name:
         folder = Path(name)
         corpus = open_corpus(folder, arguments.rows)
-        print(corpus.says, flush=True)
-        shards = str(folder / "shards")
-        stream = Stream(open_shards(shards), data_config(shards), corpus.tokenizer, num_epochs=1)
-        parts = [
-            ("against datasets.map", lambda: apart(compare, corpus, folder)),
-            ("prepare the long pass", lambda: prepare_all(corpus, shards)),
-            ("the long pass", lambda: apart(long_pass, stream)),
-            ("tokens from the cache", lambda: apart(cached_pass, stream, str(folder / "cache"))),
-            ("resuming, and a trainer that waits", lambda: on_ray(stream, folder)),
-            ("drawings", canonical),
-        ]
-        for number, (part, measure) in enumerate(parts, 1):
-            print(
-                f"[{number}/{len(parts)}] {part} ({time.monotonic() - started:.0f} s so far)",
-                flush=True,
-            )
-            measured = measure()
-            for name, value in measured.items():
-                print(
-                    f"      {name} {value:.4g}"
-                    if isinstance(value, float)
-                    else f"      {name} {value}",
-                    flush=True,
-                )
-            figures |= measured
+        print(corpus.description, flush=True)
+        figures = measure_parts(corpus, folder, started)
+
     report = {
         "figures": figures,
-        "corpus": corpus.says,
+        "corpus": corpus.description,
         "seconds": round(time.monotonic() - started, 1),
     }
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +65,36 @@ def main() -> None:
     print(json.dumps(report, indent=2))
 
 
+def measure_parts(corpus: Corpus, folder: Path, started: float) -> Figures:
+    """Run the parts of the benchmark one after another and print the figures of each."""
+    shards, cache = str(folder / "shards"), str(folder / "cache")
+
+    def prepared() -> Stream:
+        return Stream(open_shards(shards), data_config(shards), corpus.tokenizer, num_epochs=1)
+
+    parts: list[tuple[str, Callable[[], Figures]]] = [
+        ("against datasets.map", lambda: run_in_new_process(compare, corpus, folder)),
+        ("prepare the long pass", lambda: prepare_all(corpus, shards)),
+        ("the long pass", lambda: run_in_new_process(long_pass, prepared())),
+        ("tokens from the cache", lambda: run_in_new_process(cached_pass, prepared(), cache)),
+        ("resuming, and a trainer that waits", lambda: on_ray(prepared(), folder)),
+        ("drawings", canonical),
+    ]
+
+    figures: Figures = {}
+    for number, (part, measure) in enumerate(parts, 1):
+        seconds = time.monotonic() - started
+        print(f"[{number}/{len(parts)}] {part} ({seconds:.0f} s so far)", flush=True)
+        measured = measure()
+        for name, value in measured.items():
+            text = f"{value:.4g}" if isinstance(value, float) else f"{value}"
+            print(f"      {name} {text}", flush=True)
+        figures |= measured
+    return figures
+
+
 def canonical() -> Figures:
+    """Return the figures of `benchmarks.canonical`."""
     from benchmarks.canonical import figures
 
     return figures()
@@ -89,13 +104,16 @@ def canonical() -> Figures:
 
 
 def prepare_all(corpus: Corpus, shards: str) -> Figures:
-    """Not measured: what the parts after it read."""
+    """Write the shards that the later parts read, without a measurement."""
     prepare_dataset([str(corpus.parquet)], PrepareConfig(out=shards, validation_share=0.0))
     return {}
 
 
 def long_pass(stream: Stream) -> Figures:
-    """How full rows are, and by how much resident memory exceeds that at 20 % until the end of the pass."""
+    """Return the filled share of sequences, and the growth of resident memory.
+
+    The growth is the peak from 20 % of the pass on, over the memory at 20 %, less 1.
+    """
     resident, num_tokens, num_slots = [], 0, 0
     for number in range(stream.num_shuffle_blocks):
         block = stream.shuffle_block(number)
@@ -103,17 +121,21 @@ def long_pass(stream: Stream) -> Figures:
         num_slots += block["input_ids"].size
         resident.append(_resident_bytes())
         if number % 8 == 0:
+            mebibytes = resident[-1] / 2**20
             print(
-                f"      block {number} of {stream.num_shuffle_blocks}: {resident[-1] / 2**20:.0f} MiB",
+                f"      block {number} of {stream.num_shuffle_blocks}: {mebibytes:.0f} MiB",
                 flush=True,
             )
+
     later = resident[math.ceil(0.2 * len(resident)) - 1 :]
     return {"fill": num_tokens / num_slots, "rss_growth": max(later) / later[0] - 1}
 
 
 def cached_pass(stream: Stream, cache: str) -> Figures:
-    """CPU seconds of blocks that are encoded, over those of blocks whose tokens are read, in turns."""
-    cached = dataclasses.replace(stream, config=stream.config.model_copy(update={"cache": cache}))
+    """Return CPU seconds of encoding a block over those of reading its tokens, in turns."""
+    cached = dataclasses.replace(
+        stream, config=stream.config.model_copy(update={"cache_dir": cache})
+    )
     ratios = []
     for number in range(min(stream.num_shuffle_blocks, 2 * TURNS)):
         cached.shuffle_block(number)
@@ -135,6 +157,7 @@ def _resident_bytes() -> int:
 
 
 def on_ray(stream: Stream, folder: Path) -> Figures:
+    """Return the figures of the parts that need Ray."""
     from app.jobs.cluster import connect
 
     with connect(num_cpus=LOGICAL_CPUS):
@@ -142,10 +165,13 @@ def on_ray(stream: Stream, folder: Path) -> Figures:
 
 
 def resume_cost(stream: Stream) -> Figures:
-    """Seconds from building the pipeline to its first batch, amid a block at 95 % of an epoch and at its start."""
+    """Return the seconds from building the pipeline to its first batch.
+
+    One start is in the middle of a block at 95 % of an epoch, the other is the start of the epoch.
+    """
     block = int(0.95 * stream.num_shuffle_blocks)
-    num_rows = len(stream.shuffle_block(block)["index"])
-    starts = {"start": Position(), "late": Position(block, num_rows // 2, num_rows)}
+    num_sequences = len(stream.shuffle_block(block)["index"])
+    starts = {"start": Position(), "late": Position(block, num_sequences // 2, num_sequences)}
     seconds: dict[str, list[float]] = {name: [] for name in starts}
     for turn in range(RESUMES + 1):
         for name, start in sorted(starts.items(), reverse=turn % 2 == 0):
@@ -158,7 +184,10 @@ def resume_cost(stream: Stream) -> Figures:
 
 
 def first_batch_seconds(stream: Stream, start: Position) -> float:
-    """Once the pipeline before has ended: what it still had to do would be counted as this one's."""
+    """Return the seconds to the first batch, once the previous pipeline has ended.
+
+    Its remaining work would otherwise add to the seconds of this one.
+    """
     while ray.available_resources().get("CPU", 0.0) < LOGICAL_CPUS:
         time.sleep(0.1)
     began = time.monotonic()
@@ -172,7 +201,7 @@ def first_batch_seconds(stream: Stream, start: Position) -> float:
 
 
 def trainer(folder: Path) -> Figures:
-    """The demo's trainer on the demo's icons: what share of its time it waits for data after the first batch."""
+    """Return the share of its time that the demo's trainer waits for data after the first batch."""
     from mlflow import MlflowClient
 
     from app.config import load_config, make_paths_absolute
@@ -183,12 +212,17 @@ def trainer(folder: Path) -> Figures:
         ["phosphor"], PrepareConfig(out=str(folder / "icons"), max_records=3000), progress=False
     )
     config = make_paths_absolute(load_config("demo", {
-        "data.shards": str(folder / "icons"), "data.max_validation_examples": 8, "train.output_dir": str(folder / "job"),
+        "data.shards": str(folder / "icons"), "data.max_validation_examples": 8,
+        "train.output_dir": str(folder / "job"),
         "train.max_steps": TRAINER_STEPS, "train.eval_steps": 1000, "train.save_steps": None,
         "tracking.uri": f"sqlite:///{folder}/mlflow.db",
     }))  # fmt: skip
     check_tracking(config.tracking)
+
+    # train
     run_id = train_job(config, open_shards(config.data.shards)).run_id
+
+    # read the seconds of each step
     client = MlflowClient(config.tracking.uri)
     waits, steps = (
         {

@@ -1,4 +1,7 @@
-"""What resvg draws, in a process of its own: it may hang or crash on hostile input, and reads files through hrefs."""
+"""Draw with resvg in a separate process.
+
+resvg may hang or crash on hostile input, and it reads files through hrefs.
+"""
 
 import io
 import re
@@ -20,21 +23,25 @@ _BITMAPS = (f"{SVG}image", f"{SVG}feImage", "image", "feImage")
 
 
 class Renderer:
-    """Draws on white; a process that takes too long or dies is replaced."""
+    """Draw on white; replace a process that takes too long or dies."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
 
     def draw(self, svg: str) -> np.ndarray | None:
-        """[64, 64, 3] of uint8; None for what cannot be drawn in time."""
+        """Return [64, 64, 3] of uint8; None if resvg cannot draw it in time."""
         if self.process is None:
             command = [sys.executable, "-m", "benchmarks.drawing"]
             self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+        # send the drawing
         process, data = self.process, svg.encode("utf-8", "surrogatepass")
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(struct.pack("<I", len(data)) + data)
         process.stdin.flush()
+
+        # receive the pixels
         ready, _, _ = select.select([process.stdout], [], [], SECONDS)
         header = process.stdout.read(4) if ready else b""
         if len(header) < 4:
@@ -44,6 +51,7 @@ class Renderer:
         return np.frombuffer(pixels, np.uint8).reshape(SIDE, SIDE, 3) if pixels else None
 
     def close(self) -> None:
+        """Kill the process."""
         if self.process is not None:
             self.process.kill()
             self.process.communicate()
@@ -51,8 +59,11 @@ class Renderer:
 
 
 def comparable(svg: bytes | str) -> str:
-    """The drawing without its bitmaps, which no canonical drawing has, and on a canvas of whole pixels: resvg rounds
-    the size of a picture up and stretches the drawing to it, which has nothing to do with the drawing."""
+    """Return the drawing without its bitmaps, on a canvas of whole pixels.
+
+    No canonical drawing has bitmaps. resvg rounds the size of a picture up and stretches the
+    drawing to it, which is not a property of the drawing.
+    """
     data = svg.encode("utf-8", "surrogatepass") if isinstance(svg, str) else svg
     if data.startswith(b"\x1f\x8b"):
         data = zlib.decompressobj(wbits=31).decompress(data, MAX_BYTES)
@@ -61,17 +72,18 @@ def comparable(svg: bytes | str) -> str:
         root = etree.fromstring(data, parser)
     except etree.XMLSyntaxError:  # resvg may be more lenient
         return data.decode("utf-8", "replace")
+
+    # remove bitmaps
     for bitmap in list(root.iter(*_BITMAPS)):
         parent = bitmap.getparent()
         if parent is not None and not any(bitmap.get(name, "").startswith("#") for name in _HREFS):
             parent.remove(bitmap)
-    box = [float(number) for number in root.get("viewBox", "").replace(",", " ").split()] or [
-        0.0
-    ] * 4
-    width, height = (
-        _pixels(root.get("width", "100%"), box[2]),
-        _pixels(root.get("height", "100%"), box[3]),
-    )
+
+    # put it on a canvas of whole pixels
+    numbers = root.get("viewBox", "").replace(",", " ").split()
+    box = [float(number) for number in numbers] or [0.0] * 4
+    width = _pixels(root.get("width", "100%"), box[2])
+    height = _pixels(root.get("height", "100%"), box[3])
     if not width or not height:
         return etree.tostring(root, encoding="unicode")
     root.set("width", str(width))
@@ -85,7 +97,7 @@ def comparable(svg: bytes | str) -> str:
 
 
 def _pixels(length: str, whole: float) -> float:
-    """0 for what is not a length (`1em`, `auto`) where nothing says how long the whole is."""
+    """Return a length in pixels; `whole` if it is not a length (`1em`, `auto`)."""
     match = re.fullmatch(r"\s*([\d.]+)(px|pt|pc|mm|cm|in|%|)\s*", length)
     if match is None:
         return whole
@@ -101,11 +113,12 @@ def _pixels(length: str, whole: float) -> float:
 
 
 def difference(before: np.ndarray, after: np.ndarray) -> float:
-    """Mean absolute difference of the two pictures in 1/255."""
+    """Return the mean absolute difference of the two pictures in 1/255."""
     return float(np.abs(before.astype(np.int16) - after.astype(np.int16)).mean())
 
 
 def _serve() -> None:
+    """Read drawings from standard input; write their pixels to standard output."""
     import resvg_py
     from PIL import Image
 
@@ -116,12 +129,14 @@ def _serve() -> None:
             png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SIDE, height=SIDE, dpi=96))
         except ValueError:
             png = b""
+
         pixels = b""
         if png:
             canvas = Image.new("RGBA", (SIDE, SIDE), "white")
             picture = Image.open(io.BytesIO(png)).convert("RGBA").crop((0, 0, SIDE, SIDE))
             canvas.alpha_composite(picture)
             pixels = canvas.convert("RGB").tobytes()
+
         replies.write(struct.pack("<I", len(pixels)) + pixels)
         replies.flush()
 

@@ -1,9 +1,10 @@
-"""On a GPU: memory and time of real steps of Gemma 2 against the plan, and attention alone.
+"""Compare memory and time of real Gemma 2 steps on a GPU with the plan; measure attention alone.
 
     python -m benchmarks.gpu --json outputs/bench/gpu.json [--only NAME …]
 
-The models have the published shapes and random weights, drawn and quantised on the card. Memory is the allocator's
-peak over one optimizer step in the middle of a job, under a cap of the card's size that the plan was asked for.
+The models have the published shapes and random weights, drawn and quantised on the GPU. Memory is
+the allocator's peak over one optimizer step in the middle of a job. The allocator is capped at the
+size of the card that the plan was made for.
 """
 
 import argparse
@@ -41,14 +42,20 @@ from app.training.step import train_step
 from data_pipeline.stream.token_stream import Batch
 
 CUDA, GIB = torch.device("cuda", 0), 2**30
-OURS = ("model.attention=blockwise", "memory.offload=true", "lora.rank=32", "lora.dropout=0", "train.gradient_accumulation_steps=1",
-        "scaling.num_workers=1")  # fmt: skip
+OURS = (
+    "model.attention=blockwise",
+    "memory.offload=true",
+    "lora.rank=32",
+    "lora.dropout=0",
+    "train.gradient_accumulation_steps=1",
+    "scaling.num_workers=1",
+)
 SMALL = (*OURS, "optim.kind=adamw_8bit", "memory.embedding=host")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One row of docs/planning.md."""
+    """One row of the table in docs/planning.md."""
 
     model: str
     tokens: int
@@ -66,23 +73,23 @@ JOBS = {
 }
 
 
-def random_base(config: Config) -> Any:
-    """What `load_base` gives, with random weights: no file is read."""
+def build_random_base_model(config: Config) -> Any:
+    """Return the model of `load_base_model`, with random weights and without reading a file."""
     shape, dtype = find_model_config(config.model), DTYPES[config.train.precision]
-    base = build_meta_model(
-        shape, config.quantization, attention=config.model.attention, dtype=dtype
-    )
+    attention = config.model.attention
+    base = build_meta_model(shape, config.quantization, attention=attention, dtype=dtype)
+
     torch.manual_seed(0)
-    fill(base, dtype, shape)
+    fill_weights(base, dtype, shape)
     base.model.rotary_emb = Gemma2RotaryEmbedding(shape)
     base.model.embed_tokens.embed_scale = torch.tensor(shape.hidden_size**0.5)
     assert not [name for name, buffer in base.named_buffers() if buffer.is_meta]
     return base.to(CUDA)
 
 
-def fill(base: nn.Module, dtype: torch.dtype, shape: Gemma2Config) -> None:
-    """Weights as Gemma 2's initialisation draws them; norms are 0, as there."""
-    given: dict[nn.Parameter, nn.Parameter] = {}  # tied weights stay one
+def fill_weights(base: nn.Module, dtype: torch.dtype, shape: Gemma2Config) -> None:
+    """Draw the weights as Gemma 2's initialisation does, which sets norms to 0."""
+    given: dict[nn.Parameter, nn.Parameter] = {}  # tied weights stay tied
     for module in base.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter not in given:
@@ -91,33 +98,46 @@ def fill(base: nn.Module, dtype: torch.dtype, shape: Gemma2Config) -> None:
                     drawn.normal_(std=shape.initializer_range)
                 given[parameter] = nn.Parameter(drawn, requires_grad=False)
                 if isinstance(module, Linear4bit):
-                    old: Any = parameter
-                    given[parameter] = Params4bit(
-                        drawn, requires_grad=False, quant_type=old.quant_type,
-                        compress_statistics=old.compress_statistics, module=module,
-                    ).to(CUDA)  # fmt: skip
+                    given[parameter] = quantize_on_gpu(drawn, parameter, module)
             module._parameters[name] = given[parameter]
 
 
+def quantize_on_gpu(drawn: Tensor, like: Any, module: Linear4bit) -> Params4bit:
+    """Return drawn weights in 4 bits, with the quantisation options of `like`."""
+    options = {"quant_type": like.quant_type, "compress_statistics": like.compress_statistics}
+    return Params4bit(drawn, requires_grad=False, module=module, **options).to(CUDA)
+
+
 def one_step(config: Config, objective: nn.Module) -> Callable[[int], tuple[float, float]]:
-    """Trains one optimizer step on one document of so many tokens, all labelled; returns (loss, seconds)."""
+    """Return a function that trains one optimizer step on one document with all tokens labelled.
+
+    It takes the number of tokens and returns (loss, seconds).
+    """
     optimizer = build_optimizer(objective, config.optim)
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    kept: list[Tensor] = []
+    kept: list[Tensor] = []  # the optimizer state that a job has by then
 
     def run(tokens: int) -> tuple[float, float]:
         ids = np.random.default_rng(0).integers(3, 250_000, (1, tokens))
         batch: Batch = {"input_ids": ids, "targets": ids, "position_ids": np.arange(tokens)[None]}
         kept[:] = init_optimizer_state(get_step_settings(config), optimizer, trained)
+
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         torch.cuda.synchronize()
+
         started = time.perf_counter()
         loss, norm = train_step(
-            objective, optimizer, [batch], num_targets=tokens, rate=1e-5, max_grad_norm=1.0, seed=(0, 0),
+            objective,
+            optimizer,
+            [batch],
+            num_targets=tokens,
+            rate=1e-5,
+            max_grad_norm=1.0,
+            seed=(0, 0),
             context=LocalContext(CUDA),
-        )  # fmt: skip
+        )
         torch.cuda.synchronize()
         assert np.isfinite([loss, norm]).all(), (loss, norm)
         return loss, time.perf_counter() - started
@@ -125,38 +145,45 @@ def one_step(config: Config, objective: nn.Module) -> Callable[[int], tuple[floa
     return run
 
 
-def memory(job: Job) -> dict[str, Any]:
-    """The job's peak as the plan has it, and as the allocator had it under the card's cap."""
+def measure_memory(job: Job) -> dict[str, Any]:
+    """Return the job's planned peak, and the allocator's peak under the cap."""
     config = load_config(job.model, [*job.overrides, f"data.sequence_tokens={job.tokens}"])
     planned = simulate_peak(get_step_settings(config))
-    base = random_base(config)
+    base = build_random_base_model(config)
     dtype = DTYPES[config.train.precision]
     objective = CaptionLoss(add_lora(base, config.lora, seed=0), dtype).to(CUDA).train()
     apply_memory_config(base, config.memory)
     run = one_step(config, objective)
+
+    # cap the allocator, then train
     card = torch.cuda.get_device_properties(CUDA).total_memory
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(
-        min(1.0, (job.card_gib - OUTSIDE_GIB) * GIB / card), CUDA
-    )
+    fraction = min(1.0, (job.card_gib - OUTSIDE_GIB) * GIB / card)
+    torch.cuda.set_per_process_memory_fraction(fraction, CUDA)
     try:
-        for tokens in (1024, 1536):  # kernels are compiled here, the second time for any length
+        for tokens in (1024, 1536):  # compiles the kernels, the second time for any length
             run(tokens)
         loss, seconds = run(job.tokens)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, CUDA)
+
     free, total = torch.cuda.mem_get_info()
     return {
-        "tokens": job.tokens, "planned_bytes": planned.num_bytes, "stage": planned.stage,
-        "allocated_bytes": torch.cuda.max_memory_allocated(), "reserved_bytes": torch.cuda.max_memory_reserved(),
+        "tokens": job.tokens,
+        "planned_bytes": planned.num_bytes,
+        "stage": planned.stage,
+        "allocated_bytes": torch.cuda.max_memory_allocated(),
+        "reserved_bytes": torch.cuda.max_memory_reserved(),
         "outside_allocator_bytes": total - free - torch.cuda.memory_reserved(),
         "relative_error": planned.num_bytes / torch.cuda.max_memory_allocated() - 1,
-        "seconds": seconds, "tokens_per_second": job.tokens / seconds, "loss": loss,
-    }  # fmt: skip
+        "seconds": seconds,
+        "tokens_per_second": job.tokens / seconds,
+        "loss": loss,
+    }
 
 
 def milliseconds(run: Callable[[], Any], repeats: int = 10) -> float:
-    """Median of runs by the card's own clock, after three that do not count."""
+    """Return the median milliseconds of runs by CUDA events, after three warm-up runs."""
     taken = []
     for i in range(repeats + 3):
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -170,7 +197,7 @@ def milliseconds(run: Callable[[], Any], repeats: int = 10) -> float:
 
 
 def extra_bytes(run: Callable[[], Any]) -> int:
-    """What one more run has live at its peak, beyond what lives before it."""
+    """Return the peak of one more run in allocated bytes, less the bytes allocated before it."""
     gc.collect()
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
@@ -186,35 +213,34 @@ ATTENTION = {
     "packed": ((1024,) * 8, None, 50.0),
     "no softcap": ((8192,), None, None),
 }
-"""Documents (tokens), window (tokens), softcap."""
+"""Lengths of the documents (tokens), sliding window (tokens), softcap."""
 
 
-def attention(
+def measure_attention(
     documents: tuple[int, ...], window: int | None, softcap: float | None
 ) -> dict[str, Any]:
-    """Forward and backward of one layer of the 9B (16 query, 8 key heads of 256), bf16."""
-    length, how = sum(documents), {"device": CUDA, "dtype": torch.bfloat16}
+    """Measure forward and backward of one layer of the 9B (16 query, 8 key heads of 256), bf16."""
+    length, options = sum(documents), {"device": CUDA, "dtype": torch.bfloat16}
     query, key, value = (
-        torch.randn(1, length, heads, 256, **how).transpose(1, 2).requires_grad_()
+        torch.randn(1, length, heads, 256, **options).transpose(1, 2).requires_grad_()
         for heads in (16, 8, 8)
     )
-    upstream = torch.randn(1, length, 16, 256, **how).transpose(1, 2)
+    grad_output = torch.randn(1, length, 16, 256, **options).transpose(1, 2)
     ids = torch.repeat_interleave(torch.tensor(documents))[None].to(CUDA)
-    back = torch.arange(length, device=CUDA)[:, None] - torch.arange(length, device=CUDA)
-    seen = (back >= 0) & (back < (window or length)) & (ids[0][:, None] == ids[0])
-    mask = torch.zeros(1, 1, length, length, **how).masked_fill_(
-        ~seen, torch.finfo(torch.bfloat16).min
-    )
+    places = torch.arange(length, device=CUDA)
+    distance = places[:, None] - places
+    visible = (distance >= 0) & (distance < (window or length)) & (ids[0][:, None] == ids[0])
+    lowest = torch.finfo(torch.bfloat16).min
+    mask = torch.zeros(1, 1, length, length, **options).masked_fill_(~visible, lowest)
     layer: Any = nn.Module()
     layer.num_key_value_groups = 2
 
     def gradients(out: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(out, (query, key, value), upstream)
+        return torch.autograd.grad(out, (query, key, value), grad_output)
 
     def eager() -> Any:
-        out = eager_attention_forward(
-            layer, query, key, value, mask, scaling=1 / 16, softcap=softcap
-        )[0]
+        args = (layer, query, key, value, mask)
+        out = eager_attention_forward(*args, scaling=1 / 16, softcap=softcap)[0]
         return gradients(out.transpose(1, 2))
 
     candidates: dict[str, Callable[[], Any]] = {
@@ -231,28 +257,35 @@ def attention(
                 query, key, value, is_causal=True, scale=1 / 16, enable_gqa=True
             )
         )
-    errors = [
-        float((a - b).abs().max() / b.abs().max())
-        for a, b in zip(candidates["ours"](), eager(), strict=True)
-    ]
-    flops = 3.5 * 4 * int(seen.sum()) * 16 * 256  # forward 2 products, backward 5
+
+    # compare and measure
+    pairs = zip(candidates["ours"](), eager(), strict=True)
+    errors = [float((a - b).abs().max() / b.abs().max()) for a, b in pairs]
+    flops = 3.5 * 4 * int(visible.sum()) * 16 * 256  # forward 2 products, backward 5
     taken = {each: milliseconds(run) for each, run in candidates.items()}
     return {
-        "milliseconds": taken, "tflops": {each: flops / ms / 1e9 for each, ms in taken.items()},
+        "milliseconds": taken,
+        "tflops": {each: flops / ms / 1e9 for each, ms in taken.items()},
         "extra_bytes": {each: extra_bytes(run) for each, run in candidates.items()},
         "max_relative_gradient_difference": max(errors),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
+    """Run the benchmark and write its figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=[*ATTENTION, *JOBS], help="some of those")
     arguments = parser.parse_args()
+
     found: dict[str, Any] = {"device": torch.cuda.get_device_name(CUDA), "torch": torch.__version__}
     for name in arguments.only:
         try:
-            found[name] = attention(*ATTENTION[name]) if name in ATTENTION else memory(JOBS[name])
+            found[name] = (
+                measure_attention(*ATTENTION[name])
+                if name in ATTENTION
+                else measure_memory(JOBS[name])
+            )
         except torch.cuda.OutOfMemoryError as error:
             found[name] = {"out_of_memory": str(error)[:600]}
         print(name, json.dumps(found[name]), file=sys.stderr, flush=True)

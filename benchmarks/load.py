@@ -1,10 +1,12 @@
-"""Loading a base that lies in 4 bits on disk, against quantising it while loading: CPU seconds, resident memory.
+"""Compare loading a 4-bit base model from disk with quantising it while loading.
 
     python -m benchmarks.load --json outputs/bench/load.json
 
-A random Gemma 2 of 150 M parameters in bf16, a seventh of them in its embedding (the 9B: a tenth), its files in the
-page cache. `prequantised_speedup` above 1: the one on disk loads faster. `peak_bytes_over_final`: the most that is
-resident while it loads over what stays; beside it the same of quantising while loading.
+The model is a random Gemma 2 of 150 M parameters in bf16, a seventh of them in its embedding (the
+9B: a tenth). Its files are in the page cache. The figures are CPU seconds and resident memory. If
+`prequantised_speedup` is above 1, the 4-bit files load faster. `peak_bytes_over_final` is the peak
+of resident memory while the 4-bit files load, over the memory that stays.
+`peak_bytes_over_final_while_quantising` is the same for quantising while loading.
 """
 
 import argparse
@@ -25,13 +27,23 @@ from benchmarks.measure import medians, one_thread, peak_and_final_bytes, write
 PAGE = 4096  # bytes
 NF4 = QuantizationConfig()
 CONFIG = Gemma2Config(
-    vocab_size=20_000, hidden_size=1024, intermediate_size=4096, num_hidden_layers=8, num_attention_heads=8,
-    num_key_value_heads=4, head_dim=128, query_pre_attn_scalar=128, dtype="bfloat16",
-)  # fmt: skip
+    vocab_size=20_000,
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_hidden_layers=8,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=128,
+    query_pre_attn_scalar=128,
+    dtype="bfloat16",
+)
 
 
 def loading(folder: str) -> Callable[[], Gemma2ForCausalLM]:
-    """What a worker does, and a read of every page: weights are mapped, and come when they are first used."""
+    """Return a function that loads the base model as a worker does, and reads every page.
+
+    The weights are memory-mapped: the system reads a page on its first use.
+    """
 
     def load() -> Gemma2ForCausalLM:
         base = load_base_model(
@@ -45,9 +57,11 @@ def loading(folder: str) -> Callable[[], Gemma2ForCausalLM]:
 
 
 def main() -> None:
+    """Run the benchmark and write its figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, required=True)
     arguments = parser.parse_args()
+
     one_thread()
     with tempfile.TemporaryDirectory() as folder:
         full, small = f"{folder}/full", f"{folder}/small"
@@ -55,6 +69,8 @@ def main() -> None:
         model = Gemma2ForCausalLM._from_config(CONFIG, dtype=torch.bfloat16)
         model.save_pretrained(full)
         num_bytes = quantize(ModelConfig(name=full), NF4, Path(small))["bytes"]
+
+        # measure
         candidates: dict[str, Callable[[], Any]] = {
             "prequantised": loading(small),
             "quantised_while_loading": loading(full),
@@ -65,6 +81,7 @@ def main() -> None:
             name: peak_and_final_bytes(loading, path)
             for name, path in (("small", small), ("full", full))
         }
+
     write(
         {
             "figures": {

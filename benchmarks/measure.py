@@ -1,4 +1,4 @@
-"""How benchmarks measure: CPU seconds of candidates that take turns, and peak resident memory in a fresh process."""
+"""Measure CPU seconds of candidates in turns, and peak resident memory in a new process."""
 
 import ctypes
 import gc
@@ -17,12 +17,15 @@ REPEATS = 5
 
 
 def one_thread() -> None:
-    """One thread: CPU time is then time, however busy the machine is."""
+    """Use one thread, so that CPU seconds equal the seconds on an idle machine."""
     torch.set_num_threads(1)
 
 
 def medians(candidates: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
-    """Median CPU seconds of each candidate; they alternate, after one round that does not count."""
+    """Return the median CPU seconds of each candidate.
+
+    The candidates alternate. The first round is a warm-up and does not count.
+    """
     taken: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(REPEATS + 1):
         for name, run in candidates.items():
@@ -33,14 +36,14 @@ def medians(candidates: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
 
 
 def peak_bytes(prepare: Callable[..., Callable[[], Any]], *arguments: Any) -> int:
-    """Resident bytes that `prepare(*arguments)()` adds at its peak, in a process of its own."""
+    """Return the resident bytes that `prepare(*arguments)()` adds at its peak, in a new process."""
     return peak_and_final_bytes(prepare, *arguments)[0]
 
 
 def peak_and_final_bytes(
     prepare: Callable[..., Callable[[], Any]], *arguments: Any
 ) -> tuple[int, int]:
-    """The same, and the bytes that what it returns keeps."""
+    """Return the bytes of `peak_bytes`, and the bytes that the returned object keeps."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_peak_and_final, prepare, *arguments).result()
 
@@ -48,7 +51,8 @@ def peak_and_final_bytes(
 def _peak_and_final(prepare: Callable[..., Callable[[], Any]], *arguments: Any) -> tuple[int, int]:
     one_thread()
     run = prepare(*arguments)
-    run()  # what libraries keep after their first use is not counted
+    run()  # memory that libraries keep after their first use does not count
+
     before = settled_bytes()
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
     kept = run()
@@ -59,20 +63,20 @@ def _peak_and_final(prepare: Callable[..., Callable[[], Any]], *arguments: Any) 
 
 
 def settled_bytes() -> int:
-    """Resident bytes without what is free already."""
+    """Return the resident bytes, after freed memory went back to the system."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     return status("VmRSS")
 
 
 def status(field: str) -> int:
-    """Bytes of one line of /proc/self/status."""
+    """Return the bytes in one line of /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 def write(report: Mapping[str, Any], path: Path) -> None:
-    """To the file, and to the screen."""
+    """Write the report to the file and to the screen."""
     text = json.dumps(
         {**report, "clock": f"CPU seconds, 1 thread, medians of {REPEATS}, alternating"}, indent=2
     )

@@ -1,11 +1,13 @@
-"""One optimizer step of QLoRA on real icon lengths: ours against Hugging Face's libraries as they are used.
+"""Compare one optimizer step of QLoRA with Hugging Face's libraries, on real icon lengths.
 
     python -m benchmarks.step --json outputs/bench/step.json
 
-`default`: Trainer's defaults: a batch padded to its longest document, eager attention, logits of every position.
-`expert`: documents joined without padding (`position_ids`), every layer recomputed, logits where there is a label.
-All have the same bf16 Gemma 2 on an NF4 base, the same LoRA and AdamW, and PEFT's and bitsandbytes' layers. Speed is
-documents' tokens a CPU second, without padding; memory is what one step of one document of 4,096 tokens adds.
+`default` has Trainer's defaults: a batch padded to its longest document, eager attention, and
+logits of every position. `expert` has documents joined without padding (`position_ids`), every
+layer recomputed, and logits only of positions with a label. All candidates have the same bf16
+Gemma 2 on an NF4 base model, the same LoRA and AdamW, and PEFT's and bitsandbytes' layers. Speed is
+the number of tokens in documents a CPU second, without padding. Memory is the growth in one step of
+one document of 4,096 tokens.
 """
 
 import argparse
@@ -36,21 +38,23 @@ from data_pipeline.stream.pack import pack_examples
 from data_pipeline.svg import SVGRefused, canonicalise
 
 CPU, DTYPE = torch.device("cpu"), torch.bfloat16
-ROW_TOKENS, LONG = 1024, 4096
-"""Packed rows where time is measured, and the document where memory is (tokens)."""
+SEQUENCE_TOKENS, LONG = 1024, 4096
+"""Length of the sequences of the time measurement and of the document of the memory measurement."""
 Batch = dict[str, Tensor]
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Candidate:
+    """One way of training."""
+
     attention: Literal["eager", "blockwise"] = "blockwise"
     memory: MemoryConfig | None = None
-    """What `save_memory` is told; None: transformers' and PEFT's modules as they are."""
+    """Argument of `apply_memory_config`; None: transformers' and PEFT's modules are unchanged."""
     checkpointing: bool = False
-    """transformers' own."""
+    """Use transformers' checkpointing."""
     theirs: bool = False
-    """The loss as well."""
+    """Use the loss of transformers."""
 
 
 KEPT, WHOLE = MemoryConfig(gradient_checkpointing=False), MemoryConfig(tile_tokens=LONG)
@@ -68,59 +72,71 @@ CANDIDATES = {
 
 @dataclass(frozen=True)
 class Case:
+    """A model and its documents."""
+
     words: int
     documents: int
-    """In one step; Trainer's `per_device_train_batch_size` is 8."""
+    """Number of documents in one step; Trainer's `per_device_train_batch_size` is 8."""
     longest: int
-    """Longer documents are left out (tokens)."""
+    """Length above which documents are dropped (tokens)."""
     candidates: tuple[str, ...]
 
 
 CASES = {
     # The head is a tenth of the matmul parameters, as in the 9B.
-    "9b_share": Case(words=3072, documents=8, longest=ROW_TOKENS, candidates=tuple(CANDIDATES)),
+    "9b_share": Case(
+        words=3072, documents=8, longest=SEQUENCE_TOKENS, candidates=tuple(CANDIDATES)
+    ),
     # `default` has the logits of all positions at once: they must fit into this machine.
     "256k": Case(words=256_000, documents=4, longest=320, candidates=("default", "expert", "ours")),
 }
 
 
 def save_model(words: int, folder: Path) -> str:
-    """A random Gemma 2 with the 9B's proportions, 12.4 M parameters in its layers."""
+    """Save a random Gemma 2 with the 9B's proportions and 12.4 M parameters in its layers."""
     torch.manual_seed(0)
     config = Gemma2Config(
-        vocab_size=words, hidden_size=448, intermediate_size=1792, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=128, query_pre_attn_scalar=128, sliding_window=4096,
-        attn_logit_softcapping=50.0, final_logit_softcapping=30.0,
-    )  # fmt: skip
+        vocab_size=words,
+        hidden_size=448,
+        intermediate_size=1792,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=128,
+        query_pre_attn_scalar=128,
+        sliding_window=4096,
+        attn_logit_softcapping=50.0,
+        final_logit_softcapping=30.0,
+    )
     Gemma2ForCausalLM(config).to(DTYPE).save_pretrained(folder)
     return str(folder)
 
 
 def documents(case: Case, folder: Path) -> tuple[list[Example], str]:
-    """Examples of the corpus's lengths and labels, spread over all of it; token ids are random."""
+    """Return examples with the lengths and labels of the corpus; token ids are random."""
     corpus = open_corpus(folder, 4000)
-    encoder, random = (
-        PromptEncoder(corpus.tokenizer, DataConfig().system_prompt),
-        np.random.default_rng(0),
-    )
+    encoder = PromptEncoder(corpus.tokenizer, DataConfig().system_prompt)
+    random = np.random.default_rng(0)
+
     chosen: list[Example] = []
-    rows = pq.read_table(corpus.parquet).to_pylist()
-    for i in random.permutation(len(rows)):
+    records = pq.read_table(corpus.parquet).to_pylist()
+    for i in random.permutation(len(records)):
         try:
-            example = encoder.encode(canonicalise(rows[i]["svg"]), rows[i]["caption"])
+            example = encoder.encode(canonicalise(records[i]["svg"]), records[i]["caption"])
         except SVGRefused:
             continue
         if len(example.input_ids) > case.longest:
             continue
         ids = random.integers(3, case.words, len(example.input_ids)).astype(np.int32)
-        chosen.append(Example.of(ids, example.num_prompt_tokens))
+        chosen.append(Example.from_ids(ids, example.num_prompt_tokens))
         if len(chosen) == case.documents:
             break
-    return chosen, corpus.says
+
+    return chosen, corpus.description
 
 
 def padded(examples: Sequence[Example]) -> list[Batch]:
-    """One batch as a collator for causal language models makes it: labels are input ids, shifted by the model."""
+    """Return one batch as a collator for causal language models: the model shifts the labels."""
     longest = max(len(example.input_ids) for example in examples)
     batch = {
         name: torch.zeros(len(examples), longest, dtype=torch.int64)
@@ -136,22 +152,24 @@ def padded(examples: Sequence[Example]) -> list[Batch]:
 
 
 def packed(examples: Sequence[Example]) -> list[Batch]:
-    """Rows of at most ROW_TOKENS tokens, or of one longer document; each as long as its documents."""
-    limit = max(ROW_TOKENS, *(len(example.input_ids) for example in examples))
+    """Return sequences of at most SEQUENCE_TOKENS tokens, or of one longer document, unpadded."""
+    limit = max(SEQUENCE_TOKENS, *(len(example.input_ids) for example in examples))
     names = ("input_ids", "position_ids", "targets")
     return [
-        {name: torch.from_numpy(getattr(row, name))[None].long() for name in names}
-        for row in pack_examples(examples, limit)
+        {name: torch.from_numpy(getattr(sequence, name))[None].long() for name in names}
+        for sequence in pack_examples(examples, limit)
     ]
 
 
 def default_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Compute the loss inside the model, over all positions."""
     with autocast(CPU, DTYPE):
         loss: Tensor = model(**batch, use_cache=False).loss
     return loss
 
 
 def expert_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Compute the summed loss from the logits of labelled positions."""
     inner = unwrap_gemma(model)
     with autocast(CPU, DTYPE):
         hidden = inner.model(
@@ -165,8 +183,10 @@ def expert_loss(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def step(name: str, folder: str, examples: Sequence[Example]) -> Callable[[], float]:
-    """One optimizer step of a candidate on all the documents; returns the loss before it."""
+    """Return one optimizer step of a candidate on all documents; it returns the loss before it."""
     candidate = CANDIDATES[name]
+
+    # model
     base = load_base_model(
         ModelConfig(name=folder, attention=candidate.attention),
         QuantizationConfig(),
@@ -178,9 +198,8 @@ def step(name: str, folder: str, examples: Sequence[Example]) -> Callable[[], fl
     if candidate.memory is not None:
         apply_memory_config(base, candidate.memory)
     if candidate.checkpointing:
-        base.activation_checkpointing_enable(
-            activation_checkpointing_kwargs={"use_reentrant": False}
-        )
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
     num_labels = sum(len(example.input_ids) - example.num_prompt_tokens for example in examples)
 
     def loss(batch: Batch) -> Tensor:
@@ -203,44 +222,54 @@ def step(name: str, folder: str, examples: Sequence[Example]) -> Callable[[], fl
     return run
 
 
-def timed(case: Case, folder: Path) -> dict[str, Any]:
-    """CPU seconds and tokens a CPU second of each candidate; the first losses, which must be alike."""
+def measure_case(case: Case, folder: Path) -> dict[str, Any]:
+    """Return CPU seconds, tokens a CPU second and first losses (nearly equal) of each candidate."""
     folder.mkdir()
     model = save_model(case.words, folder / "model")
-    examples, says = documents(case, folder)
+    examples, description = documents(case, folder)
     candidates = {name: step(name, model, examples) for name in case.candidates}
     losses = {name: run() for name, run in candidates.items()}
-    seconds = say(f"{case.words} words, seconds", medians(candidates))
+    seconds = report(f"{case.words} words, seconds", medians(candidates))
     lengths = [len(example.input_ids) for example in examples]
     return {
-        "corpus": says, "document_tokens": lengths, "losses": losses, "seconds": seconds,
+        "corpus": description,
+        "document_tokens": lengths,
+        "losses": losses,
+        "seconds": seconds,
         "tokens_per_second": {name: sum(lengths) / taken for name, taken in seconds.items()},
-    }  # fmt: skip
+    }
 
 
-def say(what: str, measured: T) -> T:
-    """To the screen at once: the whole takes minutes."""
-    print(what, measured, file=sys.stderr, flush=True)
+def report(label: str, measured: T) -> T:
+    """Print a result at once, because the whole benchmark takes minutes; return it."""
+    print(label, measured, file=sys.stderr, flush=True)
     return measured
 
 
 def main() -> None:
+    """Run the benchmark and write its figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, required=True)
     arguments = parser.parse_args()
+
     one_thread()
     with tempfile.TemporaryDirectory(prefix="bench-step-") as name:
         cases = {
-            case_name: timed(case, Path(name) / case_name) for case_name, case in CASES.items()
+            case_name: measure_case(case, Path(name) / case_name)
+            for case_name, case in CASES.items()
         }
         ids = np.random.default_rng(0).integers(3, CASES["9b_share"].words, LONG).astype(np.int32)
-        long = [Example.of(ids, LONG - 64)]
+        long = [Example.from_ids(ids, LONG - 64)]
         model = str(Path(name) / "9b_share" / "model")
-        extra = {each: say(each, peak_bytes(step, each, model, long)) for each in CANDIDATES}
-    figures = {
-        f"speedup_vs_{other}_{case}": measured["seconds"][other] / measured["seconds"]["ours"]
-        for case, measured in cases.items() for other in ("default", "expert")
-    } | {f"memory_vs_{other}_{LONG}": extra["ours"] / extra[other] for other in ("default", "expert")}  # fmt: skip
+        extra = {each: report(each, peak_bytes(step, each, model, long)) for each in CANDIDATES}
+
+    figures = {}
+    for case_name, measured in cases.items():
+        for other in ("default", "expert"):
+            seconds = measured["seconds"]
+            figures[f"speedup_vs_{other}_{case_name}"] = seconds[other] / seconds["ours"]
+    for other in ("default", "expert"):
+        figures[f"memory_vs_{other}_{LONG}"] = extra["ours"] / extra[other]
     write({"figures": figures, "cases": cases, "extra_bytes_4096": extra}, arguments.json)
 
 

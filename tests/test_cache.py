@@ -1,4 +1,4 @@
-"""Cached tokens are the tokens, or they are encoded anew."""
+"""Cached tokens equal encoded tokens; damaged files are encoded again."""
 
 import shutil
 import warnings
@@ -38,7 +38,7 @@ def assert_same(found: list[Example], wanted: list[Example]) -> None:
             np.testing.assert_array_equal(left, right)
 
 
-def test_what_is_read_is_what_was_encoded(encoder: PromptEncoder, tmp_path: Path) -> None:
+def test_cached_tokens_equal_encoded_tokens(encoder: PromptEncoder, tmp_path: Path) -> None:
     folder = str(tmp_path / "new" / "cache")
     for _ in range(2):
         assert_same(encode_cached(encoder, PAIRS, folder), encoder.encode_batch(PAIRS))
@@ -78,9 +78,7 @@ def test_a_damaged_file_is_noticed_and_replaced(
     (file,) = tmp_path.iterdir()
     whole = file.read_bytes()
     file.write_bytes(damage(whole))
-    with pytest.warns(
-        UserWarning, match="does not hold what was written there: it is encoded anew"
-    ):
+    with pytest.warns(UserWarning, match="is damaged: its texts are encoded again"):
         assert_same(encode_cached(encoder, PAIRS, str(tmp_path)), encoder.encode_batch(PAIRS))
     assert file.read_bytes() == whole
 
@@ -92,7 +90,7 @@ def test_the_file_of_another_text_under_this_name_is_not_trusted(
         encode_cached(encoder, pairs, str(tmp_path / name))
     (ours,), (foreign,) = ((tmp_path / name).iterdir() for name in ("ours", "foreign"))
     shutil.copy(foreign, ours)
-    with pytest.warns(UserWarning, match="encoded anew"):
+    with pytest.warns(UserWarning, match="encoded again"):
         assert_same(
             encode_cached(encoder, PAIRS, str(tmp_path / "ours")), encoder.encode_batch(PAIRS)
         )
@@ -117,9 +115,8 @@ def test_files_are_found_by_the_content_of_texts_tokenizer_and_template(
     other = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     other.add_special_tokens(["<unused0>"])
     other.save(str(tmp_path / "moved" / "tokenizer.json"))
-    assert (
-        num_files(PromptEncoder(str(tmp_path / "moved"), "Look:"), PAIRS) == 5
-    )  # the content's own is the same
+    # the content's tokenizer has no control tokens, so it is the same
+    assert num_files(PromptEncoder(str(tmp_path / "moved"), "Look:"), PAIRS) == 5
     other.add_tokens(["<table>"])
     other.save(str(tmp_path / "moved" / "tokenizer.json"))
     assert num_files(PromptEncoder(str(tmp_path / "moved"), "Look:"), PAIRS) == 6
@@ -146,7 +143,7 @@ def test_a_cache_that_cannot_be_written_is_named(encoder: PromptEncoder, tmp_pat
         encode_cached(encoder, PAIRS, str(tmp_path / "file"))
 
 
-def test_other_epochs_seeds_and_row_lengths_read_the_tokens_of_the_first(
+def test_other_epochs_seeds_and_sequence_lengths_read_the_tokens_of_the_first(
     tokenizer: Path, tmp_path: Path
 ) -> None:
     write_shards(tmp_path / "shards", train=range(11, 111), validation=[30, 40])

@@ -1,4 +1,4 @@
-"""The prompt format, what is trained on, and that no SVG or caption can speak as the template."""
+"""Tests of the prompt format and its targets; no SVG or caption can become a control token."""
 
 import lzma
 import re
@@ -73,7 +73,7 @@ GEMMA = Path(__file__).parents[2] / "shared" / "data" / "tokenizer-gemma3" / "to
     ],
 )
 def added(request, tmp_path_factory):
-    """A tokenizer's folder, and its added tokens by what they are: control tokens, plain text."""
+    """Return a tokenizer's folder, and its control tokens by id."""
     folder = TINY
     if request.param == "gemma3":
         folder = tmp_path_factory.mktemp("gemma3")
@@ -90,11 +90,17 @@ def added(request, tmp_path_factory):
     return str(folder), control
 
 
-PLAIN = r"[\n\t ]+|▁+|</?(table|caption|thead|tbody|tfoot|tr|th|td|h[1-6]|blockquote|strong|em|b|i|u|s|sub|sup|code)>"
+PLAIN = (
+    r"[\n\t ]+|▁+|</?(table|caption|thead|tbody|tfoot|tr|th|td|h[1-6]|blockquote|strong|em|b|i|u|s"
+    r"|sub|sup|code)>"
+)
 
 
 def hostile_pairs(tokens):
-    """(svg, caption): each control token whole, glued, disguised, in pieces across every seam; then many at once."""
+    """Yield (svg, caption) pairs built from control tokens.
+
+    Each token comes whole, glued, disguised, and in pieces across every seam; then many at once.
+    """
     for token in tokens:
         yield from (
             (token, "a"),
@@ -104,8 +110,8 @@ def hostile_pairs(tokens):
     for token in [token for token in tokens if not token.startswith("<unused")] + tokens[:20]:
         for cut in range(1, len(token)):
             head, tail = token[:cut], token[cut:]
-            # "<end_of_turn>" follows the SVG and "model\n" stands before the caption: a piece might be completed
-            # by them, or by the other piece.
+            # "<end_of_turn>" follows the SVG and "model\n" precedes the caption: they could
+            # complete a piece, and so could the other piece.
             yield from (
                 (head, tail),
                 (tail, head),
@@ -118,8 +124,11 @@ def hostile_pairs(tokens):
         yield from ((turn.join(some), turn), (turn, "".join(some)), (turn * 1000, turn * 1000))
 
 
-def assert_only_the_template_speaks(encoder, pairs, control):
-    """The control ids of every example are those of an empty one, each at its distance from SVG and caption."""
+def assert_only_the_template_has_control_tokens(encoder, pairs, control):
+    """Assert that the control ids of every example are those of an empty one.
+
+    Each must be at the same distance from the SVG and the caption.
+    """
     is_control = np.zeros(max(control) + 1, bool)
     is_control[list(control)] = True
 
@@ -146,7 +155,7 @@ def test_no_pair_can_forge_a_control_token_thousands_at_once_from_many_threads(a
     parts = [pairs[start::8] for start in range(8)]
     with ThreadPoolExecutor(8) as threads:
         checks = threads.map(
-            partial(assert_only_the_template_speaks, encoder, control=control), parts
+            partial(assert_only_the_template_has_control_tokens, encoder, control=control), parts
         )
         assert list(checks) == [None] * 8
 
@@ -168,14 +177,14 @@ def test_no_mixture_of_pieces_can_forge_a_control_token(encoder, tokenizer):
     @settings(max_examples=300, deadline=None)
     @given(st.lists(st.tuples(texts, texts), min_size=1, max_size=8))
     def check(pairs):
-        assert_only_the_template_speaks(encoder, pairs, control)
+        assert_only_the_template_has_control_tokens(encoder, pairs, control)
         for (svg, _), example in zip(pairs, encoder.encode_batch(pairs), strict=True):
             assert encoder.prompt(svg) == example.input_ids[: example.num_prompt_tokens].tolist()
 
     check()
 
 
-def test_the_system_sentence_cannot_speak_as_the_template_either(tokenizer):
+def test_the_system_prompt_cannot_forge_a_control_token_either(tokenizer):
     control = {i: token.content for i, token in tokenizer.get_added_tokens_decoder().items()}
     ids = PromptEncoder(str(TINY), "".join(control.values())).encode(SVG, CAPTION).input_ids
     turns = [

@@ -1,4 +1,4 @@
-"""Every row exactly once per epoch, wherever a job stops and with however many workers it goes on."""
+"""Every example is trained on once per epoch, after any kill and with any number of workers."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator
@@ -15,14 +15,14 @@ from data_pipeline.stream.token_stream import Batch, Position, Stream
 from data_pipeline.stream.worker_batches import split_among_workers
 from tests.corpus import save_tokenizer, write_shards
 
-NUM_ROWS, EPOCHS = 40, 2
+NUM_EXAMPLES, NUM_EPOCHS = 40, 2
 
 
 @pytest.fixture(scope="module")
 def stream(tmp_path_factory: pytest.TempPathFactory) -> Stream:
-    """Two epochs of three blocks, some 30 packed rows in all."""
+    """Two epochs of three shuffle blocks, some 30 sequences in all."""
     folder = tmp_path_factory.mktemp("corpus")
-    write_shards(folder, train=np.random.default_rng(0).integers(20, 100, NUM_ROWS).tolist())
+    write_shards(folder, train=np.random.default_rng(0).integers(20, 100, NUM_EXAMPLES).tolist())
     config = DataConfig(
         shards=str(folder),
         system_prompt="Look:",
@@ -34,23 +34,23 @@ def stream(tmp_path_factory: pytest.TempPathFactory) -> Stream:
         open_shards(config.shards),
         config,
         save_tokenizer(tmp_path_factory.mktemp("tokenizer")),
-        EPOCHS,
+        NUM_EPOCHS,
     )
 
 
-Hands = list[list[tuple[Batch, Position]]]
+Steps = list[list[tuple[Batch, Position]]]
 
 
-def hands_of(blocks: Iterable[Batch], num_workers: int, micro_batch_size: int = 1) -> Hands:
-    """[step][worker] → micro-batch and the position after the step."""
+def split_into_steps(blocks: Iterable[Batch], num_workers: int, micro_batch_size: int = 1) -> Steps:
+    """Return [step][worker]: the micro-batch, and the position after the step."""
     blocks = list(blocks)
-    dealt = [
+    parts = [
         split_among_workers(
             blocks, micro_batch_size=micro_batch_size, rank=rank, num_workers=num_workers
         )
         for rank in range(num_workers)
     ]
-    return [list(step) for step in zip(*dealt, strict=True)]
+    return [list(step) for step in zip(*parts, strict=True)]
 
 
 def remaining(stream: Stream, start: Position) -> Iterator[Batch]:
@@ -60,18 +60,18 @@ def remaining(stream: Stream, start: Position) -> Iterator[Batch]:
     )
 
 
-def trained_on(stream: Stream, hands: Hands) -> list[tuple[int, int]]:
-    """(epoch, row) of every example that is trained on."""
+def trained_on(stream: Stream, steps: Steps) -> list[tuple[int, int]]:
+    """Return (epoch, example number) of every example that is trained on."""
     return [
-        (int(block) // stream.num_shuffle_blocks_per_epoch, int(row))
-        for step in hands
+        (int(block) // stream.num_shuffle_blocks_per_epoch, int(number))
+        for step in steps
         for batch, _ in step
-        for block, rows in zip(batch["shuffle_block"], batch["example_numbers"], strict=True)
-        for row in rows[rows >= 0]
+        for block, numbers in zip(batch["shuffle_block"], batch["example_numbers"], strict=True)
+        for number in numbers[numbers >= 0]
     ]
 
 
-EVERYTHING = [(epoch, row) for epoch in range(EPOCHS) for row in range(NUM_ROWS)]
+EVERYTHING = [(epoch, number) for epoch in range(NUM_EPOCHS) for number in range(NUM_EXAMPLES)]
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 3)])
@@ -79,16 +79,16 @@ EVERYTHING = [(epoch, row) for epoch in range(EPOCHS) for row in range(NUM_ROWS)
 def test_from_every_checkpoint_another_number_of_workers_trains_on_exactly_the_rest(
     stream: Stream, before: int, after: int, micro_batch_size: int
 ) -> None:
-    steps = hands_of(remaining(stream, Position()), before, micro_batch_size)
+    steps = split_into_steps(remaining(stream, Position()), before, micro_batch_size)
     for num_steps in range(len(steps) + 1):
         done = steps[:num_steps]
         position = done[-1][0][1] if done else Position()
-        rest = hands_of(remaining(stream, position), after, micro_batch_size)
+        rest = split_into_steps(remaining(stream, position), after, micro_batch_size)
         assert sorted(trained_on(stream, done) + trained_on(stream, rest)) == EVERYTHING
 
 
 class Job:
-    """What the training job does with its ledgers, without a model."""
+    """A training job without a model: it only writes its ledgers and keeps its checkpoint."""
 
     def __init__(self, stream: Stream, folder: Path, save_every: int) -> None:
         self.stream, self.folder, self.save_every = stream, str(folder), save_every
@@ -97,19 +97,19 @@ class Job:
     def run(
         self, num_workers: int, kill_after: int | None = None, lose_the_checkpoint: bool = False
     ) -> None:
-        """From the last checkpoint until the end or the kill."""
+        """Run from the last checkpoint until the end or the kill."""
         start, position = self.saved
         ledgers = [Ledger(self.folder, self.stream, rank=rank) for rank in range(num_workers)]
         ledgers[0].forget_after(start)
-        hands = hands_of(remaining(self.stream, position), num_workers)
-        for step, hand in enumerate(hands, start + 1):
-            for ledger, (batch, _) in zip(ledgers, hand, strict=True):
+        steps = split_into_steps(remaining(self.stream, position), num_workers)
+        for step, micro_batches in enumerate(steps, start + 1):
+            for ledger, (batch, _) in zip(ledgers, micro_batches, strict=True):
                 ledger.add(step, [batch])
-            if step % self.save_every == 0 or step == start + len(hands):
+            if step % self.save_every == 0 or step == start + len(steps):
                 for ledger in ledgers:
                     ledger.write(step)
                 if not (lose_the_checkpoint and step == kill_after):
-                    self.saved = step, hand[0][1]
+                    self.saved = step, micro_batches[0][1]
             if step == kill_after:
                 return
 
@@ -121,10 +121,10 @@ class Job:
 
 @pytest.mark.parametrize(("first", "second", "third"), [(1, 2, 3), (3, 2, 1), (2, 2, 2)])
 @pytest.mark.parametrize("kill_after", [6, 8])
-def test_after_kills_the_files_name_every_row_once_per_epoch(
+def test_after_kills_the_files_name_every_record_once_per_epoch(
     stream: Stream, tmp_path: Path, first: int, second: int, third: int, kill_after: int
 ) -> None:
-    """Killed between checkpoints, and after the files of one were written that was never registered."""
+    """Kill the job between checkpoints, and after the files of a checkpoint that was not saved."""
     job = Job(stream, tmp_path, save_every=4)
     job.run(first, kill_after=kill_after, lose_the_checkpoint=True)
     assert job.saved[0] == 4
@@ -139,31 +139,29 @@ def test_after_kills_the_files_name_every_row_once_per_epoch(
     assert not list(tmp_path.glob(".*"))
 
 
-def test_entries_say_which_worker_trained_on_which_row_in_which_step(
-    stream: Stream, tmp_path: Path
-) -> None:
+def test_entries_name_worker_record_and_step(stream: Stream, tmp_path: Path) -> None:
     job = Job(stream, tmp_path, save_every=5)
     job.run(2)
     wanted = {
-        (epoch, step, rank, str(row))
-        for step, hand in enumerate(hands_of(remaining(stream, Position()), 2), 1)
-        for rank, pair in enumerate(hand)
-        for epoch, row in trained_on(stream, [[pair]])
+        (epoch, step, rank, str(number))
+        for step, micro_batches in enumerate(split_into_steps(remaining(stream, Position()), 2), 1)
+        for rank, pair in enumerate(micro_batches)
+        for epoch, number in trained_on(stream, [[pair]])
     }
     entries = job.entries()
-    assert len(entries) == len(wanted) == EPOCHS * NUM_ROWS
+    assert len(entries) == len(wanted) == NUM_EPOCHS * NUM_EXAMPLES
     assert set(entries) == wanted
 
 
-def test_a_job_of_the_same_name_that_starts_anew_starts_its_ledger_anew(
+def test_a_job_of_the_same_name_that_starts_again_starts_a_new_ledger(
     stream: Stream, tmp_path: Path
 ) -> None:
     for _ in range(2):
         Job(stream, tmp_path, save_every=3).run(2)
-        assert len(Job(stream, tmp_path, save_every=3).entries()) == EPOCHS * NUM_ROWS
+        assert len(Job(stream, tmp_path, save_every=3).entries()) == NUM_EPOCHS * NUM_EXAMPLES
 
 
-def test_without_a_ledger_packed_rows_hold_no_example_numbers_and_are_the_same(
+def test_without_a_ledger_sequences_are_the_same_but_for_their_example_numbers(
     stream: Stream,
 ) -> None:
     plain = dataclasses.replace(stream, config=stream.config.model_copy(update={"ledger": False}))

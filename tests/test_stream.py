@@ -36,7 +36,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def stream(tokenizer: str, tmp_path_factory: pytest.TempPathFactory) -> Stream:
-    """Two epochs of two blocks; the first holds more packed rows than travel together."""
+    """Two epochs of two shuffle blocks; the first has more sequences than one chunk."""
     folder = tmp_path_factory.mktemp("shards")
     write_shards(folder, train=LENGTHS[:NUM_TRAIN], validation=LENGTHS[NUM_TRAIN:])
     config = DataConfig(
@@ -53,12 +53,12 @@ def changed(stream: Stream, **config: object) -> Stream:
     return dataclasses.replace(stream, config=stream.config.model_copy(update=config))
 
 
-def icons(stream: Stream, rows: Batch) -> list[list[int]]:
-    """The icons in each packed row, read back from its tokens."""
+def icons(stream: Stream, batch: Batch) -> list[list[int]]:
+    """Return the icons in each sequence, read back from its tokens."""
     encoder = PromptEncoder(stream.tokenizer, stream.config.system_prompt)
     found = []
     for ids, positions, num_tokens in zip(
-        rows["input_ids"], rows["position_ids"], rows["num_tokens"], strict=True
+        batch["input_ids"], batch["position_ids"], batch["num_tokens"], strict=True
     ):
         starts = np.flatnonzero(positions[:num_tokens] == 0)
         texts = [encoder.decode(part.tolist()) for part in np.split(ids[:num_tokens], starts)[1:]]
@@ -94,20 +94,22 @@ def assert_same(left: Batch, right: Batch) -> None:
         np.testing.assert_array_equal(left[name], right[name], err_msg=name)
 
 
-def test_every_epoch_has_every_row_once_and_its_own_order(stream: Stream) -> None:
+def test_every_epoch_has_every_example_once_and_its_own_order(stream: Stream) -> None:
     first, second = epochs_of(stream)
     assert sorted(first) == sorted(second) == list(range(NUM_TRAIN))
     assert first != second
-    # neighbours in the shards are not neighbours in training, nor do rows with long examples come first
+    # Neighbours in the shards are not neighbours in training. Sequences with long examples are
+    # not first.
     assert sum(abs(a - b) == 1 for a, b in itertools.pairwise(first)) < NUM_TRAIN // 10
-    longest = [max(LENGTHS[icon] for icon in row) for row in icons(stream, stream.shuffle_block(0))]
+    longest = [
+        max(LENGTHS[icon] for icon in members) for members in icons(stream, stream.shuffle_block(0))
+    ]
     assert abs(np.corrcoef(longest, range(len(longest)))[0, 1]) < 0.3
     company = [
         icons(stream, stream.shuffle_block(number)) for number in range(stream.num_shuffle_blocks)
     ]
-    assert {frozenset(row) for row in flat(company[:2])} != {
-        frozenset(row) for row in flat(company[2:])
-    }
+    first_sets = {frozenset(members) for members in flat(company[:2])}
+    assert first_sets != {frozenset(members) for members in flat(company[2:])}
 
 
 def test_shuffle_blocks_take_turns_at_random(stream: Stream) -> None:
@@ -126,11 +128,11 @@ def test_a_shuffle_block_depends_on_nothing_but_its_number_and_the_seed(stream: 
     assert epochs_of(changed(stream, seed=2)) != epochs_of(stream)
 
 
-def test_a_packed_row_is_its_examples_one_behind_the_other(stream: Stream) -> None:
+def test_a_sequence_is_its_examples_one_after_another(stream: Stream) -> None:
     encoder = PromptEncoder(stream.tokenizer, stream.config.system_prompt)
-    rows = stream.shuffle_block(1)
-    assert rows["num_examples"].max() > 1
-    for row, members in enumerate(icons(stream, rows)):
+    block = stream.shuffle_block(1)
+    assert block["num_examples"].max() > 1
+    for sequence, members in enumerate(icons(stream, block)):
         examples = [encoder.encode(svg_of(LENGTHS[i]), f"icon {i}") for i in members]
         num_tokens = sum(len(example.input_ids) for example in examples)
         padding = stream.config.sequence_tokens - num_tokens
@@ -146,11 +148,12 @@ def test_a_packed_row_is_its_examples_one_behind_the_other(stream: Stream) -> No
             ],
         }
         for name, parts in expected.items():
-            np.testing.assert_array_equal(rows[name][row], np.concatenate(parts))
-        assert (rows["num_tokens"][row], rows["num_examples"][row]) == (num_tokens, len(members))
+            np.testing.assert_array_equal(block[name][sequence], np.concatenate(parts))
+        assert block["num_tokens"][sequence] == num_tokens
+        assert block["num_examples"][sequence] == len(members)
 
 
-def test_max_train_rows_keeps_the_first_rows(stream: Stream) -> None:
+def test_max_train_examples_keeps_the_first_examples(stream: Stream) -> None:
     few = changed(stream, max_train_examples=130)
     assert (few.num_train_examples, few.num_shuffle_blocks_per_epoch, few.num_shuffle_blocks) == (
         130,
@@ -161,7 +164,7 @@ def test_max_train_rows_keeps_the_first_rows(stream: Stream) -> None:
     assert changed(stream, max_train_examples=10**6).num_train_examples == NUM_TRAIN
 
 
-def test_examples_longer_than_a_row_are_left_out_and_counted(
+def test_examples_longer_than_a_sequence_are_dropped_and_counted(
     tokenizer: str, tmp_path: Path
 ) -> None:
     write_shards(tmp_path, train=[30, 500, 30, 600, 700, 30, 30, 800], validation=[500, 30])
@@ -173,30 +176,21 @@ def test_examples_longer_than_a_row_are_left_out_and_counted(
     blocks = [stream.shuffle_block(number) for number in range(stream.num_shuffle_blocks)]
     assert [int(block["num_dropped"].sum()) for block in blocks] == [1] * 12
 
-    alone = changed(
-        stream, shuffle_block_examples=1
-    )  # a block of which nothing is left must still be counted
+    # a block whose examples are all dropped must still be counted
+    alone = changed(stream, shuffle_block_examples=1)
     blocks = [alone.shuffle_block(number) for number in range(alone.num_shuffle_blocks_per_epoch)]
     assert sum(int(block["num_dropped"].sum()) for block in blocks) == 4
-    assert sorted(int(block["num_tokens"].sum() > 0) for block in blocks) == [
-        0,
-        0,
-        0,
-        0,
-        1,
-        1,
-        1,
-        1,
-    ]
+    assert [block["num_tokens"].sum() > 0 for block in blocks].count(True) == 4
+    assert len(blocks) == 8
 
     (batch,) = validation_batches(stream, micro_batch_size=4, rank=0, num_workers=1)
     assert (int(batch["num_dropped"].sum()), int(batch["num_examples"].sum())) == (1, 1)
 
 
-def test_examples_longer_than_a_row_are_truncated_and_counted_if_asked_for(
+def test_examples_longer_than_a_sequence_are_truncated_and_counted_on_request(
     tokenizer: str, tmp_path: Path
 ) -> None:
-    """The drawing loses its end; template, caption and what is trained on stay whole."""
+    """The drawing loses its end; template, caption and targets stay whole."""
     write_shards(tmp_path, train=[30, 500, 30, 600], validation=[500, 30])
     config = DataConfig(
         shards=str(tmp_path),
@@ -216,16 +210,16 @@ def test_examples_longer_than_a_row_are_truncated_and_counted_if_asked_for(
     num_cut = len(whole.input_ids) - 200
     cut = encoder.encode(svg_of(500)[:-num_cut], "icon 1")
     alone = (
-        (block, row)
+        (block, sequence)
         for block in blocks
-        for row, found in enumerate(icons(stream, block))
+        for sequence, found in enumerate(icons(stream, block))
         if found == [1]
     )
-    block, row = next(alone)
-    np.testing.assert_array_equal(block["input_ids"][row], cut.input_ids)
-    np.testing.assert_array_equal(block["targets"][row], cut.targets)
+    block, sequence = next(alone)
+    np.testing.assert_array_equal(block["input_ids"][sequence], cut.input_ids)
+    np.testing.assert_array_equal(block["targets"][sequence], cut.targets)
 
-    # A caption that alone is longer than a row has no shorter form that could be learnt.
+    # An example whose caption alone is longer than a sequence is dropped, not truncated.
     short = changed(stream, sequence_tokens=20)
     block = short.shuffle_block(0)
     assert (int(block["num_truncated"].sum()), int(block["num_dropped"].sum())) == (0, 2)
@@ -233,52 +227,56 @@ def test_examples_longer_than_a_row_are_truncated_and_counted_if_asked_for(
     assert (int(batch["num_truncated"].sum()), int(batch["num_examples"].sum())) == (1, 2)
 
 
-def naive_deal(rows: Batch, micro_batch_size: int, num_workers: int) -> list[list[list[int]]]:
-    """[worker][micro-batch] → which packed rows, -1 for one that fills up."""
-    num_rows = len(rows["index"])
-    num_steps = -(-num_rows // (micro_batch_size * num_workers))
-    everything = iter([*range(num_rows), *itertools.repeat(-1, micro_batch_size * num_workers)])
-    hands: list[list[list[int]]] = [[] for _ in range(num_workers)]
+def split_naively(batch: Batch, micro_batch_size: int, num_workers: int) -> list[list[list[int]]]:
+    """Return the sequences of each [worker][micro-batch]; -1 is a filler sequence."""
+    num_sequences = len(batch["index"])
+    num_steps = -(-num_sequences // (micro_batch_size * num_workers))
+    filler = itertools.repeat(-1, micro_batch_size * num_workers)
+    everything = iter([*range(num_sequences), *filler])
+
+    parts: list[list[list[int]]] = [[] for _ in range(num_workers)]
     for _ in range(num_steps):
-        for hand in hands:
-            hand.append([next(everything) for _ in range(micro_batch_size)])
-    return hands
+        for part in parts:
+            part.append([next(everything) for _ in range(micro_batch_size)])
+    return parts
 
 
 @pytest.mark.parametrize(
     ("micro_batch_size", "num_workers"),
     [(1, 1), (1, 2), (3, 1), (2, 3), (5, 4), (1, 200), (300, 2)],
 )
-def test_every_row_is_dealt_once_and_the_ragged_end_is_filled_up(
+def test_every_sequence_goes_to_one_worker_and_filler_completes_the_end(
     stream: Stream, micro_batch_size: int, num_workers: int
 ) -> None:
     blocks = [stream.shuffle_block(number) for number in range(stream.num_shuffle_blocks)]
-    rows = concatenated(blocks)
-    for rank, hand in enumerate(naive_deal(rows, micro_batch_size, num_workers)):
-        dealt = list(
+    sequences = concatenated(blocks)
+    for rank, part in enumerate(split_naively(sequences, micro_batch_size, num_workers)):
+        found = list(
             split_among_workers(
                 blocks, micro_batch_size=micro_batch_size, rank=rank, num_workers=num_workers
             )
         )
-        assert len(dealt) == len(hand)
-        for k, ((batch, position), wanted) in enumerate(zip(dealt, hand, strict=True)):
-            real = [row for row in wanted if row >= 0]
-            assert_same({name: column[: len(real)] for name, column in batch.items()},
-                        {name: column[real] for name, column in rows.items()})  # fmt: skip
+        assert len(found) == len(part)
+        for k, ((batch, position), wanted) in enumerate(zip(found, part, strict=True)):
+            real = [sequence for sequence in wanted if sequence >= 0]
+            assert_same(
+                {name: column[: len(real)] for name, column in batch.items()},
+                {name: column[real] for name, column in sequences.items()},
+            )
             for name, value in {
                 "targets": IGNORE_INDEX,
                 "num_tokens": 0,
                 "num_examples": 0,
                 "num_dropped": 0,
-                "truncated": 0,
+                "num_truncated": 0,
             }.items():
                 assert (batch[name][len(real) :] == value).all()
                 assert len(batch[name]) == micro_batch_size
-            consumed = min((k + 1) * micro_batch_size * num_workers, len(rows["index"]))
-            assert rows_before(position, blocks) == consumed
+            consumed = min((k + 1) * micro_batch_size * num_workers, len(sequences["index"]))
+            assert num_sequences_before(position, blocks) == consumed
 
 
-def rows_before(position: Position, blocks: Sequence[Batch]) -> int:
+def num_sequences_before(position: Position, blocks: Sequence[Batch]) -> int:
     if position.index:
         assert (
             len(blocks[position.shuffle_block]["index"])
@@ -315,21 +313,22 @@ def test_workers_share_the_validation_split_in_equal_parts(
     stream: Stream, micro_batch_size: int, num_workers: int
 ) -> None:
     stream = changed(stream, max_validation_examples=33, shuffle_block_examples=10)
-    hands = [
+    parts = [
         validation_batches(
             stream, micro_batch_size=micro_batch_size, rank=rank, num_workers=num_workers
         )
         for rank in range(num_workers)
     ]
-    assert len({len(hand) for hand in hands}) == 1
-    assert {len(batch["index"]) for hand in hands for batch in hand} == {micro_batch_size}
-    seen = flat(flat(icons(stream, batch)) for hand in hands for batch in hand)
+    assert len({len(part) for part in parts}) == 1
+    assert {len(batch["index"]) for part in parts for batch in part} == {micro_batch_size}
+    seen = flat(flat(icons(stream, batch)) for part in parts for batch in part)
     assert sorted(seen) == list(range(33))
 
 
 def test_an_empty_split_is_refused(stream: Stream, tmp_path: Path) -> None:
     write_shards(tmp_path, train=[30], validation=[])
-    stream = changed(stream, shards=str(tmp_path))
+    other = changed(stream, shards=str(tmp_path))
+    stream = dataclasses.replace(other, shards=open_shards(str(tmp_path)))
     assert stream.num_shuffle_blocks == 2
     with pytest.raises(
         DataError, match=r"the validation split of .* is empty: .*--validation-share"
@@ -337,7 +336,7 @@ def test_an_empty_split_is_refused(stream: Stream, tmp_path: Path) -> None:
         validation_batches(stream, micro_batch_size=1, rank=0, num_workers=1)
 
 
-# From here on with Ray Data.
+# The tests below use Ray Data.
 
 
 def consume(
@@ -348,7 +347,7 @@ def consume(
     num_workers: int,
     steps: int | None = None,
 ) -> list[list[tuple[Batch, Position]]]:
-    """What each worker gets, at most `steps` micro-batches of it."""
+    """Return the first `steps` micro-batches of each worker; None: all of them."""
     shards = build_dataset(stream, start=start, num_workers=num_workers).streaming_split(
         num_workers, equal=True
     )
@@ -368,17 +367,17 @@ def consume(
 
 
 @pytest.mark.parametrize(("micro_batch_size", "num_workers"), [(4, 1), (1, 2), (2, 3)])
-def test_ray_data_deals_the_same_rows_as_plain_python(
+def test_ray_data_gives_workers_the_same_sequences_as_plain_python(
     ray_local: ConnectedRay, stream: Stream, micro_batch_size: int, num_workers: int
 ) -> None:
     blocks = [stream.shuffle_block(number) for number in range(stream.num_shuffle_blocks)]
-    assert len(blocks[0]["index"]) > 64  # more than travel together
-    hands = consume(stream, Position(), micro_batch_size=micro_batch_size, num_workers=num_workers)
-    for rank, hand in enumerate(hands):
+    assert len(blocks[0]["index"]) > 64  # more than one chunk
+    parts = consume(stream, Position(), micro_batch_size=micro_batch_size, num_workers=num_workers)
+    for rank, part in enumerate(parts):
         expected = split_among_workers(
             blocks, micro_batch_size=micro_batch_size, rank=rank, num_workers=num_workers
         )
-        for (batch, position), (wanted, wanted_position) in zip(hand, expected, strict=True):
+        for (batch, position), (wanted, wanted_position) in zip(part, expected, strict=True):
             assert_same(batch, wanted)
             assert position == wanted_position
             assert all(column.flags.writeable for column in batch.values())
@@ -386,11 +385,11 @@ def test_ray_data_deals_the_same_rows_as_plain_python(
 
 def test_two_workers_stop_and_three_go_on(ray_local: ConnectedRay, stream: Stream) -> None:
     before = consume(stream, Position(), micro_batch_size=1, num_workers=2, steps=34)
-    (position,) = {hand[-1][1] for hand in before}
+    (position,) = {part[-1][1] for part in before}
     assert position.index > 64
     after = consume(stream, position, micro_batch_size=2, num_workers=3)
-    assert {hand[-1][1] for hand in after} == {Position(shuffle_block=stream.num_shuffle_blocks)}
-    seen = flat(flat(icons(stream, batch)) for hand in [*before, *after] for batch, _ in hand)
+    assert {part[-1][1] for part in after} == {Position(shuffle_block=stream.num_shuffle_blocks)}
+    seen = flat(flat(icons(stream, batch)) for part in [*before, *after] for batch, _ in part)
     assert sorted(seen) == sorted([*range(NUM_TRAIN)] * 2)
     assert consume(
         stream, Position(shuffle_block=stream.num_shuffle_blocks), micro_batch_size=2, num_workers=2
@@ -400,7 +399,7 @@ def test_two_workers_stop_and_three_go_on(ray_local: ConnectedRay, stream: Strea
 def test_resuming_reads_nothing_of_the_shuffle_blocks_before(
     ray_local: ConnectedRay, tokenizer: str, tmp_path: Path
 ) -> None:
-    """All other blocks' shards are unreadable: only one is opened for its rows, however late the position."""
+    """Only the shard of the last block is readable; a late position reads no other."""
     write_shards(tmp_path, train=[30 + i % 50 for i in range(6 * 64)])
     config = DataConfig(
         shards=str(tmp_path), system_prompt="Look:", sequence_tokens=232, shuffle_block_examples=64
@@ -416,8 +415,8 @@ def test_resuming_reads_nothing_of_the_shuffle_blocks_before(
     with pytest.raises(OSError):  # noqa: PT011
         stream.shuffle_block(4)
     start = Position(shuffle_block=5, index=3, num_block_sequences=len(last["index"]))
-    (hand,) = consume(stream, start, micro_batch_size=1, num_workers=1)
-    assert [int(batch["index"][0]) for batch, _ in hand] == list(range(3, len(last["index"])))
+    (part,) = consume(stream, start, micro_batch_size=1, num_workers=1)
+    assert [int(batch["index"][0]) for batch, _ in part] == list(range(3, len(last["index"])))
     np.testing.assert_array_equal(
-        concatenated(batch for batch, _ in hand)["input_ids"], last["input_ids"][3:]
+        concatenated(batch for batch, _ in part)["input_ids"], last["input_ids"][3:]
     )

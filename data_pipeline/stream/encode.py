@@ -1,7 +1,7 @@
-"""One (svg, caption) pair → token ids in Gemma 2's chat format, of which no byte of the pair can forge a part.
+"""Encode (svg, caption) pairs as token ids in Gemma 2's chat format. Imports no Ray and no model.
 
-Template and content are encoded apart, by two tokenizer instances: the template's knows the control tokens,
-the content's does not have them at all. Knows no Ray and no model.
+Two tokenizer instances encode the template and the content separately. Only the tokenizer of the
+template has the control tokens. No byte of an SVG or caption can therefore become a control token.
 """
 
 import hashlib
@@ -20,73 +20,89 @@ from tokenizers import Tokenizer
 from data_pipeline.errors import DataError
 
 IGNORE_INDEX = -100
-"""Target of a position that is not trained on (the value that torch's cross-entropy ignores)."""
+"""Target of a position that is not trained on: the value that torch's cross-entropy ignores."""
 
-# Gemma's vocabulary also lists runs of white space and HTML tags as added tokens. They are plain text to the
-# model; everything else among the added tokens (<bos>, <start_of_turn>, <unused7>, <mask>, …) is control.
-_PLAIN_ADDED = re.compile(
-    r"\s+|▁+|</?(?:table|caption|thead|tbody|tfoot|tr|th|td|h[1-6]|blockquote|strong|em|b|i|u|s|sub|sup|code)>"
+# Gemma's vocabulary also lists runs of white space and HTML tags as added tokens. They are plain
+# text to the model. All other added tokens (<bos>, <start_of_turn>, <unused7>, <mask>, …) are
+# control tokens.
+_HTML_TAGS = (
+    "table|caption|thead|tbody|tfoot|tr|th|td|h[1-6]|blockquote|strong|em|b|i|u|s|sub|sup|code"
 )
+_PLAIN_ADDED = re.compile(rf"\s+|▁+|</?(?:{_HTML_TAGS})>")
 
 
 class Example(NamedTuple):
-    """`input_ids` [n] int32, and `targets` [n] int32: what position t must predict, or IGNORED."""
+    """Token ids of one record, and the targets of the loss."""
 
     input_ids: npt.NDArray[np.int32]
+    """[n]"""
     targets: npt.NDArray[np.int32]
+    """[n]; the token that follows position t, or IGNORE_INDEX."""
 
     @classmethod
     def from_ids(cls, input_ids: npt.NDArray[np.int32], num_prompt_tokens: int) -> Self:
-        """All that follows the prompt is trained on."""
+        """Return the example whose tokens after the prompt are trained on."""
         targets = np.full(len(input_ids), IGNORE_INDEX, np.int32)
         targets[num_prompt_tokens - 1 : -1] = input_ids[num_prompt_tokens:]
         return cls(input_ids, targets)
 
     @property
     def num_prompt_tokens(self) -> int:
+        """Number of tokens before the model's turn."""
         return int((self.targets != IGNORE_INDEX).argmax()) + 1
 
 
 class PromptEncoder:
-    """Encodes prompts and whole examples; decodes captions.
+    """Encode prompts and whole examples; decode captions.
 
-    `tokenizer` is a folder that holds `tokenizer.json`, or a hub name. Raises DataError when it is neither, or
-    when it lacks one of Gemma 2's control tokens.
+    `tokenizer` is a folder with a `tokenizer.json`, or a hub name. Raises DataError if it is
+    neither, or if the tokenizer lacks one of Gemma 2's control tokens.
     """
 
     def __init__(self, tokenizer: str, system_prompt: str) -> None:
-        self._template = _load(tokenizer)
-        self._content = _without_control_tokens(self._template)
+        self._template = _load_tokenizer(tokenizer)
+        self._content = _remove_control_tokens(self._template)
+
+        # control tokens
         self.pad_id = self._control_id("<pad>")
         self.stop_ids = (self._control_id("<end_of_turn>"), self._control_id("<eos>"))
         self._control_id("<start_of_turn>")
-        opening = self._ids(self._template, "<start_of_turn>user\n")
-        self._before_svg = [
-            self._control_id("<bos>"), *opening, *self._ids(self._content, f"{system_prompt}\n\n")
-        ]  # fmt: skip
-        self._after_svg = self._ids(self._template, "\n<end_of_turn>\n<start_of_turn>model\n")
+
+        # prompt template
+        user_turn = _encode_text(self._template, "<start_of_turn>user\n")
+        system_ids = _encode_text(self._content, f"{system_prompt}\n\n")
+        self._before_svg = [self._control_id("<bos>"), *user_turn, *system_ids]
+        self._after_svg = _encode_text(self._template, "\n<end_of_turn>\n<start_of_turn>model\n")
 
     def prompt(self, svg: str) -> list[int]:
-        """Ids up to and including `<start_of_turn>model\\n`."""
-        return [*self._before_svg, *self._ids(self._content, svg), *self._after_svg]
+        """Return the ids up to and including `<start_of_turn>model\\n`."""
+        return [*self._before_svg, *_encode_text(self._content, svg), *self._after_svg]
 
     def encode(self, svg: str, caption: str) -> Example:
-        """The whole example; only the model's turn (caption, `<end_of_turn>`, `<eos>`) is trained on."""
+        """Return the whole example.
+
+        Only the model's turn is trained on: caption, `<end_of_turn>` and `<eos>`.
+        """
         return self.encode_batch([(svg, caption)])[0]
 
     def encode_batch(self, pairs: Sequence[tuple[str, str]]) -> list[Example]:
-        """`encode` for many (svg, caption) pairs at once, several times faster."""
+        """Encode many (svg, caption) pairs at once, several times faster than `encode`."""
         texts = [text for pair in pairs for text in pair]
         encoded = self._content.encode_batch_fast(texts, add_special_tokens=False)
+
         examples = []
         for svg, caption in zip(encoded[::2], encoded[1::2], strict=True):
             prompt = [*self._before_svg, *svg.ids, *self._after_svg]
             ids = np.array([*prompt, *caption.ids, *self.stop_ids], dtype=np.int32)
             examples.append(Example.from_ids(ids, len(prompt)))
+
         return examples
 
     def truncate(self, example: Example, max_tokens: int) -> Example | None:
-        """The example without the end of its SVG; None if template and caption alone are longer than max_tokens."""
+        """Return the example without the end of its SVG, max_tokens long.
+
+        Return None if template and caption alone are longer than max_tokens.
+        """
         num_prompt_tokens = example.num_prompt_tokens
         svg_end = num_prompt_tokens - len(self._after_svg)
         num_cut = len(example.input_ids) - max_tokens
@@ -97,18 +113,18 @@ class PromptEncoder:
 
     @property
     def min_tokens(self) -> int:
-        """Tokens of an example whose SVG and caption are empty; no example has fewer."""
+        """Number of tokens of the shortest example: its SVG and its caption are empty."""
         return len(self._before_svg) + len(self._after_svg) + len(self.stop_ids)
 
     @cached_property
     def fingerprint(self) -> bytes:
-        """32 bytes that differ where the same pair may get other tokens: tokenizer, template, library."""
+        """32-byte hash of all that a pair's tokens depend on: tokenizer, template, library."""
         template = [self._before_svg, self._after_svg, self.stop_ids]
         parts = (self._content.to_str(), json.dumps(template), tokenizers.__version__)
         return hashlib.blake2b("\0".join(parts).encode(), digest_size=32).digest()
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of generated ids, control tokens left out."""
+        """Return the text of generated ids, without control tokens."""
         return str(self._template.decode(list(ids), skip_special_tokens=True))
 
     def _control_id(self, token: str) -> int:
@@ -119,12 +135,12 @@ class PromptEncoder:
             )
         return int(index)
 
-    @staticmethod
-    def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
-        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+def _encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
-def _load(tokenizer: str) -> Tokenizer:
+def _load_tokenizer(tokenizer: str) -> Tokenizer:
     file = Path(tokenizer) / "tokenizer.json"
     if file.is_file():
         return Tokenizer.from_file(str(file))
@@ -132,15 +148,18 @@ def _load(tokenizer: str) -> Tokenizer:
         raise DataError(
             f"{tokenizer} holds no tokenizer.json: save the model's tokenizer beside its weights"
         )
+
     try:
         return Tokenizer.from_pretrained(tokenizer)
     except Exception as error:  # the hub client raises bare Exceptions of many kinds
         raise DataError(
-            f"no tokenizer {tokenizer!r}: it is neither a local folder nor to be had from the hub ({error})"
+            f"no tokenizer {tokenizer!r}: "
+            f"it is neither a local folder nor a tokenizer on the hub ({error})"
         ) from error
 
 
-def _without_control_tokens(template: Tokenizer) -> Tokenizer:
+def _remove_control_tokens(template: Tokenizer) -> Tokenizer:
+    """Return a copy of the tokenizer that encodes control tokens as plain text."""
     spec = json.loads(template.to_str())
     spec["added_tokens"] = [
         token

@@ -1,7 +1,8 @@
-"""Which rows each step trained on, in Parquet files that a person can query. Knows no Ray and no trainer.
+"""Ledger of the records that each step trained on, as Parquet files. Imports no Ray and no trainer.
 
-ledger/00000020-1.parquet   epoch, step, rank, record_id: what rank 1 trained on in the steps up to the 20th that no
-                            earlier file of its holds. Step 20 may be a checkpoint, the steps between are not.
+ledger/00000020-1.parquet has the columns epoch, step, rank and record_id. It lists the records that
+rank 1 trained on in the steps up to step 20, from the step after the last one of its previous file.
+Step 20 may be a checkpoint, the steps between the two files are not.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,10 @@ _SCHEMA = pa.schema(
 
 
 class Ledger:
-    """One worker's. In memory are the row numbers of the steps since the last `write`."""
+    """Ledger of one worker.
+
+    It keeps the example numbers of the steps since the last `write` in memory.
+    """
 
     def __init__(self, folder: str, stream: Stream, *, rank: int) -> None:
         self._fs, self._path = open_filesystem(folder)
@@ -29,36 +33,47 @@ class Ledger:
         self._pending: list[npt.NDArray[np.int32]] = []
 
     def forget_after(self, step: int) -> None:
-        """Remove all workers' entries of later steps: the job goes on from the checkpoint of this one.
+        """Remove the entries of all workers after `step`, the checkpoint that the job resumes from.
 
-        For one worker to call, before any other writes. Since files are written before their checkpoint is
-        reported, and none reaches over one, what remains is what the checkpoint has seen.
+        One worker calls this before any other worker writes. Every worker writes its file before a
+        checkpoint is reported, and no file spans a checkpoint. The remaining files therefore list
+        exactly the examples before the checkpoint.
         """
         selector = pyarrow.fs.FileSelector(self._path, allow_not_found=True)
         for info in self._fs.get_file_info(selector):
             last_step = info.base_name.partition("-")[0]
-            if (
-                not last_step.isdigit() or int(last_step) > step
-            ):  # not a number: left by a killed writer
+            is_partial = not last_step.isdigit()  # a killed writer left it
+            if is_partial or int(last_step) > step:
                 self._fs.delete_file(info.path)
 
     def add(self, step: int, micro_batches: Sequence[Batch]) -> None:
-        """This worker's micro-batches of a step."""
+        """Add the micro-batches that this worker trained on in a step."""
         for batch in micro_batches:
-            sequence, place = np.nonzero(batch["example_numbers"] >= 0)
-            epochs = batch["shuffle_block"][sequence] // self._stream.num_shuffle_blocks_per_epoch
-            rows = batch["example_numbers"][sequence, place]
-            self._pending.append(np.stack([epochs, np.full_like(rows, step), rows]))
+            numbers = batch["example_numbers"]
+            sequences, places = np.nonzero(numbers >= 0)  # -1 is padding
+            shuffle_blocks = batch["shuffle_block"][sequences]
+
+            example_numbers = numbers[sequences, places]
+            epochs = shuffle_blocks // self._stream.num_shuffle_blocks_per_epoch
+            steps = np.full_like(example_numbers, step)
+            self._pending.append(np.stack([epochs, steps, example_numbers]))
 
     def write(self, last_step: int) -> None:
-        """Write what was added since the last time, before the checkpoint of this step is reported."""
+        """Write the entries added since the last call.
+
+        The caller does so before it reports the checkpoint of step `last_step`.
+        """
         if not self._pending:
             return
-        (epochs, steps, rows), self._pending = np.concatenate(self._pending, axis=1), []
-        ranks = np.full_like(rows, self._rank)
-        table = pa.table(
-            [epochs, steps, ranks, self._stream.record_ids(rows.tolist())], schema=_SCHEMA
-        )
+
+        # build the table
+        epochs, steps, example_numbers = np.concatenate(self._pending, axis=1)
+        self._pending = []
+        ranks = np.full_like(example_numbers, self._rank)
+        record_ids = self._stream.record_ids(example_numbers.tolist())
+        table = pa.table([epochs, steps, ranks, record_ids], schema=_SCHEMA)
+
+        # write it under a hidden name, then rename it: readers see only whole files
         name = f"{last_step:08d}-{self._rank}.parquet"
         self._fs.create_dir(self._path, recursive=True)
         pq.write_table(table, f"{self._path}/.{name}", filesystem=self._fs)

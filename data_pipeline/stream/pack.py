@@ -1,4 +1,7 @@
-"""Examples → packed rows: several documents one behind the other in a row of bounded length. Pure numpy."""
+"""Pack examples into sequences: several documents, one after another, up to a fixed length.
+
+Pure numpy.
+"""
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
@@ -12,48 +15,52 @@ from data_pipeline.stream.encode import Example
 
 @dataclass(frozen=True)
 class PackedSequence:
-    """One row of n ≤ sequence_tokens tokens; each document's positions start at 0 again."""
+    """A sequence of n ≤ sequence_tokens tokens; the positions of each document start at 0."""
 
     input_ids: npt.NDArray[np.int32]
     """[n]"""
     position_ids: npt.NDArray[np.int32]
     """[n]; a 0 marks the first token of a document."""
     targets: npt.NDArray[np.int32]
-    """[n]; never crosses a document, since an example's last target is IGNORED."""
+    """[n]; the last target of a document is IGNORE_INDEX, so that none crosses into the next."""
     members: tuple[int, ...]
-    """Indices of the examples in this row, in order."""
+    """Indices of the examples in this sequence, in order."""
 
 
 def pack_examples(examples: Sequence[Example], sequence_tokens: int) -> list[PackedSequence]:
-    """Best-fit decreasing: longest example first, each into the fullest row that still has room for it.
+    """Pack by best-fit decreasing: longest example first, into the fullest sequence with room.
 
-    Examples longer than sequence_tokens must have been taken out before. Rows come in the order in which they
-    were opened; equal lengths keep their order, so the result is a pure function of the arguments.
+    No example may be longer than sequence_tokens. Sequences come in the order in which they were
+    opened. Examples of equal length keep their order, so the result is a pure function of the
+    arguments.
     """
-    order = sorted(range(len(examples)), key=lambda i: -len(examples[i].input_ids))
-    rows: list[list[int]] = []
-    open_rows: list[tuple[int, int]] = []  # (free tokens, row), ascending
-    for i in order:
+    longest_first = sorted(range(len(examples)), key=lambda i: -len(examples[i].input_ids))
+    sequences: list[list[int]] = []
+    free: list[tuple[int, int]] = []  # (free tokens, sequence), ascending
+
+    for i in longest_first:
         length = len(examples[i].input_ids)
         assert length <= sequence_tokens, (length, sequence_tokens)
-        at = bisect_left(open_rows, (length, -1))
-        if at < len(open_rows):
-            free, row = open_rows.pop(at)
+
+        fullest = bisect_left(free, (length, -1))
+        if fullest < len(free):
+            num_free, sequence = free.pop(fullest)
         else:
-            free, row = sequence_tokens, len(rows)
-            rows.append([])
-        rows[row].append(i)
-        insort(open_rows, (free - length, row))
-    return [_concatenate(examples, members) for members in rows]
+            num_free, sequence = sequence_tokens, len(sequences)
+            sequences.append([])
+
+        sequences[sequence].append(i)
+        insort(free, (num_free - length, sequence))
+
+    return [_concatenate(examples, members) for members in sequences]
 
 
 def _concatenate(examples: Sequence[Example], members: list[int]) -> PackedSequence:
-    parts = [examples[i] for i in members]
+    documents = [examples[i] for i in members]
+    positions = [np.arange(len(document.input_ids), dtype=np.int32) for document in documents]
     return PackedSequence(
-        input_ids=np.concatenate([part.input_ids for part in parts]),
-        position_ids=np.concatenate(
-            [np.arange(len(part.input_ids), dtype=np.int32) for part in parts]
-        ),
-        targets=np.concatenate([part.targets for part in parts]),
+        input_ids=np.concatenate([document.input_ids for document in documents]),
+        position_ids=np.concatenate(positions),
+        targets=np.concatenate([document.targets for document in documents]),
         members=tuple(members),
     )

@@ -1,8 +1,8 @@
 """Read the token stream through Ray Data. This is the only file that builds Ray Data graphs.
 
-Every worker receives every packed sequence and keeps its own. A Ray Data block per sequence would
+Every worker receives every packed sequence and keeps its own. One Ray Data block per sequence would
 cost tens of milliseconds a sequence. Larger blocks cannot be split among workers in advance,
-because no task knows how many sequences came before its own.
+because a task has no count of the sequences before its own.
 """
 
 import math
@@ -33,8 +33,8 @@ def build_dataset(stream: Stream, *, start: Position, num_workers: int) -> ray.d
     )
     dataset.context.execution_options = ExecutionOptions(preserve_order=True)
 
-    # Ray cuts the output of a task as soon as it holds more bytes than this. With 1 byte it cuts
-    # after every row of the dataset. A row is one of our chunks, so chunks go round the workers.
+    # Ray cuts the output of a task as soon as it has more bytes than this. With 1 byte it cuts
+    # after every row of the dataset. A row is one chunk, so the workers receive chunks in turn.
     dataset.context.target_max_block_size = 1
     dataset.context.enable_progress_bars = dataset.context.print_on_execution_start = False
     dataset.context.custom_execution_callback_classes = [_SchedulerPause]
@@ -42,7 +42,7 @@ def build_dataset(stream: Stream, *, start: Position, num_workers: int) -> ray.d
 
 
 def build_data_config() -> ray.train.DataConfig:
-    """Return the trainer's data options; Ray Train overwrites those of the dataset with them."""
+    """Return the trainer's data options, with which Ray Train overwrites those of the dataset."""
     return ray.train.DataConfig(execution_options=ExecutionOptions(preserve_order=True))
 
 
@@ -54,12 +54,15 @@ def iterate_batches(
     num_workers: int,
     prefetch: int,
 ) -> Iterator[tuple[Batch, Position]]:
-    """Yield a worker's micro-batches as `split_among_workers` does; prefetch about `prefetch`."""
-    num_sequences = prefetch * micro_batch_size * num_workers
+    """Yield a worker's micro-batches as `split_among_workers` does.
+
+    Ray Data prefetches about `prefetch` micro-batches.
+    """
+    num_prefetched = prefetch * micro_batch_size * num_workers  # sequences
     rows = shard.iter_batches(
         batch_size=1,
         batch_format="numpy",
-        prefetch_batches=math.ceil(num_sequences / _CHUNK_SEQUENCES),
+        prefetch_batches=math.ceil(num_prefetched / _CHUNK_SEQUENCES),
     )
     chunks = ({name: column[0] for name, column in row.items()} for row in rows)
     return split_among_workers(
@@ -70,8 +73,8 @@ def iterate_batches(
 class _SchedulerPause(ExecutionCallback):
     """Pause Ray Data's scheduling loop for 20 ms a turn.
 
-    Ray 2.60's loop spins while all tasks are finished or held back: it used half a core of two
-    here. None of our tasks needs to be scheduled sooner.
+    The loop of Ray 2.60 spins while all tasks are finished or held back. It used half a core,
+    measured on a machine with two cores. None of our tasks needs to be scheduled sooner.
     """
 
     def on_execution_step(self, executor: object) -> None:
@@ -79,7 +82,10 @@ class _SchedulerPause(ExecutionCallback):
 
 
 class _ShuffleBlocks(Datasource):
-    """One read task per remaining shuffle block: a single operator, which reserves CPUs once."""
+    """Source with one read task per remaining shuffle block.
+
+    It is a single operator, so that Ray reserves CPUs once for all the work.
+    """
 
     def __init__(self, stream: Stream, start: Position, num_workers: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -97,7 +103,7 @@ class _ShuffleBlocks(Datasource):
         return [ReadTask(partial(read, number), unknown) for number in numbers]
 
     def estimate_inmemory_data_size(self) -> None:
-        """Return None: the size is unknown before the block is packed."""
+        """Return None, because the size is unknown before the blocks are packed."""
 
 
 def _read_chunks(stream: Stream, start: Position, num_copies: int, number: int) -> Iterator[Block]:
@@ -105,6 +111,7 @@ def _read_chunks(stream: Stream, start: Position, num_copies: int, number: int) 
     sequences = stream.remaining_shuffle_block(start, number)
     for first in range(0, len(sequences["index"]), _CHUNK_SEQUENCES):
         part = slice(first, first + _CHUNK_SEQUENCES)
+        # the new first axis makes the chunk one row of the dataset
         chunk = {name: column[None, part] for name, column in sequences.items()}
         block = BlockAccessor.batch_to_block(chunk)
         for _ in range(num_copies):

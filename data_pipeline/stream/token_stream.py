@@ -26,11 +26,11 @@ Batch = dict[str, Column]
 
 - `input_ids`, `position_ids`, `targets` [sequences, sequence_tokens]: padded with the pad id, 0 and
   IGNORE_INDEX.
-- `shuffle_block`, `index`, `num_block_sequences` [sequences]: the place of a sequence in the stream,
-  see Position.
+- `shuffle_block`, `index`, `num_block_sequences` [sequences]: the place of a sequence in the
+  stream, see Position.
 - `num_examples`, `num_tokens` [sequences]: the content of a sequence, without padding.
-- `num_dropped`, `num_truncated` [sequences]: examples of the block that were longer than a sequence.
-  The first sequence of a block carries both counts, the others carry 0.
+- `num_dropped`, `num_truncated` [sequences]: numbers of examples of the block that were longer
+  than a sequence. The first sequence of a block carries both counts, the others carry 0.
 - `example_numbers` [sequences, n], only with `data.ledger`: the numbers of the sequence's examples
   in their split, padded with -1.
 """
@@ -48,7 +48,7 @@ class Position:
     index: int = 0
     """Number of consumed sequences of the next shuffle block."""
     num_block_sequences: int = 1
-    """Number of sequences in that shuffle block; without meaning while index is 0."""
+    """Number of sequences in that shuffle block; not used while index is 0."""
 
 
 def compute_progress(position: Position, num_shuffle_blocks: int) -> float:
@@ -90,30 +90,30 @@ class Stream:
         epoch, turn = divmod(number, self.num_shuffle_blocks_per_epoch)
         seed = self.config.seed
 
-        # choose the block
+        # choose the block of the shards
         block_order = np.random.default_rng((seed, epoch))
         block = int(block_order.permutation(self.num_shuffle_blocks_per_epoch)[turn])
 
-        # shuffle inside the block; + 1, because numpy seeds (seed, epoch, 0) and (seed, epoch) alike
+        # shuffle inside the block; + 1 because numpy seeds (seed, epoch, 0) like (seed, epoch)
         example_order = np.random.default_rng((seed, epoch, block + 1))
         examples = self._encode_block("train", block, self.num_train_examples)
         return self._pack(examples, number, example_order)
 
     def remaining_shuffle_block(self, start: Position, number: int) -> Batch:
-        """Return the sequences of block `number` ≥ start.shuffle_block that come after `start`."""
+        """Return the sequences of block `number` ≥ start.shuffle_block from `start` on."""
         block = self.shuffle_block(number)
         if number == start.shuffle_block:
             return slice_batch(block, slice(start.index, None))
         return block
 
     def record_ids(self, example_numbers: Sequence[int]) -> list[str]:
-        """Return the record ids of examples of the train split, given by their numbers."""
-        found: dict[int, str] = {}
+        """Return the record ids of the train examples with these numbers."""
+        ids: dict[int, str] = {}
         block_size = self.config.shuffle_block_examples
         for block in sorted({number // block_size for number in example_numbers}):
             first, records = self._read_block("train", block, self.num_train_examples)
-            found |= {first + i: record.id for i, record in enumerate(records)}
-        return [found[number] for number in example_numbers]
+            ids |= {first + i: record.id for i, record in enumerate(records)}
+        return [ids[number] for number in example_numbers]
 
     def validation_shuffle_blocks(self) -> Iterator[Batch]:
         """Yield the packed sequences of the validation split, in the order of the shards."""
@@ -154,23 +154,32 @@ class Stream:
         self, examples: Sequence[_Numbered], number: int, order: np.random.Generator | None = None
     ) -> Batch:
         """Pack the examples of block `number`; `order` shuffles examples and sequences."""
-        length = self.config.sequence_tokens
         encoder = _encoder(self.tokenizer, self.config.system_prompt)
 
         # shuffle, fit, pack
         if order is not None:
             examples = [examples[i] for i in order.permutation(len(examples))]
         fitting, num_truncated = self._fit(encoder, examples)
-        packed = pack_examples([example for _, example in fitting], length)
+        packed = pack_examples([example for _, example in fitting], self.config.sequence_tokens)
         packed = packed or [_EMPTY_SEQUENCE]  # it carries the counts of the block
         if order is not None:
             order.shuffle(packed)  # pack_examples puts sequences with long examples first
 
-        # columns
-        num_sequences = len(packed)
-        first_only = np.arange(num_sequences, dtype=np.int32) == 0
-        num_dropped = len(examples) - len(fitting)
-        columns = {
+        columns = self._make_columns(packed, number, encoder)
+        columns["num_dropped"][0] = len(examples) - len(fitting)
+        columns["num_truncated"][0] = num_truncated
+        if self.config.ledger:
+            most = max(1, self.config.sequence_tokens // encoder.min_tokens)
+            numbers = [np.array([fitting[i][0] for i in s.members], np.int32) for s in packed]
+            columns["example_numbers"] = _pad(numbers, most, -1)
+        return columns
+
+    def _make_columns(
+        self, packed: Sequence[PackedSequence], number: int, encoder: PromptEncoder
+    ) -> Batch:
+        """Return the columns of block `number`, with no example dropped or truncated."""
+        length, num_sequences = self.config.sequence_tokens, len(packed)
+        return {
             "input_ids": _pad([s.input_ids for s in packed], length, encoder.pad_id),
             "position_ids": _pad([s.position_ids for s in packed], length, 0),
             "targets": _pad([s.targets for s in packed], length, IGNORE_INDEX),
@@ -179,30 +188,30 @@ class Stream:
             "num_block_sequences": np.full(num_sequences, num_sequences, np.int32),
             "num_examples": np.array([len(s.members) for s in packed], np.int32),
             "num_tokens": np.array([len(s.input_ids) for s in packed], np.int32),
-            "num_dropped": np.where(first_only, num_dropped, 0).astype(np.int32),
-            "num_truncated": np.where(first_only, num_truncated, 0).astype(np.int32),
+            "num_dropped": np.zeros(num_sequences, np.int32),
+            "num_truncated": np.zeros(num_sequences, np.int32),
         }
-        if self.config.ledger:
-            numbers = [np.array([fitting[i][0] for i in s.members], np.int32) for s in packed]
-            most = max(1, length // encoder.min_tokens)
-            columns["example_numbers"] = _pad(numbers, most, -1)
-        return columns
 
     def _fit(
         self, encoder: PromptEncoder, examples: Sequence[_Numbered]
     ) -> tuple[list[_Numbered], int]:
-        """Return the examples that fit into a sequence, and how many were truncated to fit."""
+        """Return the examples that fit into a sequence, and the number of truncated ones."""
         limit = self.config.sequence_tokens
         fitting: list[_Numbered] = []
         num_truncated = 0
+
         for number, example in examples:
-            fitted: Example | None = example
-            if len(example.input_ids) > limit:
-                drop = self.config.too_long == "drop"
-                fitted = None if drop else encoder.truncate(example, limit)
-                num_truncated += fitted is not None
-            if fitted is not None:
-                fitting.append((number, fitted))
+            if len(example.input_ids) <= limit:
+                fitting.append((number, example))
+                continue
+            if self.config.too_long == "drop":
+                continue
+
+            shorter = encoder.truncate(example, limit)
+            if shorter is not None:
+                fitting.append((number, shorter))
+                num_truncated += 1
+
         return fitting, num_truncated
 
 
@@ -211,7 +220,7 @@ _EMPTY_SEQUENCE = PackedSequence(_NO_TOKENS, _NO_TOKENS, _NO_TOKENS, members=())
 
 
 def slice_batch(batch: Batch, part: slice) -> Batch:
-    """Return some of the sequences of a batch."""
+    """Return the sequences of a batch that the slice selects."""
     return {name: column[part] for name, column in batch.items()}
 
 

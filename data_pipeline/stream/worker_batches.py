@@ -1,4 +1,4 @@
-"""Split the stream of packed sequences among workers, as micro-batches. Imports no Ray and no model."""
+"""Split packed sequences among workers, as micro-batches. Imports no Ray and no model."""
 
 from collections.abc import Iterable, Iterator
 
@@ -20,11 +20,12 @@ _FILLER_VALUES = {
 def split_among_workers(
     blocks: Iterable[Batch], *, micro_batch_size: int, rank: int, num_workers: int
 ) -> Iterator[tuple[Batch, Position]]:
-    """Yield one worker's micro-batches, each with the job's position after that micro-batch.
+    """Yield one worker's micro-batches, each with the position of the whole job after it.
 
     With B = micro_batch_size and W = num_workers, all workers together take sequences
-    [kBW, (k+1)BW) as their k-th micro-batches, and worker `rank` takes the rank-th B of them. Filler
-    sequences complete the last micro-batches: IGNORE_INDEX targets, no tokens, no examples.
+    [kBW, (k+1)BW) as their k-th micro-batches. Worker `rank` takes the rank-th B of them. The
+    position after a micro-batch counts the k-th micro-batches of all workers. Filler sequences
+    complete the last micro-batches: IGNORE_INDEX targets, no tokens, no examples.
     """
     own = slice(rank * micro_batch_size, (rank + 1) * micro_batch_size)
     for group in _group_sequences(blocks, micro_batch_size * num_workers):
@@ -36,7 +37,10 @@ def split_among_workers(
 def validation_batches(
     stream: Stream, *, micro_batch_size: int, rank: int, num_workers: int
 ) -> list[Batch]:
-    """Return this worker's micro-batches of the validation split; all workers get equally many."""
+    """Return this worker's micro-batches of the validation split, without Ray.
+
+    All workers get the same number of micro-batches.
+    """
     blocks = stream.validation_shuffle_blocks()
     own = split_among_workers(
         blocks, micro_batch_size=micro_batch_size, rank=rank, num_workers=num_workers
@@ -51,8 +55,8 @@ def _group_sequences(blocks: Iterable[Batch], num_sequences: int) -> Iterator[Ba
     for block in blocks:
         # check that no sequence is missing or repeated
         first = int(block["shuffle_block"][0]), int(block["index"][0])
-        wanted = None if expected is None else (expected.shuffle_block, expected.index)
-        assert wanted is None or first == wanted, (first, expected)
+        if expected is not None:
+            assert first == (expected.shuffle_block, expected.index), (first, expected)
         expected = _position_after(block)
 
         pending = _concatenate(pending, block) if pending else block
@@ -67,12 +71,12 @@ def _group_sequences(blocks: Iterable[Batch], num_sequences: int) -> Iterator[Ba
 
 def _position_after(batch: Batch) -> Position:
     """Return the position after the last sequence of a batch."""
-    block, index, num_block_sequences = (
+    shuffle_block, index, num_block_sequences = (
         int(batch[name][-1]) for name in ("shuffle_block", "index", "num_block_sequences")
     )
     if index + 1 < num_block_sequences:
-        return Position(block, index + 1, num_block_sequences)
-    return Position(block + 1)
+        return Position(shuffle_block, index + 1, num_block_sequences)
+    return Position(shuffle_block + 1)
 
 
 def _concatenate(head: Batch, tail: Batch) -> Batch:
@@ -80,7 +84,7 @@ def _concatenate(head: Batch, tail: Batch) -> Batch:
 
 
 def _make_filler(batch: Batch, num_sequences: int) -> Batch:
-    """Return copies of the batch's last sequence that count for nothing."""
+    """Return copies of the batch's last sequence, with no target and with counts of 0."""
     filler = {name: np.repeat(column[-1:], num_sequences, axis=0) for name, column in batch.items()}
     for name in _FILLER_VALUES.keys() & filler.keys():
         filler[name][:] = _FILLER_VALUES[name]
