@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.sources.phosphor import phosphor_icons
-from data_pipeline.svg.numbers import MAX_CACHED, PathError, Readings, Texts, format_number
-from data_pipeline.svg.path import scale_path, scale_points
+from data_pipeline.svg.errors import PathError
+from data_pipeline.svg.numbers import MAX_CACHED, NumberCache, TextCache, format_number
+from data_pipeline.svg.path import scale_path
+from data_pipeline.svg.points import scale_points
 
 
 def scaled(
@@ -69,7 +71,7 @@ def test_flags_are_read_whatever_they_touch() -> None:
 
 
 def slip(d: str, scale: float) -> float:
-    return scale_path(d, scale, measured=True)[1]
+    return scale_path(d, scale, measure=True)[1]
 
 
 def test_how_much_rounding_moves() -> None:
@@ -82,7 +84,7 @@ def test_how_much_rounding_moves() -> None:
 def test_points_stay_absolute() -> None:
     assert scale_points("1,2-3.26 4 5", 10, origin=(1, 0)) == ("0 20-43 40", 0)
     assert scale_points("", 1) == ("", 0)
-    assert scale_points("0.25,0 0.25,10 0.25 10.5", 1, measured=True) == (
+    assert scale_points("0.25,0 0.25,10 0.25 10.5", 1, measure=True) == (
         "0 0 0 10 0 10",
         pytest.approx(2.625),
     )
@@ -139,11 +141,11 @@ def test_format_number(value: float, decimals: int, text: str) -> None:
 
 
 def test_what_is_remembered_of_numbers_is_bounded() -> None:
-    texts, readings = Texts(1, " "), Readings()
+    texts, numbers = TextCache(1, " "), NumberCache()
     for n in range(MAX_CACHED + 9):
         assert texts[float(n * 10)] == f" {n}"
-        assert readings[f"{n}."] == n
-    assert len(texts) == len(texts.known) == len(readings) == MAX_CACHED
+        assert numbers[f"{n}."] == n
+    assert len(texts) == len(texts.known) == len(numbers) == MAX_CACHED
 
 
 _COMMANDS = {"m": 2, "l": 2, "h": 1, "v": 1, "c": 6, "s": 4, "q": 4, "t": 2, "a": 7, "z": 0}
