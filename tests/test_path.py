@@ -1,16 +1,17 @@
-"""Path data: literal tables, and a plain flattener of its own that says how far a rewritten path moved."""
+"""Path data: literal tables, and distances between original and rewritten paths."""
 
-import math
 import re
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.sources.phosphor import read_phosphor
-from data_pipeline.svg.numbers import MAX_CACHED, PathError, Readings, Texts, format_number
-from data_pipeline.svg.path import scale_path, scale_points
+from data_pipeline.svg.errors import PathError
+from data_pipeline.svg.numbers import MAX_CACHED, NumberCache, TextCache, format_number
+from data_pipeline.svg.path import scale_path
+from data_pipeline.svg.points import scale_points
+from tests.flattener import deviation, flatten
 
 
 def scaled(
@@ -54,12 +55,12 @@ def scaled(
         ("", 1, ""),
     ],
 )
-def test_written_form(d: str, scale: float, written: str) -> None:
+def test_paths_are_written_in_their_shortest_form(d: str, scale: float, written: str) -> None:
     assert scaled(d, scale) == written
     assert scaled(written, 1) == written
 
 
-def test_flags_are_read_whatever_they_touch() -> None:
+def test_flags_are_read_with_and_without_separators() -> None:
     spaced = "M0 0a9 9 0 0 1 5.5.5 9 9 0 1 0-5 5A9 9 30 0 1 1 1"
     for glued in (
         "M0 0a9 9 0 015.5.5 9 9 0 10-5 5A9 9 30 011 1",
@@ -68,27 +69,27 @@ def test_flags_are_read_whatever_they_touch() -> None:
         assert scaled(glued, 3) == scaled(spaced, 3)
 
 
-def slip(d: str, scale: float) -> float:
-    return scale_path(d, scale, measured=True)[1]
+def moved_area(d: str, scale: float) -> float:
+    return scale_path(d, scale, measure=True)[1]
 
 
-def test_how_much_rounding_moves() -> None:
-    assert slip("M0 0h10v10", 1) == 0
-    assert slip("M0.25 0v10", 1) == pytest.approx(2.5)
-    assert slip("M0.25 0v10", 4) == 0
-    assert slip("M0.25 0h10", 1) == 0  # along the line
+def test_the_area_moved_by_rounding_is_measured() -> None:
+    assert moved_area("M0 0h10v10", 1) == 0
+    assert moved_area("M0.25 0v10", 1) == pytest.approx(2.5)
+    assert moved_area("M0.25 0v10", 4) == 0
+    assert moved_area("M0.25 0h10", 1) == 0  # along the line
 
 
 def test_points_stay_absolute() -> None:
     assert scale_points("1,2-3.26 4 5", 10, origin=(1, 0)) == ("0 20-43 40", 0)
     assert scale_points("", 1) == ("", 0)
-    assert scale_points("0.25,0 0.25,10 0.25 10.5", 1, measured=True) == (
+    assert scale_points("0.25,0 0.25,10 0.25 10.5", 1, measure=True) == (
         "0 0 0 10 0 10",
         pytest.approx(2.625),
     )
 
 
-def test_origin_and_decimals() -> None:
+def test_points_are_moved_and_rounded_to_decimals() -> None:
     assert scaled("m-6-6h3l1.26 1", 10, origin=(-6, -6)) == "m0 0h30l13 10"
     assert scaled("M1 1h.26v-.5", 1, decimals=1) == "m1 1h.3v-.5"
     assert scaled("M1 1h.26v-.5", 1, decimals=2) == "m1 1h.26v-.5"
@@ -118,7 +119,7 @@ def test_origin_and_decimals() -> None:
         "M0 0a" + "1" * 500,
     ],
 )
-def test_what_is_outside_the_grammar_is_refused(d: str) -> None:
+def test_data_outside_the_grammar_is_refused(d: str) -> None:
     with pytest.raises(PathError):
         scaled(d, 1)
 
@@ -134,137 +135,16 @@ def test_what_is_outside_the_grammar_is_refused(d: str) -> None:
         (10.05, 3, "10.05"),
     ],
 )
-def test_format_number(value: float, decimals: int, text: str) -> None:
+def test_numbers_get_their_shortest_text(value: float, decimals: int, text: str) -> None:
     assert format_number(value, decimals) == text
 
 
-def test_what_is_remembered_of_numbers_is_bounded() -> None:
-    texts, readings = Texts(1, " "), Readings()
+def test_number_caches_are_bounded() -> None:
+    texts, numbers = TextCache(1, " "), NumberCache()
     for n in range(MAX_CACHED + 9):
         assert texts[float(n * 10)] == f" {n}"
-        assert readings[f"{n}."] == n
-    assert len(texts) == len(texts.known) == len(readings) == MAX_CACHED
-
-
-_COMMANDS = {"m": 2, "l": 2, "h": 1, "v": 1, "c": 6, "s": 4, "q": 4, "t": 2, "a": 7, "z": 0}
-
-
-def tokens(d: str) -> list[tuple[str, list[float]]]:
-    """The grammar, read character by character."""
-    segments: list[tuple[str, list[float]]] = []
-    position, command = 0, ""
-    number = re.compile(r"[\s,]*([-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?)")
-    flag = re.compile(r"[\s,]*([01])")
-    while d[position:].strip(" ,\n"):
-        letter = re.compile(r"[\s,]*([a-zA-Z])").match(d, position)
-        if letter:
-            command, position = letter[1], letter.end()
-        elif command in "mM":
-            command = "l" if command == "m" else "L"
-        values = []
-        for n in range(_COMMANDS[command.lower()]):
-            match = (flag if command in "aA" and n in (3, 4) else number).match(d, position)
-            assert match, d[position:]
-            values.append(float(match[1]))
-            position = match.end()
-        segments.append((command, values))
-    return segments
-
-
-def arc_points(
-    p: complex, rx: float, ry: float, phi: float, large: bool, sweep: bool, q: complex
-) -> list[complex]:
-    """SVG 1.1, appendix F.6."""
-    if p == q:
-        return []
-    if not rx or not ry:
-        return [q]
-    turn = complex(math.cos(math.radians(phi)), math.sin(math.radians(phi)))
-    half = (p - q) / 2 / turn
-    x, y, rx, ry = half.real, half.imag, abs(rx), abs(ry)
-    grow = math.sqrt((x / rx) ** 2 + (y / ry) ** 2)
-    if grow > 1:
-        rx, ry = rx * grow, ry * grow
-    root = max(0.0, (rx * ry) ** 2 / ((rx * y) ** 2 + (ry * x) ** 2) - 1) ** 0.5
-    root = -root if large == sweep else root
-    cx, cy = root * rx * y / ry, -root * ry * x / rx
-    first = math.atan2((y - cy) / ry, (x - cx) / rx)
-    last = math.atan2((-y - cy) / ry, (-x - cx) / rx)
-    if sweep and last < first:
-        last += math.tau
-    if not sweep and last > first:
-        last -= math.tau
-    centre = complex(cx, cy) * turn + (p + q) / 2
-    angles = np.linspace(first, last, 129)[1:]
-    return [complex(rx * math.cos(a), ry * math.sin(a)) * turn + centre for a in angles]
-
-
-def flatten(d: str, scale: float) -> list[np.ndarray]:
-    """The subpaths as polylines of complex points, curves in 32 steps."""
-    subpaths: list[list[complex]] = []
-    here = start = 0j
-    control, previous = 0j, ""
-    steps = np.linspace(0, 1, 33)[1:]
-    for command, n in tokens(d):
-        kind, base = command.lower(), here if command.islower() else 0j
-        if kind not in "mz" and previous == "z":
-            subpaths.append([here])
-        points = [base + complex(n[i], n[i + 1]) for i in range(0, len(n) - 1, 2)]
-        if kind == "m":
-            here = start = points[0]
-            subpaths.append([here])
-        elif kind == "z":
-            subpaths[-1].append(start)
-            here = start
-        elif kind in "lhv":
-            if kind == "h":
-                points = [complex(base.real + n[0], here.imag)]
-            if kind == "v":
-                points = [complex(here.real, base.imag + n[0])]
-            here = points[0]
-            subpaths[-1].append(here)
-        elif kind in "cs":
-            if kind == "s":
-                points = [2 * here - control if previous in "cs" else here, *points]
-            a, b, c = points
-            subpaths[-1] += list(
-                (1 - steps) ** 3 * here
-                + 3 * (1 - steps) ** 2 * steps * a
-                + 3 * (1 - steps) * steps**2 * b
-                + steps**3 * c
-            )
-            here, control = c, b
-        elif kind in "qt":
-            if kind == "t":
-                points = [2 * here - control if previous in "qt" else here, *points]
-            a, b = points
-            subpaths[-1] += list(
-                (1 - steps) ** 2 * here + 2 * (1 - steps) * steps * a + steps**2 * b
-            )
-            here, control = b, a
-        else:
-            end = base + complex(n[5], n[6])
-            subpaths[-1] += arc_points(here, n[0], n[1], n[2], n[3] == 1, n[4] == 1, end)
-            here = end
-        previous = kind or " "
-    return [np.array(points) * scale for points in subpaths]
-
-
-def farthest(points: np.ndarray, line: np.ndarray) -> float:
-    """The largest distance from a point to the polyline."""
-    a, b = line[:-1], line[1:]
-    if not len(a):
-        return float(np.abs(points - line[0]).max())
-    along = b - a
-    length = np.where(along == 0, 1, np.abs(along) ** 2)
-    share = np.clip(((points[:, None] - a) * along.conj()).real / length, 0, 1)
-    return float(np.abs(points[:, None] - (a + share * along)).min(axis=1).max())
-
-
-def deviation(before: list[np.ndarray], after: list[np.ndarray]) -> float:
-    assert len(before) == len(after)
-    pairs = list(zip(before, after, strict=True))
-    return max((max(farthest(p, q), farthest(q, p)) for p, q in pairs), default=0.0)
+        assert numbers[f"{n}."] == n
+    assert len(texts) == len(texts.known) == len(numbers) == MAX_CACHED
 
 
 coordinates = st.floats(-40, 40).map(lambda value: round(value, 3))
@@ -302,13 +182,12 @@ def written(path: list[tuple[str, tuple[float, ...]]]) -> str:
 @given(st.lists(segments, max_size=8).map(written), st.sampled_from([0.3, 1.0, 10.667]))
 def test_no_point_moves_by_more_than_a_unit(d: str, scale: float) -> None:
     after = scaled(d, scale)
-    assert (
-        deviation(flatten(d, scale), flatten(after, 1)) <= 1.0 + 0.02
-    )  # chords of 1/32 of a curve
+    flattening_error = 0.02  # from chords of 1/32 of a curve
+    assert deviation(flatten(d, scale), flatten(after, 1)) <= 1.0 + flattening_error
     assert scaled(after, 1) == after
 
 
-def test_real_icons_move_by_less_than_a_unit_and_stay_put() -> None:
+def test_real_icons_move_by_at_most_a_unit_and_are_fixed_points() -> None:
     worst = 0.0
     for icon in list(read_phosphor())[::397]:
         for d in re.findall(r'\sd="([^"]*)"', icon.svg.decode()):

@@ -1,6 +1,10 @@
-"""Turn one SVG string into one safe canonical SVG string, or refuse it by name. Knows no files and no captions."""
+"""Canonical SVG: turn one SVG string into one safe canonical SVG string, or refuse it by name.
 
-from data_pipeline.svg.canonical import GRID, canonicalise
-from data_pipeline.svg.read import SVGRefused
+The package reads no files and no captions.
+"""
+
+from data_pipeline.svg.canonical import canonicalise
+from data_pipeline.svg.errors import SVGRefused
+from data_pipeline.svg.lengths import GRID
 
 __all__ = ["GRID", "SVGRefused", "canonicalise"]

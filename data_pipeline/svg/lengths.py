@@ -1,4 +1,4 @@
-"""Lengths of a drawing in a user space, and the same in another. Knows no element."""
+"""Lengths of a drawing: parse them, and scale them from one user space to another."""
 
 import math
 import re
@@ -8,7 +8,7 @@ from functools import lru_cache
 from data_pipeline.svg.numbers import NUMBER, format_number, parse_numbers
 
 GRID = 256  # units along the longer side of every canonical drawing
-MAX_REMEMBERED = 24  # characters of a length: a hostile corpus must not fill the memory
+MAX_CACHED_LENGTH = 24  # characters of a cached value: a hostile corpus must not fill the memory
 
 XS = frozenset(("x", "cx", "x1", "x2", "fx"))
 YS = frozenset(("y", "cy", "y1", "y2", "fy"))
@@ -16,8 +16,8 @@ WIDTHS = frozenset(("width", "rx"))
 HEIGHTS = frozenset(("height", "ry"))
 
 _LENGTH = re.compile(rf"({NUMBER.pattern})\s*(px|pt|pc|mm|cm|in|%)?")
-_DASHES = re.compile(rf"none|(?:(?>{NUMBER.pattern})(?:px)?[\s,]*+)++")
-_PIXELS = {
+_NUMBER_LIST = re.compile(rf"none|(?:(?>{NUMBER.pattern})(?:px)?[\s,]*+)++")
+_PIXELS_PER_UNIT = {
     "px": 1.0,
     "": 1.0,
     "pt": 4 / 3,
@@ -31,72 +31,94 @@ _PIXELS = {
 
 @dataclass(frozen=True, eq=False)
 class Space:
-    """How one user space becomes another: (point - origin) * scale. `width` × `height` is what 100% means;
-    one unit is drawn at least `zoom` grid units large, whatever the transforms around it say."""
+    """Map from one user space to another: (point - origin) * scale."""
 
     scale: float
     origin: tuple[float, float]
     width: float
+    """Length that 100% means, for widths and x coordinates."""
     height: float
+    """Length that 100% means, for heights and y coordinates."""
     zoom: float = 1.0
+    """Lower bound of the grid units that one unit covers, for any transforms of ancestors."""
 
     @property
     def diagonal(self) -> float:
-        """What 100% means to lengths that are neither widths nor heights."""
+        """Length that 100% means, for lengths that are neither widths nor heights."""
         return math.hypot(self.width, self.height) / math.sqrt(2)
 
 
 def parse_length(text: str, whole: float) -> float | None:
-    """`12`, `3pt`, `50%` of `whole` → pixels; None for anything else (`auto`, `1em`, a list)."""
-    number, pixels = _parse_short(text) if len(text) < MAX_REMEMBERED else _parse(text)
-    return None if number is None else number * (pixels or whole / 100)
+    """Return the pixels of `12`, `3pt` or `50%` of `whole`.
+
+    Returns None for anything else, such as `auto`, `1em` or a list.
+    """
+    if len(text) < MAX_CACHED_LENGTH:
+        number, pixels_per_unit = _parse_cached(text)
+    else:
+        number, pixels_per_unit = _parse(text)
+    return None if number is None else number * (pixels_per_unit or whole / 100)
 
 
 def _parse(text: str) -> tuple[float | None, float]:
-    """The number, and how many pixels its unit has, none if it is `%`."""
+    """Return the number and the pixels in its unit, which are 0 for `%`."""
     match = _LENGTH.fullmatch(text.strip())
     if match is None or not abs(number := float(match[1])) <= 1e7:
         return None, 0.0
-    return number, _PIXELS[match[2] or ""]
+    return number, _PIXELS_PER_UNIT[match[2] or ""]
 
 
-_parse_short = lru_cache(maxsize=4096)(_parse)
+_parse_cached = lru_cache(maxsize=4096)(_parse)
 
 
-def scale_length(name: str, value: str, space: Space, decimals: int, vector: bool) -> str:
-    """The attribute in the other space: a place or, if `vector`, the difference of two; no length stays as it is."""
-    if len(value) < MAX_REMEMBERED:
-        return _scale_short(name, value, space, decimals, vector)
-    return _scale(name, value, space, decimals, vector)
+def scale_length(name: str, value: str, space: Space, decimals: int, is_offset: bool) -> str:
+    """Return the attribute value in the other space.
+
+    Coordinates are positions, or differences of two positions if `is_offset`. A value that is not
+    one length is returned unchanged.
+    """
+    if len(value) < MAX_CACHED_LENGTH:
+        return _scale_cached(name, value, space, decimals, is_offset)
+    return _scale(name, value, space, decimals, is_offset)
 
 
-def _scale(name: str, value: str, space: Space, decimals: int, vector: bool) -> str:
-    wide, high = name in XS or name in WIDTHS, name in YS or name in HEIGHTS
-    number = parse_length(value, space.width if wide else space.height if high else space.diagonal)
+def _scale(name: str, value: str, space: Space, decimals: int, is_offset: bool) -> str:
+    is_x, is_y = name in XS, name in YS
+    if is_x or name in WIDTHS:
+        whole = space.width
+    elif is_y or name in HEIGHTS:
+        whole = space.height
+    else:
+        whole = space.diagonal
+
+    number = parse_length(value, whole)
     if number is None:
         return value
-    if name in XS or name in YS:
-        shift = 0.0 if vector else space.origin[high]
-        return format_number((number - shift) * space.scale, decimals)
-    return _small(number * space.scale, decimals)
+    if is_x or is_y:
+        origin = 0.0 if is_offset else space.origin[is_y]
+        return format_number((number - origin) * space.scale, decimals)
+    return _format_size(number * space.scale, decimals)
 
 
-_scale_short = lru_cache(maxsize=4096)(_scale)
+_scale_cached = lru_cache(maxsize=4096)(_scale)
 
 
-def _small(length: float, decimals: int) -> str:
-    """Lengths below 16 units keep one more decimal, and none becomes nothing."""
-    text = format_number(length, decimals + (abs(length) * 10**decimals < 16))
-    return format_number(length, decimals + 4) if text == "0" else text
+def _format_size(size: float, decimals: int) -> str:
+    """Return the text of a size, with one more decimal below 16 units of the last decimal.
+
+    A size that would still round to 0 gets four more decimals.
+    """
+    text = format_number(size, decimals + (abs(size) * 10**decimals < 16))
+    return format_number(size, decimals + 4) if text == "0" else text
 
 
-def is_dashes(value: str) -> bool:
-    """`none`, or numbers in pixels."""
-    return _DASHES.fullmatch(value) is not None
+def is_number_list(value: str) -> bool:
+    """Return whether the value is `none` or a list of numbers in pixels."""
+    return _NUMBER_LIST.fullmatch(value) is not None
 
 
-def scale_dashes(value: str, scale: float, decimals: int) -> str:
-    """`1px, 2`, 10 → `10 20`; what is not a list of numbers stays."""
-    if value == "none" or not is_dashes(value):
+def scale_number_list(value: str, scale: float, decimals: int) -> str:
+    """Return `10 20` for `1px, 2` and scale 10; return any other value unchanged."""
+    if value == "none" or not is_number_list(value):
         return value
-    return " ".join(_small(number * scale, decimals) for number in parse_numbers(value))
+    return " ".join(_format_size(number * scale, decimals) for number in parse_numbers(value))

@@ -1,22 +1,25 @@
-"""Numbers of a drawing, read and written: dictionaries remember the texts, so that most cost a look-up."""
+"""Numbers in a drawing: parse and format them, with caches that replace most work by a lookup."""
 
 import re
 from functools import lru_cache
 
+from data_pipeline.svg.errors import PathError
+
 NUMBER = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
-MAX_NUMBER = 1e7  # far outside any drawing, and far inside what a float holds exactly
-MAGIC = (
-    1.5 * 2**52
-)  # value + MAGIC is MAGIC plus the value rounded, halves to even: there floats are 1 apart
-MAX_CACHED = 50_000  # texts of numbers: a hostile corpus must not fill the memory
+MAX_NUMBER = 1e7  # far outside any drawing, and far inside the range of exact floats
+
+# value + MAGIC - MAGIC rounds to an integer, halves to even: near MAGIC, floats are 1 apart.
+MAGIC = 1.5 * 2**52
+
+MAX_CACHED = 50_000  # entries of a cache: a hostile corpus must not fill the memory
+MAX_DECIMALS = 5
 
 
-class PathError(ValueError):
-    """The path data is outside the grammar, or has a number beyond ±MAX_NUMBER."""
+class NumberCache(dict[str, float | None]):
+    """Map from the text of a number to the number, and from a command letter to None.
 
-
-class Readings(dict[str, float | None]):
-    """The text of a number → the number; a command letter → None. Raises PathError."""
+    A lookup raises PathError for any other text, and for a number beyond ±MAX_NUMBER.
+    """
 
     def __missing__(self, text: str) -> float:
         try:
@@ -25,33 +28,45 @@ class Readings(dict[str, float | None]):
             raise PathError(f"{text!r} in path data") from None
         if not -MAX_NUMBER <= number <= MAX_NUMBER:
             raise PathError(f"a number beyond ±{MAX_NUMBER:.0e}")
+
         if len(self) < MAX_CACHED:
             self[text] = number
         return number
 
 
-class Texts(dict[float, str]):
-    """Whole units of 10**-decimals → how the number is written after `gap`: ` 5`, `-5`, ` .25`.
+class TextCache(dict[float, str]):
+    """Map from a whole number of units of 10**-decimals to its text, such as ` 5`, `-5` or ` .25`.
 
-    What was written before is also in `known`, a plain dictionary, which is faster to look up.
+    The text begins with `separator`, unless it begins with a minus sign. The attribute `known`
+    holds the same entries in a plain dictionary, in which a lookup is faster.
     """
 
-    def __init__(self, decimals: int, gap: str) -> None:
+    def __init__(self, decimals: int, separator: str) -> None:
         self.decimals = decimals
-        self.gap = gap
+        self.separator = separator
         self.known: dict[float, str] = {}
 
     def __missing__(self, units: float) -> str:
         text = format_number(units / 10**self.decimals, self.decimals)
-        text = text if text[0] == "-" else f"{self.gap}{text}"
+        if text[0] != "-":
+            text = f"{self.separator}{text}"
+
         if len(self.known) < MAX_CACHED:
             self.known[units] = self[units] = text
         return text
 
 
+# One cache for each number of decimals.
+TEXTS_AFTER_NUMBER = [TextCache(decimals, " ") for decimals in range(MAX_DECIMALS + 1)]
+TEXTS_AFTER_LETTER = [TextCache(decimals, "") for decimals in range(MAX_DECIMALS + 1)]
+
+
 @lru_cache(maxsize=4096)
 def format_number(value: float, decimals: int) -> str:
-    """`0.50` → `.5`, `-0.0` → `0`: the shortest text of the value rounded to that many decimals."""
+    """Return the shortest text of the value rounded to this many decimals.
+
+    `0.50` becomes `.5`, and `-0.0` becomes `0`.
+    """
     text = f"{value:.{decimals}f}"
     if "." in text:
         text = text.rstrip("0").rstrip(".")
@@ -60,7 +75,10 @@ def format_number(value: float, decimals: int) -> str:
 
 
 def parse_numbers(text: str) -> list[float]:
-    """Every number in the text, whatever separates them. Raises PathError beyond ±MAX_NUMBER."""
+    """Return every number in the text, with any separators.
+
+    Raises PathError for a number beyond ±MAX_NUMBER.
+    """
     numbers = list(map(float, NUMBER.findall(text)))
     if numbers and not -MAX_NUMBER <= min(numbers) <= max(numbers) <= MAX_NUMBER:
         raise PathError(f"a number beyond ±{MAX_NUMBER:.0e}")

@@ -1,55 +1,52 @@
-"""Drops what no drawn element reaches, and the names that may tell what is drawn. Knows no numbers."""
-
-from typing import NamedTuple
+"""Pruning: remove elements that no drawn element uses, and names that may describe the picture."""
 
 from data_pipeline.svg.names import DEFINITIONS, GROUPS
-from data_pipeline.svg.tree import Node, append_text
+from data_pipeline.svg.tree import Drawing, Node, append_text
 
-_UNDRAWN = DEFINITIONS | {"defs"}
+MAX_SWEEPS = 4
 
-
-class Drawing(NamedTuple):
-    """A tree whose elements are all needed: these in document order, the root first, their tags, and the names of
-    their attributes (there may be more)."""
-
-    nodes: list[Node]
-    tags: set[str]
-    names: set[str]
+_NOT_DRAWN = DEFINITIONS | {"defs"}
 
 
-def prune(nodes: list[Node]) -> Drawing:
-    """The tree of these nodes (in document order, the root first), in place: unused definitions, dangling references,
-    empty groups and groups without attributes go."""
+def prune_tree(nodes: list[Node]) -> Drawing:
+    """Return the pruned tree of these nodes, which are in document order, the root first.
+
+    Changes the tree in place: removes unused definitions, dangling references and empty groups,
+    collapses groups without attributes, and replaces ids by short ones.
+    """
     root = nodes[0]
     tags = {node.tag for node in nodes}
-    for _ in range(4):  # what was dropped may have held the last reference to something else
-        by_id = {
-            node.attributes["id"]: node for node in reversed(nodes) if "id" in node.attributes
-        }  # the first counts
-        if not _sweep(root, None if _UNDRAWN.isdisjoint(tags) else _reached(root, by_id), by_id):
+
+    # A removed element may have held the last reference to another one.
+    for _ in range(MAX_SWEEPS):
+        # reversed: the first of equal ids counts
+        by_id = {node.attributes["id"]: node for node in reversed(nodes) if "id" in node.attributes}
+        reached = None if _NOT_DRAWN.isdisjoint(tags) else _find_reached(root, by_id)
+        if not _remove_unused_elements(root, reached, by_id):
             break
         nodes = root.walk()
         tags = {node.tag for node in nodes}
+
+    # names
     if by_id or any(node.references for node in nodes):
         _rename_ids(nodes)
     if "filter" in tags:
         for node in nodes:
             if node.tag == "filter":
-                _rename_results(node)
+                _rename_filter_results(node)
+
+    # attributes and groups
     names: set[str] = set().union(*[node.attributes for node in nodes])
-    if (
-        "clip-rule" in names and "clipPath" not in tags
-    ):  # then it is there by habit, beside fill-rule
-        for node in nodes:
-            node.attributes.pop("clip-rule", "")
+    if "clip-rule" in names and "clipPath" not in tags:
+        _remove_clip_rules(nodes)
     if "g" in tags and not all(node.attributes for node in nodes if node.tag == "g"):
-        _splice_groups(root)
+        _collapse_groups(root)
         nodes = root.walk()
     return Drawing(nodes, tags, names)
 
 
-def _reached(root: Node, by_id: dict[str, Node]) -> set[int]:
-    """Python's ids of what is drawn, or referred to by what is."""
+def _find_reached(root: Node, by_id: dict[str, Node]) -> set[int]:
+    """Return Python's ids of the drawn nodes and of the nodes that these refer to."""
     reached = {id(root)}
     stack = [root]
     while stack:
@@ -57,98 +54,116 @@ def _reached(root: Node, by_id: dict[str, Node]) -> set[int]:
         next_nodes = [by_id[name] for name in node.references if name in by_id]
         if node.tag != "defs":
             next_nodes += [child for child in node.children if child.tag not in DEFINITIONS]
-        for found in next_nodes:
-            if id(found) not in reached:
-                reached.add(id(found))
-                stack.append(found)
+
+        for next_node in next_nodes:
+            if id(next_node) not in reached:
+                reached.add(id(next_node))
+                stack.append(next_node)
     return reached
 
 
-def _sweep(node: Node, reached: set[int] | None, by_id: dict[str, Node]) -> bool:
-    """Drops what is empty, refers to nothing or is not reached; was there any?"""
-    dropped = False
+def _remove_unused_elements(node: Node, reached: set[int] | None, by_id: dict[str, Node]) -> bool:
+    """Remove empty elements, dangling `use` and nodes not in `reached`; return whether any was."""
+    removed_any = False
     kept: list[Node] = []
     for child in node.children:
+        # shapes
         tag = child.tag
         if tag == "path":
-            useless = child.attributes.get("d", "none").strip() in ("", "none")
+            is_unused = child.attributes.get("d", "none").strip() in ("", "none")
         else:
-            useless = tag == "use" and child.attributes.get("href", "#")[1:] not in by_id
+            is_unused = tag == "use" and child.attributes.get("href", "#")[1:] not in by_id
+
+        # containers
         if child.children:
-            dropped |= _sweep(child, reached, by_id)
+            removed_any |= _remove_unused_elements(child, reached, by_id)
         if not child.children:
-            useless |= tag in GROUPS or (reached is not None and id(child) not in reached)
-        if not useless:
+            is_unused |= tag in GROUPS or (reached is not None and id(child) not in reached)
+
+        if not is_unused:
             kept.append(child)
         elif child.tail:
             append_text(node, kept, child.tail)
-    dropped |= len(kept) < len(node.children)
+
+    removed_any |= len(kept) < len(node.children)
     node.children = kept
-    return dropped
+    return removed_any
 
 
 def _rename_ids(nodes: list[Node]) -> None:
-    """Referenced ids become a, b, … in document order (an id may name what is drawn); the others go."""
+    """Rename referenced ids to a, b, … in document order, and remove the others.
+
+    An id may describe the picture.
+    """
     used = {name for node in nodes if node.references for name in node.references}
-    names: dict[str, str] = {}
+    new_names: dict[str, str] = {}
     for node in nodes:
         name = node.attributes.pop("id", "")
-        if name in used and name not in names:
-            names[name] = node.attributes["id"] = _letters(len(names))
+        if name in used and name not in new_names:
+            new_names[name] = node.attributes["id"] = _short_name(len(new_names))
+
     for node in nodes:
         if node.references:
-            _rename_references(node, names)
+            _rename_references(node, new_names)
 
 
-def _rename_references(node: Node, names: dict[str, str]) -> None:
+def _rename_references(node: Node, new_names: dict[str, str]) -> None:
+    """Rename the ids in references, and remove dangling references."""
     for name, value in node.attributes.items():
         if name == "href":
-            node.attributes[name] = f"#{names[value[1:]]}" if value[1:] in names else ""
+            target = value[1:]
+            node.attributes[name] = f"#{new_names[target]}" if target in new_names else ""
         elif value[:5] == "url(#":
-            target = value[5 : value.index(")")]
-            rest = value[value.index(")") + 1 :]
-            if target in names:
-                node.attributes[name] = f"url(#{names[target]}){rest}"
+            end = value.index(")")
+            target, fallback = value[5:end], value[end + 1 :]
+            if target in new_names:
+                node.attributes[name] = f"url(#{new_names[target]}){fallback}"
             else:
-                node.attributes[name] = rest.lstrip() or (
-                    "none" if name in ("fill", "stroke") else ""
-                )
+                default = "none" if name in ("fill", "stroke") else ""
+                node.attributes[name] = fallback.lstrip() or default
     node.attributes = {name: value for name, value in node.attributes.items() if value}
 
 
-def _rename_results(filter_: Node) -> None:
-    """What primitives of one filter call their results, likewise."""
+def _rename_filter_results(filter_: Node) -> None:
+    """Rename the used results of one filter's primitives to a, b, …, and remove the others."""
     nodes = filter_.walk()
     used = {
         node.attributes[name] for node in nodes for name in ("in", "in2") if name in node.attributes
     }
-    names: dict[str, str] = {}
+    new_names: dict[str, str] = {}
     for node in nodes:
         result = node.attributes.pop("result", "")
         if result in used:
-            node.attributes["result"] = names.setdefault(result, _letters(len(names)))
+            node.attributes["result"] = new_names.setdefault(result, _short_name(len(new_names)))
+
     for node in nodes:
         for name in ("in", "in2"):
-            if node.attributes.get(name) in names:
-                node.attributes[name] = names[node.attributes[name]]
+            if node.attributes.get(name) in new_names:
+                node.attributes[name] = new_names[node.attributes[name]]
 
 
-def _letters(number: int) -> str:
-    """0 → a, 25 → z, 26 → aa."""
-    text = ""
-    number += 1
-    while number:
-        number, rest = divmod(number - 1, 26)
-        text = chr(ord("a") + rest) + text
-    return text
+def _short_name(index: int) -> str:
+    """Return a for 0, z for 25, aa for 26."""
+    name = ""
+    index += 1
+    while index:
+        index, letter = divmod(index - 1, 26)
+        name = chr(ord("a") + letter) + name
+    return name
 
 
-def _splice_groups(node: Node) -> None:
-    """A group without attributes gives its children to the group around it."""
+def _remove_clip_rules(nodes: list[Node]) -> None:
+    """Remove `clip-rule`, which editors write beside `fill-rule`: only a clip path uses it."""
+    for node in nodes:
+        node.attributes.pop("clip-rule", "")
+
+
+def _collapse_groups(node: Node) -> None:
+    """Replace each group without attributes by its children, if its parent is a group or `svg`."""
     children: list[Node] = []
     for child in node.children:
         if child.children:
-            _splice_groups(child)
+            _collapse_groups(child)
         if child.tag == "g" and not child.attributes and node.tag in ("svg", "g"):
             children += child.children
         else:

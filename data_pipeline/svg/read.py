@@ -1,7 +1,8 @@
-"""Hostile bytes → XML elements of bounded size: gzip, encodings, document types, entities. Knows no drawing.
+"""XML reading: turn hostile bytes into XML elements of bounded size.
 
-Nothing outside of the bytes is ever read, and nothing in them can grow: what unpacks, expands, nests or repeats
-without bound is refused by name.
+Handles gzip, encodings, document types and entities. Nothing outside the bytes is ever read, and
+nothing in them can grow: input that unpacks, expands, nests or repeats without bound is refused by
+name.
 """
 
 import codecs
@@ -11,13 +12,15 @@ from collections.abc import Iterable
 from typing import Protocol
 from xml.parsers import expat
 
+from data_pipeline.svg.errors import SVGRefused
+
 MAX_ENTITIES = 64
 MAX_EXPANSIONS = 1_000
 MAX_EXPANDED = 100_000  # characters
 
 _BOMS = {
     codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark is a prefix of this one
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
@@ -25,72 +28,81 @@ _BOMS = {
     b"\0<": "utf-16-be",
 }
 _MARKS = tuple(_BOMS)
-_DECLARATION = re.compile(r"\s*<\?xml\b([^>]*)\?>")
+_XML_DECLARATION = re.compile(r"\s*<\?xml\b([^>]*)\?>")
 _ENCODING = re.compile(r"""encoding\s*=\s*["']([\w.:-]+)["']""")
-# Python knows codecs that are no character sets, and some that take quadratic time.
+# Python has codecs that are no character sets, and some that take quadratic time.
 _CHARACTER_SETS = re.compile(
-    r"utf-?8|us-ascii|ascii|latin-?1|iso-?8859-\d+|windows-\d+|cp\d+|koi8-[ru]|big5|gb\w+|euc-\w+|shift_jis|mac[\w-]*"
+    r"utf-?8|us-ascii|ascii|latin-?1|iso-?8859-\d+|windows-\d+|cp\d+|koi8-[ru]"
+    r"|big5|gb\w+|euc-\w+|shift_jis|mac[\w-]*"
 )
-_SUBSET = re.compile(
-    r"""<!DOCTYPE\s[^\[<>]*+\[((?:[^<>\]"'%]++|<!--(?:[^-]|-(?!->))*+-->|<!(?:[^<>"']|"[^"]*+"|'[^']*+')*+>)*+)\]\s*>"""
+_DOCTYPE = re.compile(
+    r"""<!DOCTYPE\s[^\[<>]*+"""
+    r"""\[((?:[^<>\]"'%]++|<!--(?:[^-]|-(?!->))*+-->|<!(?:[^<>"']|"[^"]*+"|'[^']*+')*+>)*+)\]"""
+    r"""\s*>"""
 )
 _ENTITY = re.compile(r"""<!ENTITY\s+([\w:.-]+)\s+(?:"([^"&%<]*)"|'([^'&%<]*)')\s*>""")
 _REFERENCE = re.compile(r"&([\w:.-]+);")
-_XLINK = re.compile(
-    r"""xmlns:xlink\s*=\s*("&[^"]*"|'&[^']*')"""
-)  # `&#38;ns_xlink;`: converters do it
-
-
-class SVGRefused(ValueError):
-    """This drawing does not enter the corpus: `reason` is a short stable name, `detail` a sentence."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
+# Some converters leave `&#38;ns_xlink;` as the URI of this namespace.
+_XLINK = re.compile(r"""xmlns:xlink\s*=\s*("&[^"]*"|'&[^']*')""")
+_WBITS_GZIP = 31  # selects the gzip format in zlib
 
 
 class Handler(Protocol):
-    """What is told of the elements, in document order. Names are `uri local`, or `local` outside of namespaces."""
+    """Receiver of the elements, in document order.
 
-    def start(self, name: str, attributes: dict[str, str]) -> None: ...
+    Names are `uri local`, or `local` outside namespaces.
+    """
 
-    def end(self, name: str) -> None: ...
+    def start(self, name: str, attributes: dict[str, str]) -> None:
+        """Receive the start tag of an element."""
 
-    def text(self, text: str) -> None: ...
+    def end(self, name: str) -> None:
+        """Receive the end tag of an element."""
+
+    def text(self, text: str) -> None:
+        """Receive a piece of character data."""
 
 
 def read_xml(svg: str | bytes, handler: Handler, *, texts: Iterable[str], max_bytes: int) -> None:
-    """Tells the handler what the document holds, comments and processing instructions left out. Only text inside of
-    elements called one of `texts` counts: where there are none, it may be told of none.
+    """Pass the elements of the document to the handler, without comments and instructions.
+
+    The caller needs character data only inside elements whose names are in `texts`. If none of
+    these names occurs in the document, the handler receives no character data.
 
     Raises SVGRefused: `too_large`, `bad_gzip`, `bad_encoding`, `entities`, `not_xml`.
     """
     text = svg if isinstance(svg, str) else _decode(_unzip(svg, max_bytes))
     if len(text) > max_bytes:
         raise SVGRefused("too_large", f"{len(text):,} characters, more than {max_bytes:,}")
-    text = text.lstrip("\ufeff \t\r\n")
-    if text.startswith("<?") and (
-        declaration := _DECLARATION.match(text)
-    ):  # it was decoded already
-        text = text[declaration.end() :].lstrip()
-    if "<!ENTITY" in text:
-        text = _expand(text)
-    if "&" in text:
-        text = _XLINK.sub('xmlns:xlink="http://www.w3.org/1999/xlink"', text)
+    text = _normalise_prologue(text)
+
     parser = expat.ParserCreate("utf-8", " ", None)
     parser.specified_attributes = True
     parser.StartElementHandler = handler.start
     parser.EndElementHandler = handler.end
+    parser.EntityDeclHandler = _refuse_entity
     if any(name in text for name in texts):
         parser.buffer_text = True
         parser.buffer_size = 1 << 16
         parser.CharacterDataHandler = handler.text
-    parser.EntityDeclHandler = _refuse_entity
+
     try:
         parser.Parse(text.encode("utf-8", "surrogatepass"), True)
     except expat.ExpatError as error:
         raise SVGRefused("not_xml", str(error)) from None
+
+
+def _normalise_prologue(text: str) -> str:
+    """Remove the XML declaration, expand plain entities and repair the URI of xlink."""
+    text = text.lstrip("\ufeff \t\r\n")
+    # The text is decoded already: a declared encoding would mislead the parser.
+    if text.startswith("<?") and (declaration := _XML_DECLARATION.match(text)):
+        text = text[declaration.end() :].lstrip()
+    if "<!ENTITY" in text:
+        text = _expand_entities(text)
+    if "&" in text:
+        text = _XLINK.sub('xmlns:xlink="http://www.w3.org/1999/xlink"', text)
+    return text
 
 
 def _refuse_entity(*_: object) -> None:
@@ -104,11 +116,13 @@ def _unzip(data: bytes, max_bytes: int) -> bytes:
         raise SVGRefused("too_large", f"{len(data):,} bytes, more than {max_bytes:,}")
     if not data.startswith(b"\x1f\x8b"):
         return data
-    unzip = zlib.decompressobj(wbits=31)  # 31: gzip
+
+    unzip = zlib.decompressobj(wbits=_WBITS_GZIP)
     try:
         plain = unzip.decompress(data, max_bytes + 1)
     except zlib.error as error:
         raise SVGRefused("bad_gzip", str(error)) from None
+
     if len(plain) > max_bytes:
         raise SVGRefused("too_large", f"more than {max_bytes:,} bytes when unpacked")
     if not unzip.eof:
@@ -117,41 +131,59 @@ def _unzip(data: bytes, max_bytes: int) -> bytes:
 
 
 def _decode(data: bytes) -> str:
-    """By the byte order mark, else by the XML declaration, else as UTF-8."""
+    """Decode by the byte order mark, else by the XML declaration, else as UTF-8."""
     encoding = "utf-8"
     if data.startswith(_MARKS):
         encoding = next(name for mark, name in _BOMS.items() if data.startswith(mark))
-    elif b"encoding" in data[:200] and (
-        declaration := _DECLARATION.match(data[:200].decode("latin-1"))
-    ):
-        declared = _ENCODING.search(declaration[1])
-        encoding = declared[1].lower() if declared else "utf-8"
-        if encoding.startswith(("utf-16", "utf-32", "ucs-")):  # then it would have been unreadable
-            encoding = "utf-8"
-        if not _CHARACTER_SETS.fullmatch(encoding):
-            raise SVGRefused("bad_encoding", f"encoding {encoding[:40]!r}")
+    elif b"encoding" in data[:200]:
+        encoding = _declared_encoding(data[:200].decode("latin-1"))
+
     try:
         return data.decode(encoding)
     except (UnicodeDecodeError, LookupError) as error:
         raise SVGRefused("bad_encoding", str(error)[:200]) from None
 
 
-def _expand(text: str) -> str:
-    """Without the internal document type, whose plain entities (`<!ENTITY ns_svg "http://…">`, Illustrator's)
-    are put in place. A document type of any other form stays: what it declares is refused later."""
-    subset = _SUBSET.match(text, text.find("<!DOCTYPE"))
-    if subset is None:
+def _declared_encoding(head: str) -> str:
+    """Return the encoding that the XML declaration names, or UTF-8.
+
+    Raises SVGRefused: `bad_encoding`.
+    """
+    declaration = _XML_DECLARATION.match(head)
+    declared = _ENCODING.search(declaration[1]) if declaration else None
+    encoding = declared[1].lower() if declared else "utf-8"
+
+    # The declaration was readable as single bytes, therefore these names are wrong.
+    if encoding.startswith(("utf-16", "utf-32", "ucs-")):
+        encoding = "utf-8"
+    if not _CHARACTER_SETS.fullmatch(encoding):
+        raise SVGRefused("bad_encoding", f"encoding {encoding[:40]!r}")
+    return encoding
+
+
+def _expand_entities(text: str) -> str:
+    """Remove the internal document type, and put its plain entities in place.
+
+    Illustrator writes such entities: `<!ENTITY ns_svg "http://…">`. A document type of any other
+    form stays in the text, and the parser later refuses the entities that it declares.
+    """
+    doctype = _DOCTYPE.match(text, text.find("<!DOCTYPE"))
+    if doctype is None:
         return text
-    found = _ENTITY.findall(subset[1])
-    if len(found) != subset[1].count("<!ENTITY") or len(found) > MAX_ENTITIES:
+    found = _ENTITY.findall(doctype[1])
+    if len(found) != doctype[1].count("<!ENTITY") or len(found) > MAX_ENTITIES:
         return text
+
     entities: dict[str, str] = {}
     for name, double, single in found:
-        entities.setdefault(name, (double or single).replace('"', "&quot;").replace("'", "&apos;"))
-    body = text[: subset.start()] + text[subset.end() :]
+        value = (double or single).replace('"', "&quot;").replace("'", "&apos;")
+        entities.setdefault(name, value)  # XML: the first declaration counts
+
+    body = text[: doctype.start()] + text[doctype.end() :]
     used = [entities[name] for name in _REFERENCE.findall(body) if name in entities]
-    if len(used) > MAX_EXPANSIONS or sum(map(len, used)) > MAX_EXPANDED:
+    num_characters = sum(map(len, used))
+    if len(used) > MAX_EXPANSIONS or num_characters > MAX_EXPANDED:
         raise SVGRefused(
-            "entities", f"{len(used):,} entities expand to {sum(map(len, used)):,} characters"
+            "entities", f"{len(used):,} entities expand to {num_characters:,} characters"
         )
     return _REFERENCE.sub(lambda match: entities.get(match[1], match[0]), body)

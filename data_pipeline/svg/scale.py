@@ -1,11 +1,13 @@
-"""Rewrites the numbers of a tree to another scale, rounded to what can be seen. Knows no bytes.
+"""Scaling: rewrite the numbers of a tree to another scale, rounded to the visible precision.
 
-All user spaces are scaled alike: coordinates, lengths and the translations inside transforms by `scale`, the
-linear parts of transforms not at all. So nested transforms stay correct without being multiplied out.
+All user spaces are scaled alike. Coordinates, lengths and the translations inside transforms are
+multiplied by `scale`; the linear parts of transforms stay. Therefore nested transforms stay
+correct without being multiplied out.
 """
 
 from dataclasses import replace
 
+from data_pipeline.svg.errors import PathError, SVGRefused
 from data_pipeline.svg.lengths import (
     GRID,
     HEIGHTS,
@@ -13,216 +15,254 @@ from data_pipeline.svg.lengths import (
     XS,
     YS,
     Space,
-    is_dashes,
+    is_number_list,
     parse_length,
-    scale_dashes,
     scale_length,
+    scale_number_list,
 )
 from data_pipeline.svg.names import DEFINITIONS
-from data_pipeline.svg.numbers import PathError, format_number, parse_numbers
-from data_pipeline.svg.path import scale_path, scale_points
-from data_pipeline.svg.prune import Drawing
-from data_pipeline.svg.read import SVGRefused
-from data_pipeline.svg.transform import TRANSFORMS, decimals_for, is_boxed, scale_transforms
-from data_pipeline.svg.tree import Node
-
-DENSE = (
-    20_000  # characters of path data: a smaller filled drawing cannot show what rounding did to it
+from data_pipeline.svg.numbers import format_number, parse_numbers
+from data_pipeline.svg.path import scale_path
+from data_pipeline.svg.points import scale_points
+from data_pipeline.svg.transform import (
+    TRANSFORMS,
+    choose_decimals,
+    scale_transforms,
+    uses_box_units,
 )
+from data_pipeline.svg.tree import Drawing, Node
 
-_GRADIENTS = ("linearGradient", "radialGradient")
-_SCALABLE = frozenset(
-    ("g", "defs", "path", "circle", "ellipse", "rect", "line", "polyline", "polygon")
-)
-_SCALABLE |= {"use", "stop", "clipPath", "mask", *_GRADIENTS}
-_SCALABLE |= {
-    "filter",
-    "feBlend",
-    "feColorMatrix",
-    "feComponentTransfer",
-    "feComposite",
-    "feDropShadow",
-    "feFlood",
-}
-_SCALABLE |= {
-    "feFuncA",
-    "feFuncB",
-    "feFuncG",
-    "feFuncR",
-    "feGaussianBlur",
-    "feMerge",
-    "feMergeNode",
-    "feOffset",
-}
-# What can be moved as well as scaled: elements whose places are all written, not left at 0.
-_ANCHORS = {
+# Characters of path data. Rounding is invisible in a smaller drawing that is only filled.
+DENSE = 20_000
+MIN_MARKER_ZOOM = 16.0
+
+_GRADIENTS = frozenset(("linearGradient", "radialGradient"))
+_SCALABLE = """
+    g defs path circle ellipse rect line polyline polygon use stop clipPath mask filter feBlend
+    feColorMatrix feComponentTransfer feComposite feDropShadow feFlood feFuncA feFuncB feFuncG
+    feFuncR feGaussianBlur feMerge feMergeNode feOffset
+"""
+_SCALABLE_TAGS = _GRADIENTS.union(_SCALABLE.split())
+# An element can be moved, not only scaled, if it has these attributes: a default 0 cannot move.
+_POSITIONS_BY_TAG = {
     **dict.fromkeys(("g", "path", "polyline", "polygon"), frozenset[str]()),
     **dict.fromkeys(("circle", "ellipse"), frozenset(("cx", "cy"))),
     "rect": frozenset(("x", "y")),
     "line": frozenset(("x1", "y1", "x2", "y2")),
 }
-_BOXED = frozenset(("mask", "filter", *_GRADIENTS))
-_LIFTED = DEFINITIONS | {"defs"}
+_BOXED_TAGS = frozenset(("mask", "filter", *_GRADIENTS))
+_DEFINITION_TAGS = DEFINITIONS | {"defs"}
 _OFFSET_TAGS = frozenset(("feOffset", "feDropShadow"))
-_FEW_NUMBERS = frozenset(("rect", "circle", "ellipse", "line"))
-_POSITIONED = _SCALABLE | {"text", "tspan"}
+_SIMPLE_SHAPES = frozenset(("rect", "circle", "ellipse", "line"))
+_POSITIONED_TAGS = _SCALABLE_TAGS | {"text", "tspan"}
 
 _STROKE = frozenset(("stroke-width", "stroke-dashoffset", "pathLength"))
 _OFFSETS = frozenset(("dx", "dy"))  # lists in text, numbers in filters
 _GEOMETRY = frozenset((*XS, *YS, *WIDTHS, *HEIGHTS, "r", "fr"))
-_DASHES = frozenset(("stroke-dasharray", "stdDeviation"))
+_NUMBER_LISTS = frozenset(("stroke-dasharray", "stdDeviation"))
 _LENGTHS = _GEOMETRY | _STROKE | _OFFSETS
+_COLOUR_LISTS = frozenset(("values", "tableValues"))
+_SHARES = frozenset(
+    ("opacity", "fill-opacity", "stroke-opacity", "stop-opacity", "flood-opacity", "offset")
+)
 _ROLES = {
     "d": "path",
     "points": "points",
-    **dict.fromkeys(_GEOMETRY, "place"),
+    **dict.fromkeys(_GEOMETRY, "geometry"),
     **dict.fromkeys(_STROKE, "stroke"),
     **dict.fromkeys(_OFFSETS, "offset"),
-    **dict.fromkeys(_DASHES, "dashes"),
-    **dict.fromkeys(("values", "tableValues"), "colours"),
-    **dict.fromkeys(
-        ("opacity", "fill-opacity", "stroke-opacity", "stop-opacity", "flood-opacity", "offset"),
-        "share",
-    ),
+    **dict.fromkeys(_NUMBER_LISTS, "number list"),
+    **dict.fromkeys(_COLOUR_LISTS, "colours"),
+    **dict.fromkeys(_SHARES, "share"),
 }
-_BOX_UNITS = frozenset(
+_UNITS_ATTRIBUTES = frozenset(
     ("clipPathUnits", "maskContentUnits", "patternContentUnits", "primitiveUnits")
 )
-_BOX = "objectBoundingBox"
-_REUNITS = _BOX_UNITS | {"viewBox"}
+_BOX_UNITS = "objectBoundingBox"
+_SPACE_ATTRIBUTES = _UNITS_ATTRIBUTES | {"viewBox"}
 
 
 def is_scalable(drawing: Drawing, origin: tuple[float, float]) -> bool:
-    """Is every length of the tree one that `scale_tree` rewrites? Otherwise a group must scale it."""
-    below = drawing.nodes[1:]
-    if origin != (0.0, 0.0):
-        if not TRANSFORMS.isdisjoint(drawing.names):
+    """Return whether `scale_tree` can rewrite every length of the tree.
+
+    Otherwise a group must scale the drawing.
+    """
+    descendants = drawing.nodes[1:]
+    if origin == (0.0, 0.0):
+        has_known_tags = _SCALABLE_TAGS.issuperset([node.tag for node in descendants])
+    else:
+        has_known_tags = TRANSFORMS.isdisjoint(drawing.names) and _are_movable(descendants)
+    return has_known_tags and all(map(_has_scalable_lengths, drawing.nodes))
+
+
+def _are_movable(nodes: list[Node]) -> bool:
+    for node in nodes:
+        positions = _POSITIONS_BY_TAG.get(node.tag)
+        if positions is None or not node.attributes.keys() >= positions:
             return False
-        for node in below:
-            if node.tag not in _ANCHORS or not node.attributes.keys() >= _ANCHORS[node.tag]:
+    return True
+
+
+def _has_scalable_lengths(node: Node) -> bool:
+    for name, value in node.attributes.items():
+        if name in _LENGTHS:
+            if parse_length(value, 1.0) is None:
                 return False
-    elif not _SCALABLE.issuperset([node.tag for node in below]):
-        return False
-    for node in drawing.nodes:
-        for name, value in node.attributes.items():
-            if name in _LENGTHS:
-                if parse_length(value, 1.0) is None:
-                    return False
-            elif name in _DASHES:
-                if not is_dashes(value):
-                    return False
-            elif value == _BOX and name in _BOX_UNITS:
+        elif name in _NUMBER_LISTS:
+            if not is_number_list(value):
                 return False
+        elif value == _BOX_UNITS and name in _UNITS_ATTRIBUTES:
+            return False
     return True
 
 
 def scale_tree(drawing: Drawing, space: Space, *, more_decimals: int = 0) -> float:
-    """Rewrite all numbers in place, with more decimals than usual if asked to. Returns how much the rounding moves:
-    roughly an area in square grid units, counted for what is stroked and for dense drawings only.
+    """Scale all numbers in place, and return the area over which rounding moves the outlines.
+
+    `more_decimals` is added to the usual decimals. The area is a rough one in square grid units.
+    It counts stroked outlines, and in dense drawings filled outlines too.
 
     Raises SVGRefused: `bad_path`, `bad_transform`.
     """
     nodes, names = drawing.nodes, drawing.names
     root = nodes[0]
-    by_id = (
-        {node.attributes["id"]: node for node in nodes if "id" in node.attributes}
-        if "id" in names
-        else {}
-    )
-    if space.scale != 1 and "stroke" in names and _strokes_by_default(root):
-        root.attributes["stroke-width"] = "1"  # the default does not scale unless it is written
-    lift = 1.0
+    by_id: dict[str, Node] = {}
+    if "id" in names:
+        by_id = {node.attributes["id"]: node for node in nodes if "id" in node.attributes}
+
+    # The default stroke width scales only if it is written.
+    if space.scale != 1 and "stroke" in names and _uses_default_stroke_width(root):
+        root.attributes["stroke-width"] = "1"
+
+    # A definition is drawn in the user space of each element that refers to it, and `use` can
+    # refer to any element: these need the decimals of the largest zoom.
+    definition_zoom = 1.0
     if not TRANSFORMS.isdisjoint(names):
         scale_transforms(root, 1.0, space.scale, by_id)
-        # A definition is drawn in the user space of whatever refers to it, and `use` can refer to anything.
-        lift = max([node.scale for node in nodes if node.tag not in _GRADIENTS])
-    dense = sum([len(node.attributes.get("d", "")) for node in nodes]) > DENSE
-    scaler = _Scaler(by_id, lift, more_decimals, dense)
+        definition_zoom = max([node.scale for node in nodes if node.tag not in _GRADIENTS])
+
+    is_dense = sum([len(node.attributes.get("d", "")) for node in nodes]) > DENSE
+    scaler = _Scaler(by_id, definition_zoom, more_decimals, is_dense)
     scaler.scale_numbers(root, space, "use" in drawing.tags, "none", "")
-    return scaler.moved
+    return scaler.moved_area
 
 
-def _strokes_by_default(node: Node) -> bool:
-    """Is anything stroked in the default width?"""
+def _uses_default_stroke_width(node: Node) -> bool:
+    """Return whether the node or a descendant has a stroke and no ancestor gives its width."""
     if "stroke-width" in node.attributes:
         return False
-    return "stroke" in node.attributes or any(map(_strokes_by_default, node.children))
+    return "stroke" in node.attributes or any(map(_uses_default_stroke_width, node.children))
 
 
 class _Scaler:
-    """Goes once through a tree, adding up what rounding moves."""
+    """Recursive pass over one tree that adds up the area over which rounding moves outlines."""
 
     def __init__(
-        self, by_id: dict[str, Node], lift: float, more_decimals: int, dense: bool
+        self, by_id: dict[str, Node], definition_zoom: float, more_decimals: int, is_dense: bool
     ) -> None:
         self.by_id = by_id
-        self.lift = lift
+        self.definition_zoom = definition_zoom
         self.more_decimals = more_decimals
-        self.dense = dense
-        self.moved = 0.0
-        self.last: tuple[str, str, int, bool] | None = None  # outline read, and what it is
-        self.written = ("", 0.0)
+        self.is_dense = is_dense
+        self.moved_area = 0.0
+        # role, text, decimals and visibility of the last outline, and its scaled text and area
+        self.last_outline: tuple[str, str, int, bool] | None = None
+        self.last_scaled = ("", 0.0)
 
-    def scale_numbers(self, node: Node, space: Space, lifted: bool, stroke: str, fill: str) -> None:
+    def scale_numbers(
+        self, node: Node, space: Space, is_definition: bool, stroke: str, fill: str
+    ) -> None:
+        """Scale the numbers of the node and its descendants; `stroke` and `fill` are inherited."""
         attributes, tag = node.attributes, node.tag
-        lifted = lifted or tag in _LIFTED
         stroke, fill = attributes.get("stroke", stroke), attributes.get("fill", fill)
+
+        # decimals
+        is_definition = is_definition or tag in _DEFINITION_TAGS
         zoom = node.scale if node.scale > space.zoom else space.zoom
-        if lifted and zoom < self.lift:
-            zoom = self.lift
-        decimals = self.more_decimals + (decimals_for(zoom) if zoom > 1 else 0)
+        if is_definition and zoom < self.definition_zoom:
+            zoom = self.definition_zoom
+        decimals = self.more_decimals + (choose_decimals(zoom) if zoom > 1 else 0)
+
+        # attributes
+        is_stroked = stroke != "none"
+        is_visible = is_stroked or (self.is_dense and fill[:4] not in ("none", "url("))
         for name, value in attributes.items():
             role = _ROLES.get(name)
             if role is None:
                 continue
             if role == "path" or role == "points":
-                shows = stroke != "none" or (self.dense and fill[:4] not in ("none", "url("))
-                # An outline is often drawn several times over, in one gradient after the other.
-                if (key := (role, value, decimals, shows)) != self.last:
-                    rewrite = scale_path if role == "path" else scale_points
-                    try:
-                        self.written = rewrite(
-                            value, space.scale, space.origin, decimals, measured=shows
-                        )
-                    except PathError as error:
-                        raise SVGRefused("bad_path", str(error)) from None
-                    self.last = key
-                attributes[name], slip = self.written
-                if slip:
-                    self.moved += slip * (node.scale / 10**decimals) ** 2
-            elif role == "place" or role == "stroke":
-                # Both edges of a line follow its coordinates, and shapes have only a few of them.
-                fine = decimals + (stroke != "none" and tag in _FEW_NUMBERS) + (role == "stroke")
-                if role == "stroke" or (
-                    tag in _POSITIONED and not (tag in _BOXED and is_boxed(node, self.by_id))
-                ):
-                    attributes[name] = scale_length(name, value, space, fine, tag == "use")
-            elif role == "offset":
-                if tag in _OFFSET_TAGS:
-                    attributes[name] = scale_length(name, value, space, decimals, True)
-            elif role == "dashes":
-                attributes[name] = scale_dashes(value, space.scale, decimals + 1)
-            elif role == "colours":  # a step is 1/255
-                attributes[name] = " ".join(
-                    [format_number(number, 3) for number in parse_numbers(value)]
-                )
-            elif (share := parse_length(value, 1.0)) is not None:
-                attributes[name] = format_number(share, 3)
+                outline = (role, value, decimals, is_visible)
+                attributes[name] = self._scale_outline(outline, node.scale, space)
+            else:
+                attributes[name] = self._scale_value(node, name, role, space, decimals, is_stroked)
+
         if node.children:
-            inner = _inner_space(node, space)
+            child_space = _find_child_space(node, space)
             for child in node.children:
-                self.scale_numbers(child, inner, lifted, stroke, fill)
+                self.scale_numbers(child, child_space, is_definition, stroke, fill)
+
+    def _scale_outline(
+        self, outline: tuple[str, str, int, bool], node_scale: float, space: Space
+    ) -> str:
+        """Return the scaled path data or points, and count the area if rounding is visible."""
+        # Drawings often repeat an outline, filled with one gradient after the other.
+        role, text, decimals, is_visible = outline
+        if outline != self.last_outline:
+            scale_outline = scale_path if role == "path" else scale_points
+            try:
+                self.last_scaled = scale_outline(
+                    text, space.scale, space.origin, decimals, measure=is_visible
+                )
+            except PathError as error:
+                raise SVGRefused("bad_path", str(error)) from None
+            self.last_outline = outline
+
+        scaled, area = self.last_scaled
+        if area:
+            self.moved_area += area * (node_scale / 10**decimals) ** 2
+        return scaled
+
+    def _scale_value(
+        self, node: Node, name: str, role: str, space: Space, decimals: int, is_stroked: bool
+    ) -> str:
+        """Return the scaled value of an attribute that is no outline."""
+        value, tag = node.attributes[name], node.tag
+        if role == "geometry" or role == "stroke":
+            if role == "stroke":
+                decimals += 1
+            elif tag not in _POSITIONED_TAGS or (
+                tag in _BOXED_TAGS and uses_box_units(node, self.by_id)
+            ):
+                return value
+            # These numbers are few, and both edges of a stroke follow them.
+            if is_stroked and tag in _SIMPLE_SHAPES:
+                decimals += 1
+            return scale_length(name, value, space, decimals, tag == "use")
+
+        if role == "offset":
+            is_scaled = tag in _OFFSET_TAGS
+            return scale_length(name, value, space, decimals, True) if is_scaled else value
+        if role == "number list":
+            return scale_number_list(value, space.scale, decimals + 1)
+        if role == "colours":  # three decimals are finer than a step of 1/255
+            return " ".join([format_number(number, 3) for number in parse_numbers(value)])
+        share = parse_length(value, 1.0)
+        return value if share is None else format_number(share, 3)
 
 
-def _inner_space(node: Node, space: Space) -> Space:
-    """What a unit means to the children, where it isn't the unit of the parent: only ever with scale 1."""
+def _find_child_space(node: Node, space: Space) -> Space:
+    """Return the space of the children, with a larger zoom where their unit differs.
+
+    Such elements exist only in drawings whose scale is 1.
+    """
     zoom = space.zoom
     attributes = node.attributes
     if node.tag == "marker" and "viewBox" not in attributes:
-        zoom = max(zoom, 16.0)
-    elif _REUNITS.isdisjoint(attributes):
+        zoom = max(zoom, MIN_MARKER_ZOOM)
+    elif _SPACE_ATTRIBUTES.isdisjoint(attributes):
         return space
-    if any(attributes.get(units) == _BOX for units in _BOX_UNITS):
+
+    if any(attributes.get(name) == _BOX_UNITS for name in _UNITS_ATTRIBUTES):
         zoom = max(zoom, GRID)
     elif "viewBox" in attributes:
         box = parse_numbers(attributes["viewBox"])

@@ -1,0 +1,165 @@
+"""XML reading: encodings, entities, gzip, and limits on hostile input."""
+
+import contextlib
+import gzip
+
+import pytest
+
+from data_pipeline.svg import SVGRefused, canonicalise
+from tests.drawings import HEAD, LINE, doctype, inner, refusal_reason
+
+PLAIN = f"{HEAD}<text>é</text></svg>"
+DECLARED = '<?xml version="1.0" encoding="{}"?>'
+LATIN_1 = DECLARED.format("iso-8859-1")
+LAUGHS = '<!ENTITY a "ha">' + "".join(
+    f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize("body", ["<text>&i;</text>", '<path id="&i;" d="M0 0h1"/>'])
+def test_a_billion_laughs_are_refused_at_once(body: str) -> None:
+    assert refusal_reason(doctype(LAUGHS, body)) == "entities"
+
+
+@pytest.mark.parametrize(
+    "svg",
+    [
+        LATIN_1 + PLAIN,  # a str is already decoded
+        (LATIN_1 + PLAIN).encode("latin-1"),
+        PLAIN.encode("utf-16"),
+        f"\ufeff\n {PLAIN}",
+        f'<!DOCTYPE svg PUBLIC "-//W3C//DTD SVG 1.1//EN" "http://x/svg11.dtd">{PLAIN}',
+        PLAIN.replace("<svg", "<s:svg").replace("</svg", "</s:svg").replace("xmlns=", "xmlns:s="),
+    ],
+    ids=[
+        "text with a declaration",
+        "latin-1",
+        "utf-16",
+        "byte order mark",
+        "doctype",
+        "prefixed root",
+    ],
+)
+def test_encodings_and_prologues_are_read(svg: str | bytes) -> None:
+    if isinstance(svg, str) and "<s:svg" in svg:
+        svg = svg.replace("<text", "<s:text").replace("</text", "</s:text")
+    assert canonicalise(svg).endswith("<text>é</text></svg>")
+
+
+ADOBE = (
+    '<!DOCTYPE svg PUBLIC "-//W3C//DTD SVG 1.0//EN" "x.dtd" '
+    '[<!-- > --> <!ENTITY ns "http://www.w3.org/2000/svg">]>'
+)
+
+
+@pytest.mark.parametrize(
+    ("svg", "text"),
+    [
+        (f"{ADOBE}<svg xmlns='&ns;' viewBox='0 0 9 9'><text>a&amp;b</text></svg>", "a&amp;b"),
+        (f"<!DOCTYPE svg [<!ENTITY a '\"b'>]>{HEAD}<text fill='&a;'>&a;c</text></svg>", "&quot;bc"),
+        (
+            f"<!DOCTYPE svg [<!ELEMENT svg ANY><!ENTITY a 'b'>]>{HEAD}<text>&a;&a;</text></svg>",
+            "bb",
+        ),
+    ],
+)
+def test_plain_entities_are_expanded(svg: str, text: str) -> None:
+    result = canonicalise(svg)
+    assert f">{text}</text>" in result
+    assert "<!" not in result
+
+
+def test_entities_expand_within_bounds() -> None:
+    long = doctype(f'<!ENTITY a "{"b" * 1000}">', f"<text>{'&a;' * 101}</text>")
+    many = doctype('<!ENTITY a "b">', f"<text>{'&a;' * 1001}</text>")
+    numerous = doctype("".join(f'<!ENTITY a{n} "b">' for n in range(65)), "")
+    assert [refusal_reason(svg) for svg in (long, many, numerous)] == ["entities"] * 3
+    assert "b" * 100_000 in canonicalise(
+        doctype(f'<!ENTITY a "{"b" * 1000}">', f"<text>{'&a;' * 100}</text>")
+    )
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_encodings_are_detected_by_their_first_bytes(encoding: str) -> None:
+    assert canonicalise(PLAIN.encode(encoding)) == canonicalise(PLAIN)
+
+
+@pytest.mark.parametrize(
+    "encoding", ["UTF-8", "windows-1252", "ISO-8859-15", "cp437", "mac-roman", "gb18030"]
+)
+def test_declared_encodings_are_decoded(encoding: str) -> None:
+    assert canonicalise((DECLARED.format(encoding) + PLAIN).encode(encoding)) == canonicalise(PLAIN)
+
+
+def test_a_declaration_of_utf_16_in_single_bytes_is_ignored() -> None:
+    assert canonicalise((DECLARED.format("utf-16") + PLAIN).encode()) == canonicalise(PLAIN)
+
+
+@pytest.mark.parametrize(
+    "encoding", ["zip", "punycode", "idna", "unicode_escape", "utf-7", "rot13", "no-such"]
+)
+def test_codecs_that_are_no_character_sets_are_refused(encoding: str) -> None:
+    assert refusal_reason((DECLARED.format(encoding) + PLAIN).encode()) == "bad_encoding"
+
+
+def test_bytes_that_are_not_in_their_encoding_are_refused() -> None:
+    assert refusal_reason(PLAIN.encode("latin-1")) == "bad_encoding"
+
+
+def test_gzip_is_unpacked_within_bounds() -> None:
+    packed = gzip.compress(PLAIN.encode())
+    assert canonicalise(packed) == canonicalise(PLAIN)
+    assert refusal_reason(gzip.compress(b" " * 4_000_001)) == "too_large"
+    assert refusal_reason(packed[:-9]) == "bad_gzip"
+    assert refusal_reason(packed[:12] + b"\xff" * 9 + packed[21:]) == "bad_gzip"
+    assert refusal_reason(gzip.compress(packed)) == "bad_encoding"  # one layer only
+
+
+def test_deep_and_large_documents_are_refused() -> None:
+    assert refusal_reason(f"{HEAD}{'<g>' * 200}{LINE}{'</g>' * 200}</svg>") == "too_deep"
+    assert refusal_reason(f"{HEAD}{'<g>' * 5000}{LINE}{'</g>' * 5000}</svg>") == "too_deep"
+    assert refusal_reason(f"{HEAD}{'<g/>' * 50_000}{LINE}</svg>") == "too_many_elements"
+    assert (
+        refusal_reason(f"{HEAD}<style>{'*{fill:red}' * 400}</style>{LINE * 3000}</svg>")
+        == "too_many_elements"
+    )
+    assert (
+        refusal_reason(f"{HEAD}<metadata>{'<x/>' * 50_000}</metadata>{LINE}</svg>")
+        == "too_many_elements"
+    )
+    assert (
+        refusal_reason(f"{HEAD}<metadata>{'<x>' * 200}{'</x>' * 200}</metadata>{LINE}</svg>")
+        == "too_deep"
+    )
+    attributes = " ".join(f"a{n}=''" for n in range(256))
+    assert refusal_reason(f"{HEAD}<path d='M0 0h9' {attributes}/></svg>") == "too_many_attributes"
+    group = '<g opacity=".5">'
+    assert inner(f"{group * 198}{LINE}{'</g>' * 198}").count("<g") == 198
+
+
+MANY = 100_000
+LARGE = {
+    "digits": f"<path d='M0 0h{'1' * 9 * MANY}'/>",
+    "digits of an arc": f"<path d='M0 0a{'1' * 9 * MANY}'/>",
+    "zeros": f"<path d='M0 0h{'0' * 9 * MANY}9'/>",
+    "spaces": f"<path d='M0 0{' ' * 9 * MANY}h9'/>",
+    "arcs": f"<path d='M0 0{'a1 1 0 019 0' * (MANY // 2)}'/>",
+    "a length": f"<rect width='{'1' * 9 * MANY}x' height='1'/>",
+    "dashes": f"{LINE}<g stroke-dasharray='{'1 ' * 4 * MANY}x'>{LINE}</g>",
+    "a transform": f"<g transform='{'scale(' * MANY}'>{LINE}</g>",
+    "a url": f"<path fill='{'url(' * MANY}#' d='M0 0h9'/>",
+    "a sheet": f"<style>{'a' * 9 * MANY}</style>{LINE}",
+    "fonts": f"<style>{'@font-face ' * (MANY // 2)}</style>{LINE}",
+    "open fonts": f"<style>{'@font-face{' * (MANY // 2)}</style>{LINE}",
+    "rules": f"<style>{'a{}' * MANY}</style>{LINE}",
+    "comments": f"<style>{'/*' * 4 * MANY}</style>{LINE}",
+    "attributes": "<path d='M0 0h9' " + " ".join(f"a{n}='1'" for n in range(MANY // 2)) + "/>",
+    "groups": f"{'<g>' * 200}{LINE * (MANY // 4)}{'</g>' * 200}",
+}
+
+
+@pytest.mark.parametrize("body", LARGE.values(), ids=LARGE.keys())
+def test_large_inputs_take_linear_time(body: str) -> None:
+    """Assert only that the call ends: quadratic time would be hours."""
+    with contextlib.suppress(SVGRefused):
+        canonicalise(f"{HEAD}{body}</svg>")
