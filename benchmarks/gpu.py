@@ -37,7 +37,7 @@ from app.memory_plan.peak import init_optimizer_state, simulate_peak
 from app.memory_plan.simulate import build_meta_model
 from app.training.optim import build_optimizer
 from app.training.parallel import LocalContext
-from app.training.step import train_step
+from app.training.step import StepInput, train_step
 from data_pipeline.stream.token_stream import Batch
 
 CUDA, GIB = torch.device("cuda", 0), 2**30
@@ -115,9 +115,13 @@ def one_step(config: Config, objective: nn.Module) -> Callable[[int], tuple[floa
         torch.cuda.synchronize()
         started = time.perf_counter()
         loss, norm = train_step(
-            objective, optimizer, [batch], num_targets=tokens, rate=1e-5, max_grad_norm=1.0, seed=(0, 0),
+            objective,
+            optimizer,
+            StepInput([batch], num_targets=tokens, seed=(0, 0)),
+            learning_rate=1e-5,
+            max_grad_norm=1.0,
             context=LocalContext(CUDA),
-        )  # fmt: skip
+        )
         torch.cuda.synchronize()
         assert np.isfinite([loss, norm]).all(), (loss, norm)
         return loss, time.perf_counter() - started

@@ -29,7 +29,7 @@ from app.jobs.plan import get_step_settings
 from app.memory_plan.peak import init_optimizer_state, simulate_peak
 from app.training.optim import build_optimizer
 from app.training.parallel import LocalContext
-from app.training.step import train_step
+from app.training.step import StepInput, train_step
 from benchmarks.measure import one_thread, settled_bytes, status, write
 
 WIDE = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -105,9 +105,13 @@ def steps(config: Config, number: int) -> Any:
         settled_bytes()
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
         train_step(
-            objective, optimizer, [batch], num_targets=int((targets != IGNORE_INDEX).sum()), rate=1e-5, max_grad_norm=1.0,
-            seed=(0, 0), context=LocalContext(torch.device("cpu")),
-        )  # fmt: skip
+            objective,
+            optimizer,
+            StepInput([batch], num_targets=int((targets != IGNORE_INDEX).sum()), seed=(0, 0)),
+            learning_rate=1e-5,
+            max_grad_norm=1.0,
+            context=LocalContext(torch.device("cpu")),
+        )
     return objective, optimizer
 
 
