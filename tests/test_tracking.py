@@ -173,7 +173,7 @@ def test_a_dataset_is_an_input_with_its_digest(config: TrackingConfig, tmp_path:
         tracker.log_dataset(
             "icons",
             digest=digest,
-            num_rows=57,
+            num_records=57,
             context="training",
             source="s3://key:secret@bucket/shards",
         )
@@ -347,7 +347,7 @@ def test_null_tracks_nothing(tmp_path: Path) -> None:
         assert tracker.run_id is None
         tracker.log_params({"a": 1})
         tracker.set_tags({"a": "b"})
-        tracker.log_dataset("d", digest="x", num_rows=1, context="training", source="y")
+        tracker.log_dataset("d", digest="x", num_records=1, context="training", source="y")
         log_step_10(tracker, tmp_path)
         tracker.log_text("a", "b.txt")
         tracker.log_artifact(tmp_path / "absent")
@@ -479,7 +479,7 @@ def test_a_server_may_die_and_come_back(
     worker.flush()
     with pytest.raises(UserError, match=str(unsent)):
         attach_run(hasty, driver.run_id, job_dir=str(tmp_path)).finish("FAILED")
-    assert capfd.readouterr().err.count("takes nothing now") == 3  # once for each tracker
+    assert capfd.readouterr().err.count("accepts no requests") == 3  # once for each tracker
     shutil.copy(unsent, tmp_path / "copy.json")
 
     server.start()
