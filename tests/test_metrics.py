@@ -22,7 +22,7 @@ captions = st.lists(st.sampled_from(WORDS), max_size=9).map(" ".join)
     [
         ("a thin red circle", "a thin red circle", 1.0),
         ("a thin red circle", "A THIN RED CIRCLE", 0.0),  # case counts
-        ("a thin red circle .", "a thin red circle.", 1.0),  # 13a takes the full stop off
+        ("a thin red circle .", "a thin red circle.", 1.0),  # 13a splits the full stop off
         # 4/5, 3/4, 2/3, 1/2 of the 1- to 4-grams; equally long, so no brevity penalty
         ("a thin red circle x", "a thin red circle y", (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25),
         # 4/4, 3/3, 2/2, 1/1; brevity penalty exp(1 - 5/4)
