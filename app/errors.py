@@ -1,5 +1,8 @@
-"""What a user of the application can get wrong."""
+"""Error that a user of the application can correct."""
 
 
 class UserError(ValueError):
-    """One sentence that names the thing, the limit and the fix; the command line prints it and exits with 2."""
+    """One sentence that names the value, the limit and the fix.
+
+    The command line prints the sentence and exits with 2.
+    """

@@ -1,4 +1,7 @@
-"""A job's small files (run id, reports), on a local disk or wherever pyarrow can write; URIs as text."""
+"""Small files of a job (run id, reports) on a local disk or any file system of pyarrow.
+
+Paths and URIs are strings.
+"""
 
 import json
 import os
@@ -7,23 +10,26 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-_CREDENTIALS = re.compile(
-    r"://(?:[^\s/@]*:\S*|[^\s/@]+)@"
-)  # greedy: a password may hold "/" and "@"
+# Greedy: a password may contain "/" and "@".
+_CREDENTIALS = re.compile(r"://(?:[^\s/@]*:\S*|[^\s/@]+)@")
 _SECRET_QUERY = re.compile(
     r"([?&][^\s=&]*(?:secret|token|password|key|sig)[^\s=&]*=)[^\s&]+", re.IGNORECASE
 )
 
 
 def join_uri(uri: str, *parts: str) -> str:
-    """`join("s3://bucket/jobs?region=x", "a", "b.json")` is `s3://bucket/jobs/a/b.json?region=x`."""
+    """Return the path or URI of a file below `uri`, with the query of `uri` at its end.
+
+    `join_uri("s3://bucket/jobs?region=x", "a", "b.json")` is
+    `s3://bucket/jobs/a/b.json?region=x`.
+    """
     base, mark, query = uri.partition("?") if "://" in uri else (uri, "", "")
     return "/".join([base.rstrip("/"), *parts]) + mark + query
 
 
 def read_json(uri: str) -> dict[str, Any] | None:
-    """The object stored at a local path or URI; None where there is no such file."""
-    filesystem, path = _locate(uri)
+    """Return the object stored at a local path or URI, or None if there is no such file."""
+    filesystem, path = _locate_file(uri)
     try:
         with filesystem.open_input_stream(path) as stream:
             value: dict[str, Any] = json.loads(stream.read())
@@ -33,33 +39,41 @@ def read_json(uri: str) -> dict[str, Any] | None:
 
 
 def write_json(uri: str, value: dict[str, Any]) -> None:
-    """Replace a file that `read_json` reads, as `write_text` does."""
+    """Write an object as JSON, replacing the file atomically as `write_text` does."""
     write_text(uri, json.dumps(value, indent=2))
 
 
 def write_text(uri: str, text: str) -> None:
-    """Replace the file at once: a reader sees the old text or the new one, whenever the writer is killed."""
-    filesystem, path = _locate(uri)
+    """Write text as UTF-8, replacing the file atomically.
+
+    A reader sees the old text or the new text, even if the writer is killed.
+    """
+    filesystem, path = _locate_file(uri)
     content = text.encode()
-    if filesystem.type_name != "local":  # an object store shows an object only once it is complete
+
+    # object store: an object is visible only when it is complete
+    if filesystem.type_name != "local":
         with filesystem.open_output_stream(path) as stream:
             stream.write(content)
         return
+
+    # local disk: write a temporary file and rename it
     folder = Path(path).parent
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=".tmp", delete=False) as file:
         file.write(content)
-    os.chmod(file.name, 0o644)  # a temporary file is private, a report is to be read
+    os.chmod(file.name, 0o644)  # NamedTemporaryFile creates 0o600, but others read reports
     os.replace(file.name, path)
 
 
 def mask_secrets(text: str) -> str:
-    """`s3://key:secret@bucket?token=x` becomes `s3://***@bucket?token=***`."""
+    """Replace credentials in URIs: `s3://key:secret@bucket?token=x` → `s3://***@bucket?token=***`."""
     return _SECRET_QUERY.sub(r"\1***", _CREDENTIALS.sub("://***@", text))
 
 
-def _locate(uri: str) -> tuple[Any, str]:
-    from pyarrow.fs import FileSystem  # 0.3 s, which parsing a config shall not cost
+def _locate_file(uri: str) -> tuple[Any, str]:
+    """Return (pyarrow file system, path in it)."""
+    from pyarrow.fs import FileSystem  # 0.3 s, not needed to parse a config
 
     filesystem, path = FileSystem.from_uri(uri if "://" in uri else os.path.abspath(uri))
     return filesystem, path

@@ -38,7 +38,7 @@ from app.memory_plan.peak import init_optimizer_state, simulate_peak
 from app.memory_plan.simulate import build_meta_model
 from app.training.optim import build_optimizer
 from app.training.parallel import LocalContext
-from app.training.step import train_step
+from app.training.step import StepInput, train_step
 from data_pipeline.stream.token_stream import Batch
 
 CUDA, GIB = torch.device("cuda", 0), 2**30
@@ -131,11 +131,9 @@ def one_step(config: Config, objective: nn.Module) -> Callable[[int], tuple[floa
         loss, norm = train_step(
             objective,
             optimizer,
-            [batch],
-            num_targets=tokens,
-            rate=1e-5,
+            StepInput([batch], num_targets=tokens, seed=(0, 0)),
+            learning_rate=1e-5,
             max_grad_norm=1.0,
-            seed=(0, 0),
             context=LocalContext(CUDA),
         )
         torch.cuda.synchronize()

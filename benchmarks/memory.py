@@ -30,7 +30,7 @@ from app.jobs.plan import get_step_settings
 from app.memory_plan.peak import init_optimizer_state, simulate_peak
 from app.training.optim import build_optimizer
 from app.training.parallel import LocalContext
-from app.training.step import train_step
+from app.training.step import StepInput, train_step
 from benchmarks.measure import one_thread, settled_bytes, status, write
 
 WIDE = {
@@ -133,11 +133,9 @@ def train_steps(config: Config, num_steps: int) -> Any:
         train_step(
             objective,
             optimizer,
-            [batch],
-            num_targets=num_targets,
-            rate=1e-5,
+            StepInput([batch], num_targets=num_targets, seed=(0, 0)),
+            learning_rate=1e-5,
             max_grad_norm=1.0,
-            seed=(0, 0),
             context=LocalContext(torch.device("cpu")),
         )
     return objective, optimizer

@@ -1,4 +1,4 @@
-"""A checkpoint is complete, plain (safetensors and JSON), and readable by PEFT without us."""
+"""A checkpoint is complete, in safetensors and JSON, and readable by PEFT alone."""
 
 import json
 import shutil
@@ -27,13 +27,13 @@ def folder(tmp_path_factory):
 
 
 def stepped(loss, optimizer, steps):
-    (row,) = pack_examples(examples(6), 200)
+    (sequence,) = pack_examples(examples(6), 200)
     for _ in range(steps):
-        loss(**tensors(row))[0].backward()
+        loss(**tensors(sequence))[0].backward()
         optimizer.step()
         optimizer.zero_grad()
     with torch.no_grad():
-        return float(loss(**tensors(row))[0])
+        return float(loss(**tensors(sequence))[0])
 
 
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
@@ -50,15 +50,14 @@ def test_weights_and_moments_come_back_exactly(folder, tmp_path, embeddings, kin
     other_optimizer = build_optimizer(other, optim)
     assert checkpoint.restore_checkpoint(tmp_path, other.model, other_optimizer) == {"step": 3}
     assert stepped(other, other_optimizer, 2) == expected
-    in_8_bits = (
+    state_dtypes = (
         {state["state1"].dtype for state in optimizer.state.values()} if kind != "adamw" else set()
     )
-    assert (torch.uint8 in in_8_bits) == (
-        embeddings and kind != "adamw"
-    )  # smaller weights stay in fp32
+    # smaller weights stay in fp32
+    assert (torch.uint8 in state_dtypes) == (embeddings and kind != "adamw")
 
 
-def test_moments_of_another_optimizer_are_named(folder, tmp_path):
+def test_moments_of_another_optimizer_are_refused(folder, tmp_path):
     loss = objective(folder)
     eight, full = (
         build_optimizer(loss, OptimConfig(kind=kind)) for kind in ("adamw_8bit", "adamw")
@@ -70,32 +69,36 @@ def test_moments_of_another_optimizer_are_named(folder, tmp_path):
             checkpoint.restore_checkpoint(tmp_path, loss.model, other)
 
 
-def test_nothing_in_it_is_a_pickle_and_peft_reads_it_alone(folder, tmp_path):
+def test_no_file_is_a_pickle_and_peft_reads_the_adapter_alone(folder, tmp_path):
     loss = objective(folder, kind="none", train_embeddings=True)
     optimizer = build_optimizer(loss, OptimConfig(learning_rate=1e-2))
     expected = stepped(loss, optimizer, 3)
     checkpoint.save_checkpoint(tmp_path, loss.model, optimizer, {"step": 3})
     assert {file.suffix for file in tmp_path.iterdir()} <= {".json", ".safetensors", ".md"}
     assert json.loads((tmp_path / "state.json").read_text()) == {"step": 3}
-    (row,) = pack_examples(examples(6), 200)
+    (sequence,) = pack_examples(examples(6), 200)
     base = Gemma2ForCausalLM.from_pretrained(folder, attn_implementation="eager")
     theirs = PeftModel.from_pretrained(base, str(tmp_path))
-    ours = load_adapter(load_base_model(ModelConfig(name=folder), QuantizationConfig(kind="none"), device=CPU,
-                                  dtype=torch.float32), tmp_path)  # fmt: skip
+    plain = load_base_model(
+        ModelConfig(name=folder), QuantizationConfig(kind="none"), device=CPU, dtype=torch.float32
+    )
+    ours = load_adapter(plain, tmp_path)
     for model in (theirs, ours):
         with torch.no_grad():
             logits = model(
-                input_ids=tensors(row)["input_ids"],
-                position_ids=tensors(row)["position_ids"],
+                input_ids=tensors(sequence)["input_ids"],
+                position_ids=tensors(sequence)["position_ids"],
                 use_cache=False,
-            ).logits  # with a cache, transformers does not tell documents apart
+            ).logits  # with a cache, transformers ignores the documents of a sequence
         nll = torch.nn.functional.cross_entropy(
-            logits[0], tensors(row)["targets"][0], reduction="sum"
+            logits[0], tensors(sequence)["targets"][0], reduction="sum"
         )
         assert float(nll) == pytest.approx(expected, rel=1e-4)
 
 
-def test_another_base_than_the_checkpoints_is_refused_and_both_are_named(folder, tmp_path, capsys):
+def test_another_base_model_than_the_checkpoints_is_refused_and_both_are_named(
+    folder, tmp_path, capsys
+):
     moved, other = tmp_path / "moved", tmp_path / "other"
     shutil.copytree(folder, moved)
     torch.manual_seed(1)
@@ -110,16 +113,16 @@ def test_another_base_than_the_checkpoints_is_refused_and_both_are_named(folder,
                 tmp_path, pin_base_model(ModelConfig(name=name), quantization)
             )
         assert (
-            f"was trained on the base {folder} (nf4, double; sha256 {base['sha256'][:16]}"
+            f"was trained on the base model {folder} (nf4, double; sha256 {base['sha256'][:16]}"
             in str(error.value)
         )
         assert f"not on {name} ({quantization.kind}, double; sha256 " in str(error.value)
     assert capsys.readouterr().err == ""
     checkpoint.require_same_base_model(other, base)  # an adapter of PEFT alone
-    assert "does not say its base" in capsys.readouterr().err
+    assert "does not name its base model" in capsys.readouterr().err
 
 
-def test_nodes_with_different_files_under_one_name_are_told_apart():
+def test_nodes_with_different_files_under_one_name_are_refused():
     one, two = (
         {"name": "/models/base", "quantization": "nf4, double", "sha256": c * 64} for c in "ab"
     )

@@ -1,4 +1,4 @@
-"""The page of drawings: what it shows, and that nothing in it can act."""
+"""The gallery page: its content, and that hostile text stays text."""
 
 import base64
 from pathlib import Path
@@ -64,7 +64,7 @@ def test_nothing_hostile_becomes_markup(tmp_path: Path, evil: str, shown: str) -
     assert page.xpath("//article[1]//img/@alt") == [f"drawing {shown}"]
 
 
-def test_policy_comes_before_all_it_governs(tmp_path: Path) -> None:
+def test_the_security_policy_comes_before_all_content(tmp_path: Path) -> None:
     path = tmp_path / "gallery.html"
     path.write_text(
         render_gallery([GalleryItem("x", "<svg/>", "a", "b", "c")], title="Captions", summary={}),

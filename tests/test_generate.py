@@ -32,22 +32,35 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> PromptEncoder:
 
 @pytest.fixture(scope="module")
 def model() -> Gemma2ForCausalLM:
-    """A Gemma 2 with weights so large that its captions differ, and with untied embeddings: with tied ones a
-    random model repeats its last token. In fp32, so that all batches round alike."""
+    """A random Gemma 2 in fp32, so that all batches round alike.
+
+    The weights are so large that its captions differ. The embeddings are untied, because with tied
+    embeddings a random model repeats its last token.
+    """
     torch.set_num_threads(1)  # on a busy machine two threads take minutes where one takes seconds
     torch.manual_seed(0)
     config = Gemma2Config(
-        vocab_size=103, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=32, query_pre_attn_scalar=32, sliding_window=16,
-        attn_logit_softcapping=5.0, final_logit_softcapping=30.0,
-        initializer_range=0.3, tie_word_embeddings=False, attn_implementation="eager",
-    )  # fmt: skip
+        vocab_size=103,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        query_pre_attn_scalar=32,
+        sliding_window=16,
+        attn_logit_softcapping=5.0,
+        final_logit_softcapping=30.0,
+        initializer_range=0.3,
+        tie_word_embeddings=False,
+        attn_implementation="eager",
+    )
     return Gemma2ForCausalLM(config).eval()
 
 
 @torch.no_grad()
 def alone(model: nn.Module, encoder: PromptEncoder, svg: str) -> str:
-    """The oracle: the whole sequence again for every token."""
+    """Caption one drawing by running the whole prompt again for every token (the oracle)."""
     ids = encoder.prompt(svg)
     start = len(ids)
     while len(ids) < start + MAX_NEW_TOKENS:
@@ -73,7 +86,7 @@ def test_any_batch_gives_the_captions_of_drawings_decoded_alone(
     )
     assert captions == [alone(model, encoder, svg) for svg in SVGS]
     assert progress == [*range(batch, len(SVGS), batch), len(SVGS)]
-    # Only worth something while captions differ, and some end by themselves and some at the limit.
+    # The test needs captions that differ, some with a stop id and some cut at the limit.
     assert len(set(captions)) == len(SVGS)
     assert min(map(len, captions)) < MAX_NEW_TOKENS - 4
     assert max(map(len, captions)) >= MAX_NEW_TOKENS - 4

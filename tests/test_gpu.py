@@ -19,7 +19,7 @@ from app.jobs.worker import configure_device
 from app.tracking import check_tracking
 from app.training import checkpoint
 from app.training.config import OptimConfig, TrainConfig
-from app.training.loop import TrainState, state_from_json, state_to_json, train_model
+from app.training.loop import TrainSetup, TrainState, state_from_json, state_to_json, train_model
 from app.training.optim import build_optimizer, get_moments, restore_moments
 from data_pipeline.config import PrepareConfig
 from data_pipeline.prepare.dataset import prepare_dataset
@@ -232,11 +232,16 @@ def run(folder, stream, *, kind="adamw", device=CUDA, saved=None, resumed=None, 
 
     context.report = save
     held_out = [batch for batch, _ in batches(12, seed=9)]
-    train_model(
-        loss, optimizer, iter(stream[state.step :]), held_out, state=state, context=context, optim=optim,
+    setup = TrainSetup(
+        objective=loss,
+        optimizer=optimizer,
+        validation=held_out,
         config=TrainConfig(max_steps=24, eval_steps=8, save_steps=8, **(config or {})),
-        progress_of=lambda position: position.index / position.num_block_sequences,
-    )  # fmt: skip
+        optim=optim,
+        context=context,
+        compute_progress=lambda position: position.index / position.num_block_sequences,
+    )
+    train_model(setup, iter(stream[state.step :]), state)
     return context
 
 

@@ -1,4 +1,4 @@
-"""The loop without Ray: worker-count invariance, resuming, early stopping, and that measuring changes nothing."""
+"""The loop without Ray: worker-count invariance, resuming, early stopping, harmless evaluation."""
 
 import math
 import os
@@ -11,7 +11,7 @@ import torch.multiprocessing
 from app.gemma.config import MemoryConfig
 from app.training import checkpoint
 from app.training.config import OptimConfig, TrainConfig
-from app.training.loop import TrainState, state_from_json, state_to_json, train_model
+from app.training.loop import TrainSetup, TrainState, state_from_json, state_to_json, train_model
 from app.training.nonfinite import TrainingDiverged
 from app.training.optim import build_optimizer
 from app.training.parallel import wrap_model
@@ -30,10 +30,16 @@ def run(loss, stream, validation, *, state=None, context=None, optimizer=None, *
     config = TrainConfig(**{"eval_steps": 4, "save_steps": 4, "max_steps": 8, **config})
     context = context or Recorder()
     optimizer = optimizer or build_optimizer(loss, OPTIM)
-    state = train_model(
-        wrap_model(loss, "ddp", size=context.size, device=CPU), optimizer, iter(stream), validation, config=config, optim=OPTIM,
-        state=state or TrainState(), context=context, progress_of=lambda position: position.index / position.num_block_sequences,
-    )  # fmt: skip
+    setup = TrainSetup(
+        objective=wrap_model(loss, "ddp", size=context.size, device=CPU),
+        optimizer=optimizer,
+        validation=validation,
+        config=config,
+        optim=OPTIM,
+        context=context,
+        compute_progress=lambda position: position.index / position.num_block_sequences,
+    )
+    state = train_model(setup, iter(stream), state or TrainState())
     return state, context, optimizer
 
 
@@ -43,10 +49,11 @@ def validation():
 
 def test_training_lowers_the_loss_and_reports_every_step_and_evaluation(folder):
     loss = objective(folder, train_embeddings=True)
-    state, context, _ = run(loss, batches(260, micro_batch_size=2), validation(), max_steps=32, eval_steps=16,
-                          save_steps=16)  # fmt: skip
+    stream = batches(260, micro_batch_size=2)
+    state, context, _ = run(loss, stream, validation(), max_steps=32, eval_steps=16, save_steps=16)
+
     steps = [(step, "train/loss" in metrics) for step, metrics in context.metrics]
-    assert [step for step, train_step in steps if train_step] == list(range(1, 33))
+    assert [step for step, is_train_step in steps if is_train_step] == list(range(1, 33))
     assert [report[0] for report in context.reports] == [0, 16, 32]
     assert [report[2] for report in context.reports] == [False, True, True]
     assert context.reports[-1][1] < 0.8 * context.reports[0][1]
@@ -73,6 +80,8 @@ def test_the_end_of_the_stream_ends_training_after_a_shorter_last_step(folder):
 def test_resuming_from_a_checkpoint_continues_bit_for_bit(folder, tmp_path):
     stream, held_out = batches(60), validation()
     _, whole, _ = run(objective(folder, dropout=0.1), stream, held_out)
+
+    # killed at step 4
     first = objective(folder, dropout=0.1)
     context = Recorder()
     saved = {}
@@ -90,8 +99,10 @@ def test_resuming_from_a_checkpoint_continues_bit_for_bit(folder, tmp_path):
     optimizer_of_first = build_optimizer(first, OPTIM)
     with pytest.raises(KeyboardInterrupt):
         run(first, stream, held_out, context=context, optimizer=optimizer_of_first)
+
+    # resumed
     second = objective(folder, dropout=0.1)
-    with torch.no_grad():  # whatever it starts from is replaced
+    with torch.no_grad():  # the checkpoint replaces all trained weights
         for parameter in second.parameters():
             if parameter.requires_grad:
                 parameter.add_(1.0)
@@ -104,7 +115,7 @@ def test_resuming_from_a_checkpoint_continues_bit_for_bit(folder, tmp_path):
 
 
 def test_evaluation_between_steps_changes_no_loss(folder):
-    """bitsandbytes repacks 4-bit weights in evaluation mode on some CPUs; bf16 is where it does."""
+    """On some CPUs bitsandbytes repacks 4-bit weights in evaluation mode, in bf16 only."""
     losses = []
     for every in (1, 100):
         loss = objective(folder, dtype=torch.bfloat16)
@@ -122,7 +133,7 @@ def test_early_stopping_after_evaluations_without_a_gain(folder):
     assert [report[0] for report in context.reports] == [0, 1, 2, 3]
 
 
-def test_a_loss_that_is_not_a_number_stops_the_job_and_says_where(folder):
+def test_a_loss_that_is_not_a_number_stops_the_job_and_names_the_step(folder):
     loss = objective(folder)
     with torch.no_grad():
         next(p for n, p in loss.named_parameters() if "lora_A" in n).fill_(math.nan)
@@ -158,7 +169,7 @@ def test_two_workers_train_as_one_at_equal_global_batch(folder, tmp_path, free_p
     _, one, _ = run(
         objective(folder, dropout=0.1),
         batches(90),
-        [b for b, _ in batches(12, seed=9)][:4],
+        validation()[:4],
         gradient_accumulation_steps=4,
         max_steps=6,
     )
@@ -166,7 +177,7 @@ def test_two_workers_train_as_one_at_equal_global_batch(folder, tmp_path, free_p
     assert two_evaluations == pytest.approx([report[1] for report in one.reports], rel=1e-5)
 
 
-def test_mean_loss_does_not_depend_on_how_documents_fall_into_rows(folder):
+def test_mean_loss_does_not_depend_on_how_documents_are_packed_into_sequences(folder):
     loss = objective(folder)
     alone = compute_mean_loss(
         loss, [batch for batch, _ in batches(20, sequence_tokens=20)], Recorder()

@@ -22,7 +22,7 @@ captions = st.lists(st.sampled_from(WORDS), max_size=9).map(" ".join)
     [
         ("a thin red circle", "a thin red circle", 1.0),
         ("a thin red circle", "A THIN RED CIRCLE", 0.0),  # case counts
-        ("a thin red circle .", "a thin red circle.", 1.0),  # 13a takes the full stop off
+        ("a thin red circle .", "a thin red circle.", 1.0),  # 13a splits the full stop off
         # 4/5, 3/4, 2/3, 1/2 of the 1- to 4-grams; equally long, so no brevity penalty
         ("a thin red circle x", "a thin red circle y", (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25),
         # 4/4, 3/3, 2/2, 1/1; brevity penalty exp(1 - 5/4)
@@ -99,7 +99,7 @@ WEIGHTS = ("thin", "extra thin", "bold", "semi bold")
 )
 def test_field_accuracy_of_one_caption(hypothesis: str, reference: str, right: bool) -> None:
     assert score_fields([hypothesis], [reference], {"weight": WEIGHTS}) == {
-        "weight": FieldScore(accuracy=float(right), chance=0.25, majority=1.0, num=1)
+        "weight": FieldScore(accuracy=float(right), chance=0.25, majority=1.0, num_references=1)
     }
 
 
@@ -113,8 +113,8 @@ def test_field_accuracy_counts_only_the_references_that_name_the_field() -> None
         "none": ["x"],
     }
     assert score_fields(hypotheses, references, fields) == {
-        "colour": FieldScore(accuracy=2 / 4, chance=1 / 3, majority=3 / 4, num=4),
-        "shape": FieldScore(accuracy=2 / 2, chance=1 / 2, majority=1 / 2, num=2),
-        "tool": FieldScore(accuracy=0 / 1, chance=1, majority=1, num=1),
-        "none": FieldScore(accuracy=0, chance=1, majority=0, num=0),
+        "colour": FieldScore(accuracy=2 / 4, chance=1 / 3, majority=3 / 4, num_references=4),
+        "shape": FieldScore(accuracy=2 / 2, chance=1 / 2, majority=1 / 2, num_references=2),
+        "tool": FieldScore(accuracy=0 / 1, chance=1, majority=1, num_references=1),
+        "none": FieldScore(accuracy=0, chance=1, majority=0, num_references=0),
     }

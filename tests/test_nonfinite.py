@@ -1,4 +1,4 @@
-"""Numbers that are not finite, put there for real: in which layer they are found, what is skipped, what fp16 does."""
+"""Real values that are not finite: the layer they are found in, skipped steps, and fp16."""
 
 import copy
 import math
@@ -14,7 +14,7 @@ from app.gemma.config import MemoryConfig
 from app.gemma.load import unwrap_gemma
 from app.training import checkpoint
 from app.training.config import OptimConfig, TrainConfig
-from app.training.loop import TrainState, state_from_json, state_to_json, train_model
+from app.training.loop import TrainSetup, TrainState, state_from_json, state_to_json, train_model
 from app.training.nonfinite import FIRST_SCALE, TrainingDiverged, update_loss_scale
 from app.training.optim import build_optimizer
 from app.training.parallel import wrap_model
@@ -51,11 +51,17 @@ def run(
     config = TrainConfig(**{"max_steps": 6, "eval_steps": 100, "save_steps": 100, **config})
     context = context or Recorder()
     wrapped = wrap_model(loss, strategy, size=context.size, device=CPU)
-    state = train_model(
-        wrapped, optimizer or build_optimizer(wrapped, OPTIM), iter(stream or batches(60)), validation, config=config,
-        optim=OPTIM, state=state or TrainState(), context=context, progress_of=lambda position: position.index / 1000,
+    setup = TrainSetup(
+        objective=wrapped,
+        optimizer=optimizer or build_optimizer(wrapped, OPTIM),
+        validation=validation,
+        config=config,
+        optim=OPTIM,
+        context=context,
+        compute_progress=lambda position: position.index / 1000,
         after_step=after_step or (lambda step, micro_batches: None),
-    )  # fmt: skip
+    )
+    state = train_model(setup, iter(stream or batches(60)), state or TrainState())
     return state, context
 
 
@@ -64,7 +70,7 @@ def weight(loss):
 
 
 def poison(loss, value=math.inf):
-    """Spoils one number of one trained weight (of this worker's shard of it); returns what undoes it."""
+    """Change one number of one trained weight (or of its local shard); return the undo function."""
     spoilt = weight(loss).detach()
     spoilt = spoilt.to_local() if isinstance(spoilt, DTensor) else spoilt
     before = spoilt[0, 0].item()
@@ -103,7 +109,7 @@ def test_the_job_stops_and_names_the_step_and_the_layer(
     assert sum(len(module._forward_hooks) for module in loss.modules()) == num_hooks
 
 
-def test_a_skipped_step_changes_nothing_and_is_counted_and_said(folder, validation, capsys):
+def test_a_skipped_step_changes_nothing_and_is_counted_and_printed(folder, validation, capsys):
     loss = objective(folder)
     optimizer = build_optimizer(loss, OPTIM)
     stream = batches(60)
@@ -118,41 +124,36 @@ def test_a_skipped_step_changes_nothing_and_is_counted_and_said(folder, validati
             undo.append(poison(loss, math.nan))
 
     state, context = run(
-        loss, validation, stream=stream, optimizer=optimizer, after_step=after_step, on_nonfinite="skip"
-    )  # fmt: skip
+        loss,
+        validation,
+        stream=stream,
+        optimizer=optimizer,
+        after_step=after_step,
+        on_nonfinite="skip",
+    )
+
     assert (state.step, state.num_skipped_steps) == (6, 1)
     torch.testing.assert_close(snapshots[2], snapshots[1], rtol=0, atol=0)
     assert not torch.equal(snapshots[3][0], snapshots[2][0])
     given = [int(batch["num_examples"].sum()) for batch, _ in stream[:6]]
     assert trained_on == [*given[:2], 0, *given[3:]]
     assert (state.num_examples, state.num_skipped_examples) == (sum(trained_on), given[2])
-    assert [m["train/skipped_steps"] for _, m in context.metrics if "train/loss" in m] == [
-        0,
-        0,
-        1,
-        1,
-        1,
-        1,
-    ]
-    assert [math.isfinite(value) for value in context.losses()] == [
-        True,
-        True,
-        False,
-        True,
-        True,
-        True,
-    ]
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
-    assert len(said) == 1
-    assert said[0].startswith(
+    skipped = [m["train/skipped_steps"] for _, m in context.metrics if "train/loss" in m]
+    assert skipped == [0, 0, 1, 1, 1, 1]
+    assert [step for step, loss in enumerate(context.losses(), 1) if not math.isfinite(loss)] == [3]
+    assert len(context.losses()) == 6
+
+    printed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert len(printed) == 1
+    assert printed[0].startswith(
         "step 3: loss nan, gradient norm nan; first in the output of model.layers.1"
     )
-    assert said[0].endswith("the step is skipped")
+    assert printed[0].endswith("the step is skipped")
     assert state_from_json(state_to_json(state)) == state
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])
-def test_an_evaluation_that_is_not_finite_is_said_and_is_no_checkpoint(
+def test_an_evaluation_that_is_not_finite_is_printed_and_saves_no_checkpoint(
     folder, validation, policy, capsys
 ):
     loss = objective(folder)
@@ -161,20 +162,20 @@ def test_an_evaluation_that_is_not_finite_is_said_and_is_no_checkpoint(
         if step == 2:
             poison(loss)
 
-    what = f"step 2: evaluation loss nan; first in the output of {WHERE}"
+    message = f"step 2: evaluation loss nan; first in the output of {WHERE}"
     context = Recorder()
     changes = {"max_steps": 2, "after_step": after_step, "on_nonfinite": policy, "context": context}
     if policy == "stop":
-        with pytest.raises(TrainingDiverged, match=what):
+        with pytest.raises(TrainingDiverged, match=message):
             run(loss, validation, **changes)
     else:
         run(loss, validation, **changes)
-        assert what in capsys.readouterr().err
+        assert message in capsys.readouterr().err
         assert [save for *_, save in context.reports] == [False, False]
 
 
 def work(rank, size, folder, port, out):
-    """Worker 1 spoils what it holds at step 3, worker 0 nothing; undone after a skipped step."""
+    """Worker 1 spoils its weights at step 3, and restores them after a skipped step."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=size)
@@ -189,7 +190,7 @@ def work(rank, size, folder, port, out):
 
 
 def spoilt_at_step_3(folder, rank, size, **config):
-    """(skipped steps, whether the trained weights are finite) or the error."""
+    """Return (number of skipped steps, True if the trained weights are finite), or the error."""
     loss, undo = objective(folder), []
 
     def after_step(step, _):
@@ -200,8 +201,16 @@ def spoilt_at_step_3(folder, rank, size, **config):
 
     stream, held_out = (batches(num, rank=rank, num_workers=size) for num in (90, 12))
     try:
-        state, _ = run(loss, [batch for batch, _ in held_out], stream=stream, context=Recorder(rank, size),
-                       after_step=after_step, gradient_accumulation_steps=2, max_steps=4, **config)  # fmt: skip
+        state, _ = run(
+            loss,
+            [batch for batch, _ in held_out],
+            stream=stream,
+            context=Recorder(rank, size),
+            after_step=after_step,
+            gradient_accumulation_steps=2,
+            max_steps=4,
+            **config,
+        )
     except TrainingDiverged as error:
         return str(error)
     return state.num_skipped_steps, all(
@@ -209,7 +218,7 @@ def spoilt_at_step_3(folder, rank, size, **config):
     )
 
 
-def test_workers_skip_and_stop_together_and_name_the_one(folder, tmp_path, free_port):
+def test_workers_skip_and_stop_together_and_name_the_worker(folder, tmp_path, free_port):
     torch.multiprocessing.start_processes(
         work, (2, folder, free_port, str(tmp_path / "out")), nprocs=2, start_method="spawn"
     )
@@ -226,13 +235,20 @@ def test_fp16_halves_its_scale_until_gradients_fit_and_then_trains(
     folder, validation, capsys, memory
 ):
     loss = objective(folder, dtype=torch.float16, memory=memory, train_embeddings=True)
-    state, context = run(loss, validation, state=TrainState(loss_scale=2.0**28), max_steps=40, precision="fp16",
-                       stream=batches(260, micro_batch_size=2))  # fmt: skip
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
-    assert 3 <= state.num_skipped_steps == len(said) < 20
-    assert said[0].startswith("step 1: loss ")
-    assert "first in the gradient of " in said[0]
-    assert said[0].endswith(f"the step is skipped and the loss scale {2**28} halved")
+    state, context = run(
+        loss,
+        validation,
+        stream=batches(260, micro_batch_size=2),
+        state=TrainState(loss_scale=2.0**28),
+        max_steps=40,
+        precision="fp16",
+    )
+
+    printed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert 3 <= state.num_skipped_steps == len(printed) < 20
+    assert printed[0].startswith("step 1: loss ")
+    assert "first in the gradient of " in printed[0]
+    assert printed[0].endswith(f"the step is skipped and the loss scale {2**28} halved")
     assert state.loss_scale == 2.0 ** (28 - state.num_skipped_steps)
     assert all(map(math.isfinite, context.losses()))
     assert context.losses()[-1] < 0.8 * context.losses()[0]
@@ -253,24 +269,50 @@ def test_fp16_trains_as_fp32_does(folder, validation, memory):
 
 def test_fp16_resumes_with_the_scale_it_had(folder, validation, tmp_path):
     stream, changes = batches(60), {"precision": "fp16", "on_nonfinite": "stop"}
-    state, whole = run(objective(folder, dtype=torch.float16), validation, stream=stream, max_steps=10,
-                       state=TrainState(loss_scale=2.0**26), **changes)  # fmt: skip
+
+    # without interruption
+    state, whole = run(
+        objective(folder, dtype=torch.float16),
+        validation,
+        stream=stream,
+        max_steps=10,
+        state=TrainState(loss_scale=2.0**26),
+        **changes,
+    )
+
+    # until the checkpoint
     first, second = (objective(folder, dtype=torch.float16) for _ in range(2))
     optimizer, other = build_optimizer(first, OPTIM), build_optimizer(second, OPTIM)
-    half, context = run(first, validation, stream=stream, max_steps=5, state=TrainState(loss_scale=2.0**26),
-                      optimizer=optimizer, **changes)  # fmt: skip
+    half, context = run(
+        first,
+        validation,
+        stream=stream,
+        max_steps=5,
+        state=TrainState(loss_scale=2.0**26),
+        optimizer=optimizer,
+        **changes,
+    )
     assert half.num_skipped_steps > 0
     checkpoint.save_checkpoint(tmp_path, first.model, optimizer, state_to_json(half))
+
+    # resumed
     restored = state_from_json(checkpoint.restore_checkpoint(tmp_path, second.model, other))
-    rest_state, rest = run(second, validation, stream=stream[5:], max_steps=10, state=restored, optimizer=other,
-                           **changes)  # fmt: skip
+    rest_state, rest = run(
+        second,
+        validation,
+        stream=stream[5:],
+        max_steps=10,
+        state=restored,
+        optimizer=other,
+        **changes,
+    )
     assert context.losses() + rest.losses() == whole.losses()
     assert (rest_state.loss_scale, rest_state.good_steps) == (state.loss_scale, state.good_steps)
 
 
 def test_fp16_keeps_a_residual_stream_beyond_its_own_range(folder):
-    """Sums of 200,000 between layers, as Gemma 2's are said to be: fp16 ends at 65,504."""
-    (row,) = pack_examples(examples(4), 200)
+    """Gemma 2's residual stream is reported to reach 200,000; the fp16 maximum is 65,504."""
+    (sequence,) = pack_examples(examples(4), 200)
     losses = {}
     for dtype in (torch.float16, torch.float32):
         loss = objective(folder, dtype=dtype, train_embeddings=True)
@@ -281,14 +323,14 @@ def test_fp16_keeps_a_residual_stream_beyond_its_own_range(folder):
         )
         with torch.no_grad():
             layers[0].post_feedforward_layernorm.weight.fill_(60_000.0)
-            losses[dtype] = float(loss(**tensors(row))[0])
+            losses[dtype] = float(loss(**tensors(sequence))[0])
         assert {output.dtype for output in seen} == {torch.float32}
         assert seen[0].abs().max() > 100_000
     assert losses[torch.float16] == pytest.approx(losses[torch.float32], rel=5e-3)
 
 
-def test_the_scale_moves_as_that_of_torch():
-    """One overflow, then long enough without to double, over the whole rule of torch.amp.GradScaler."""
+def test_the_loss_scale_changes_as_in_torch_grad_scaler():
+    """Overflows, then enough steps without one to double: all rules of torch.amp.GradScaler."""
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=0.0)
     scaler = torch.amp.GradScaler("cpu", init_scale=FIRST_SCALE)

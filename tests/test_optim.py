@@ -1,4 +1,4 @@
-"""The schedule against transformers' own, and AdamW's arguments."""
+"""The schedules against those of transformers, and the arguments of AdamW."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from app.training.optim import build_optimizer, compute_learning_rate, get_momen
 
 @pytest.mark.parametrize("schedule", ["cosine_with_restarts", "cosine", "linear", "constant"])
 @pytest.mark.parametrize("num_cycles", [1, 3])
-def test_the_schedules_have_the_shape_of_transformers_own(schedule, num_cycles):
+def test_the_schedules_have_the_shapes_of_transformers(schedule, num_cycles):
     steps, warmup, peak = 200, 20, 3e-3
     config = OptimConfig(
         learning_rate=peak,
@@ -53,8 +53,8 @@ def test_adamw_trains_only_what_requires_a_gradient():
 
 @pytest.mark.parametrize("kind", ["adamw_8bit", "paged_adamw_8bit"])
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
-def test_8_bit_moments_take_a_quarter_and_step_alike(kind):
-    """Each update within 10 % of the largest of AdamW's own: moments of 8 bits are rounded."""
+def test_8_bit_moments_take_a_quarter_of_the_memory_and_step_alike(kind):
+    """Each update is within 10 % of the largest update of AdamW: 8-bit moments are rounded."""
     made = {}
     for name in (kind, "adamw"):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Two workers under every strategy: losses of one process, a share of its bytes, and one format of checkpoint."""
+"""Two workers, all strategies: the losses of one process, a share of its bytes, one checkpoint."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from app.gemma.config import MemoryConfig
 from app.gemma.load import unwrap_gemma
 from app.training import checkpoint
 from app.training.config import OptimConfig, TrainConfig
-from app.training.loop import TrainState, state_from_json, state_to_json, train_model
+from app.training.loop import TrainSetup, TrainState, state_from_json, state_to_json, train_model
 from app.training.optim import build_optimizer
 from app.training.parallel import wrap_model
 from tests.tiny import CPU, Recorder, batches, objective, save_model
@@ -24,7 +24,7 @@ RESUMED = [("ddp", "zero2"), ("zero2", "fsdp"), ("fsdp", "ddp"), ("fsdp", "fsdp"
 
 
 class Saving(Recorder):
-    """Keeps a checkpoint of one step."""
+    """Recorder that saves a checkpoint of one step."""
 
     def __init__(self, rank, size, folder, model, optimizer):
         super().__init__(rank, size)
@@ -43,7 +43,7 @@ class Saving(Recorder):
 
 
 def held(tensors):
-    """Bytes of this worker, each storage once."""
+    """Return the bytes of this worker, with each storage counted once."""
     local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
     return sum(
         {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in local}.values()
@@ -51,7 +51,10 @@ def held(tensors):
 
 
 def run(folder, strategy, rank, size, *, saved, resumed=None, dtype=torch.float32, **config):
-    """What one worker sees of a job with trained embeddings, dropout, recomputed layers and accumulation."""
+    """Train one worker of a job, and return its losses and the bytes that it holds.
+
+    The job has trained embeddings, dropout, recomputed layers and gradient accumulation.
+    """
     loss = objective(folder, dtype=dtype, rank=3, dropout=0.1, train_embeddings=True)
     inner = unwrap_gemma(loss.model).model
     apply_memory_config(unwrap_gemma(loss.model), MemoryConfig(tile_tokens=16, offload=True))
@@ -63,23 +66,43 @@ def run(folder, strategy, rank, size, *, saved, resumed=None, dtype=torch.float3
     context = Saving(rank, size, saved, loss.model, optimizer)
     if resumed is not None:
         context.report(state, 0.0, save=True)
-    cut, gradients = [], []
+
+    # sharding of idle modules, and bytes of gradients
+    is_sharded, gradients = [], []
     idle = [inner.embed_tokens.original_module, inner.layers[0]]
     inner.layers[1].register_forward_pre_hook(
-        lambda *_: cut.extend(isinstance(next(module.parameters()), DTensor) for module in idle)
+        lambda *_: is_sharded.extend(
+            isinstance(next(module.parameters()), DTensor) for module in idle
+        )
     )
     trained = [parameter for parameter in loss.parameters() if parameter.requires_grad]
     optimizer.register_step_pre_hook(lambda *_: gradients.append(held(p.grad for p in trained)))
-    config = TrainConfig(**{"max_steps": STEPS, "eval_steps": 2, "save_steps": 2,
-                            "gradient_accumulation_steps": 4 // size, **config})  # fmt: skip
+
+    # train
+    config = TrainConfig(
+        **{
+            "max_steps": STEPS,
+            "eval_steps": 2,
+            "save_steps": 2,
+            "gradient_accumulation_steps": 4 // size,
+            **config,
+        }
+    )
     stream = batches(90, rank=rank, num_workers=size)[
         state.step * config.gradient_accumulation_steps :
     ]
     held_out = [batch for batch, _ in batches(12, seed=9, rank=rank, num_workers=size)][: 4 // size]
-    train_model(
-        wrapped, optimizer, iter(stream), held_out, config=config, optim=OPTIM, state=state, context=context,
-        progress_of=lambda position: position.index / position.num_block_sequences,
-    )  # fmt: skip
+    setup = TrainSetup(
+        objective=wrapped,
+        optimizer=optimizer,
+        validation=held_out,
+        config=config,
+        optim=OPTIM,
+        context=context,
+        compute_progress=lambda position: position.index / position.num_block_sequences,
+    )
+    train_model(setup, iter(stream), state)
+
     return {
         "losses": context.losses(),
         "norms": [
@@ -90,7 +113,7 @@ def run(folder, strategy, rank, size, *, saved, resumed=None, dtype=torch.float3
         "trained": held(trained),
         "gradients": gradients[-1],
         "moments": held(v for s in optimizer.state.values() for v in s.values() if v.ndim),
-        "idle_is_cut": set(cut),
+        "idle_is_sharded": set(is_sharded),
     }
 
 
@@ -105,8 +128,16 @@ def work(rank, folder, out):
             folder, after, rank, 2, saved=out / f"{before}-{after}", resumed=out / before
         )
     for every in (1, 100):
-        seen[f"evaluated every {every}"] = run(folder, "fsdp", rank, 2, saved=out / "none", dtype=torch.bfloat16,
-                                               eval_steps=every, save_steps=None)  # fmt: skip
+        seen[f"evaluated every {every}"] = run(
+            folder,
+            "fsdp",
+            rank,
+            2,
+            saved=out / "none",
+            dtype=torch.bfloat16,
+            eval_steps=every,
+            save_steps=None,
+        )
     torch.save(seen, out / f"rank-{rank}")
     dist.destroy_process_group()
 
@@ -140,28 +171,30 @@ def test_losses_norms_and_evaluations_are_those_of_one_process(one, two, strateg
 
 
 def share(parameters):
-    """Bytes of half the rows of each, rounded up."""
+    """Return the bytes of half the rows of each weight, rounded up."""
     return sum(-(-len(p) // 2) * p[0].numel() * p.element_size() for p in parameters)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_each_worker_holds_what_its_strategy_says(folder, two, rank):
+def test_each_worker_holds_the_share_of_its_strategy(folder, two, rank):
     whole = objective(folder, rank=3, train_embeddings=True)
     trained = [p for p in whole.parameters() if p.requires_grad]
     base = [p for p in whole.parameters() if not p.requires_grad]
     assert sum(isinstance(p, Params4bit) for p in base) == 14
-    expected = {"ddp": (held(base), held(trained)), "zero2": (held(base), share(trained)),
-                "fsdp": (share(base), share(trained))}  # fmt: skip
-    for strategy, (of_base, of_trained) in expected.items():
+    expected = {
+        "ddp": (held(base), held(trained)),
+        "zero2": (held(base), share(trained)),
+        "fsdp": (share(base), share(trained)),
+    }
+    for strategy, (base_bytes, trained_bytes) in expected.items():
         seen = two[rank][strategy]
-        assert (seen["base"], seen["trained"]) == (of_base, of_trained), strategy
-        assert seen["gradients"] == of_trained, strategy
+        assert (seen["base"], seen["trained"]) == (base_bytes, trained_bytes), strategy
+        assert seen["gradients"] == trained_bytes, strategy
         moments = [rank[strategy]["moments"] for rank in two]
         assert sum(moments) == 2 * held(trained) * (2 if strategy == "ddp" else 1), strategy
-        assert max(moments) <= 2 * of_trained, strategy
-        assert seen["idle_is_cut"] == {strategy == "fsdp"}, (
-            "what another layer holds while the second computes"
-        )
+        assert max(moments) <= 2 * trained_bytes, strategy
+        # weights of another layer while the second computes
+        assert seen["idle_is_sharded"] == {strategy == "fsdp"}
 
 
 @pytest.mark.parametrize(("before", "after"), RESUMED)

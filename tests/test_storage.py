@@ -1,4 +1,4 @@
-"""A job's JSON files and the masking of credentials."""
+"""JSON files of a job, and masked credentials."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 from app.storage import join_uri, mask_secrets, read_json, write_json, write_text
 
 
-def test_what_is_written_is_read_back_and_replaced(tmp_path: Path) -> None:
+def test_a_written_file_is_read_back_and_replaced(tmp_path: Path) -> None:
     file = join_uri(str(tmp_path), "new folder", "run.json")
     assert read_json(file) is None
     write_json(file, {"run_id": "a", "text": "größer"})

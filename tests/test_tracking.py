@@ -1,4 +1,4 @@
-"""Real MLflow: on one sqlite file that the module shares, and once behind a real server that is killed."""
+"""Real MLflow: one sqlite file for the module, and one real server that is killed."""
 
 import json
 import os
@@ -30,15 +30,14 @@ from app.tracking import (
     ui_command,
 )
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The ``noload`` loader strategy"
-)  # MLflow's use of SQLAlchemy
+# MLflow's use of SQLAlchemy
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One database for all: making its schema takes 8 s."""
+    """One database for all tests, because creating its schema takes 8 s."""
     uri = f"sqlite:///{tmp_path_factory.mktemp('tracking')}/new/mlflow.db"
     check_tracking(TrackingConfig(uri=uri))
     return uri
@@ -140,9 +139,7 @@ def test_params_have_no_secrets_are_cut_and_changes_become_tags(
     assert {key: value for key, value in data.tags.items() if key.startswith("resumed")} == {
         "resumed.optim.lr": "0.0003"
     }
-    open_job(config, tmp_path).log_params(
-        params
-    )  # back to the first value: the tag may not go on to lie
+    open_job(config, tmp_path).log_params(params)  # back to the first value, and so is the tag
     assert stored(config, tracker).data.tags["resumed.optim.lr"] == "0.0001"
 
 
@@ -173,7 +170,7 @@ def test_a_dataset_is_an_input_with_its_digest(config: TrackingConfig, tmp_path:
         tracker.log_dataset(
             "icons",
             digest=digest,
-            num_rows=57,
+            num_records=57,
             context="training",
             source="s3://key:secret@bucket/shards",
         )
@@ -302,12 +299,8 @@ print(tracker.run_id)
         ("postgresql://user:pw@127.0.0.1:{closed}/mlflow", "postgresql://***@127.0.0.1"),
     ],
 )
-def test_what_cannot_be_tracked_to_is_named_in_one_sentence(
-    tmp_path: Path, uri: str, part: str
-) -> None:
-    (tmp_path / "file").write_text(
-        "not a database, but long enough to have what would be a header " * 9
-    )
+def test_an_unusable_uri_is_named_in_one_sentence(tmp_path: Path, uri: str, part: str) -> None:
+    (tmp_path / "file").write_text("not a database, but longer than the header of one " * 9)
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
         socket.create_server(("127.0.0.1", 0)) as closed,
@@ -347,7 +340,7 @@ def test_null_tracks_nothing(tmp_path: Path) -> None:
         assert tracker.run_id is None
         tracker.log_params({"a": 1})
         tracker.set_tags({"a": "b"})
-        tracker.log_dataset("d", digest="x", num_rows=1, context="training", source="y")
+        tracker.log_dataset("d", digest="x", num_records=1, context="training", source="y")
         log_step_10(tracker, tmp_path)
         tracker.log_text("a", "b.txt")
         tracker.log_artifact(tmp_path / "absent")
@@ -388,7 +381,10 @@ def test_final_status() -> None:
 
 
 def test_parsing_a_config_imports_neither_mlflow_nor_pyarrow() -> None:
-    code = "import sys, app.tracking; print(sorted({'mlflow', 'pyarrow', 'sqlalchemy'} & set(sys.modules)))"
+    code = (
+        "import sys, app.tracking; "
+        "print(sorted({'mlflow', 'pyarrow', 'sqlalchemy'} & set(sys.modules)))"
+    )
     assert (
         subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).strip() == "[]"
     )
@@ -403,10 +399,10 @@ def test_a_silent_server_is_not_waited_for_at_every_step() -> None:
         worker = attach_run(config, "0" * 32)
         for step in range(100):
             worker.log_metrics(step, {"train/loss": 1.0})
-        connection, _ = silent.accept()  # one request waited its second in vain
+        connection, _ = silent.accept()  # one request waited 1 s without an answer
         connection.close()
         with pytest.raises(BlockingIOError):
-            silent.accept()  # the other 99 steps were only kept
+            silent.accept()  # the other 99 steps were kept and not sent
         with pytest.raises(UserError, match="1 records are lost"):
             worker.flush()
 
@@ -479,7 +475,7 @@ def test_a_server_may_die_and_come_back(
     worker.flush()
     with pytest.raises(UserError, match=str(unsent)):
         attach_run(hasty, driver.run_id, job_dir=str(tmp_path)).finish("FAILED")
-    assert capfd.readouterr().err.count("takes nothing now") == 3  # once for each tracker
+    assert capfd.readouterr().err.count("accepts no requests") == 3  # once for each tracker
     shutil.copy(unsent, tmp_path / "copy.json")
 
     server.start()

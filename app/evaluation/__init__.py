@@ -1,1 +1,1 @@
-"""What a trained captioner is worth: held-out loss, text metrics, gallery."""
+"""Evaluation of a trained captioner: held-out loss, text metrics, gallery."""

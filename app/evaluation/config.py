@@ -1,4 +1,4 @@
-"""Section `evaluate`."""
+"""Configuration section `evaluate`."""
 
 from typing import Annotated
 
@@ -8,30 +8,31 @@ Phrase = Annotated[str, Field(min_length=1)]
 
 
 class EvaluateConfig(BaseModel):
-    """What is measured on the held-out split before and after training."""
+    """Measurements on the held-out split, with the base model and with the trained model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     micro_batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(
         2,
-        description="packed rows in one forward pass of an evaluation (rows)",
+        description="packed sequences in one forward pass of an evaluation (sequences)",
         json_schema_extra={"counterpart": "TrainingArguments.per_device_eval_batch_size"},
     )
     max_captions: Annotated[int, Field(ge=0)] = Field(
-        240, description="held-out drawings that are captioned and scored (drawings); 0: none"
+        240, description="number of held-out drawings to caption and score (drawings); 0: none"
     )
     generation_batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(
-        20, description="drawings captioned together (drawings)"
+        20, description="drawings captioned in one batch (drawings)"
     )
     max_new_tokens: Annotated[int, Field(ge=1, le=8192)] = Field(
         128,
-        description="longest generated caption (tokens)",
+        description="length limit of a generated caption (tokens)",
         json_schema_extra={"counterpart": "GenerationConfig.max_new_tokens"},
     )
     max_gallery_items: Annotated[int, Field(ge=0, le=5000)] = Field(
-        60, description="drawings shown in the gallery (drawings)"
+        60, description="largest number of drawings in the gallery (drawings)"
     )
     fields: dict[str, Annotated[tuple[Phrase, ...], Field(min_length=1)]] = Field(
         default_factory=dict,
-        description="named-field accuracy: for each field the phrases of which a caption names one",
+        description="fields for the accuracy metric: for each field the phrases of which a "
+        "caption names one, such as weight: [thin, bold]",
     )

@@ -1,4 +1,7 @@
-"""One HTML page of drawings with their captions, safe to open whatever these contain. Knows no model."""
+"""One HTML page of drawings with their captions, safe to open with untrusted content.
+
+Imports no model.
+"""
 
 import base64
 import html
@@ -9,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class GalleryItem:
-    """A drawing, the caption it should get, and the captions of the base and of the tuned model."""
+    """A drawing with its reference caption and the captions of the base and the tuned model."""
 
     id: str
     svg: str
@@ -19,50 +22,55 @@ class GalleryItem:
 
 
 def render_gallery(items: Sequence[GalleryItem], *, title: str, summary: Mapping[str, str]) -> str:
-    """A self-contained page: the summary's figures, and a card for each item.
+    """Return a self-contained page: the figures of the summary, and a card for each item.
 
-    Nothing in it can act: the page has no script and its policy allows none, a drawing is an image (where
-    browsers neither run scripts nor load anything), all text is escaped.
+    Nothing in the page can run or load anything. The page has no script, and its content security
+    policy allows none. A drawing is an image, in which browsers neither run scripts nor load
+    anything. All text is escaped.
     """
     figures = "".join(
-        f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>"
+        f"<div><dt>{_escape_text(name)}</dt><dd>{_escape_text(value)}</dd></div>"
         for name, value in summary.items()
     )
-    cards = "\n".join(map(_card, items))
+    cards = "\n".join(map(_render_card, items))
     return _PAGE.format(
-        title=_text(title), style=_STYLE, figures=figures, num=len(items), cards=cards
+        title=_escape_text(title), style=_STYLE, figures=figures, num=len(items), cards=cards
     )
 
 
-def _card(item: GalleryItem) -> str:
+def _render_card(item: GalleryItem) -> str:
     image = base64.b64encode(item.svg.encode("utf-8", errors="replace")).decode("ascii")
     return _CARD.format(
-        id=_text(item.id),
+        id=_escape_text(item.id),
         image=image,
-        reference=_text(item.reference),
-        before=_marked(item.before, item.reference),
-        after=_marked(item.after, item.reference),
+        reference=_escape_text(item.reference),
+        before=_mark_words(item.before, item.reference),
+        after=_mark_words(item.after, item.reference),
     )
 
 
-def _marked(caption: str, reference: str) -> str:
-    """The caption as HTML, the words that are in the reference marked."""
+def _mark_words(caption: str, reference: str) -> str:
+    """Return the caption as HTML, with the words that are in the reference marked."""
     if not caption:
         return "<i>no words</i>"
-    known = set(re.findall(r"\w+", reference.casefold()))
-    parts = re.split(r"(\w+)", caption)  # between words, word, between words, …
-    marked = "".join(
-        f"<mark>{_text(part)}</mark>" if part.casefold() in known else _text(part) for part in parts
-    )
-    return marked.replace("</mark> <mark>", " ")
+
+    reference_words = set(re.findall(r"\w+", reference.casefold()))
+    html_parts = []
+    for part in re.split(r"(\w+)", caption):  # words, and the text between them
+        text = _escape_text(part)
+        is_known = part.casefold() in reference_words
+        html_parts.append(f"<mark>{text}</mark>" if is_known else text)
+
+    return "".join(html_parts).replace("</mark> <mark>", " ")
 
 
-def _text(text: str) -> str:
-    """Any string as HTML text or attribute value; what HTML cannot hold (control characters, lone surrogates)
-    shows as �."""
-    return html.escape(
-        re.sub(r"[^\t\n\r -~\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)
-    )
+def _escape_text(text: str) -> str:
+    """Return any string as HTML text or attribute value.
+
+    Characters that HTML cannot hold (control characters, lone surrogates) become �.
+    """
+    forbidden = r"[^\t\n\r -~\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
+    return html.escape(re.sub(forbidden, "\ufffd", text))
 
 
 _PAGE = """\
@@ -100,10 +108,12 @@ _CARD = """\
 <footer>{id}</footer>
 </article>"""
 
-# The ground behind a drawing stays light in dark mode: icons drawn with currentColor are black in an image.
+# The background of a drawing stays light in dark mode, because currentColor is black in an image.
+# A backslash at the end of a line continues the line.
 _STYLE = """
 :root {
-  color-scheme: light dark; --page: #f6f6f4; --card: #fff; --line: #e2e1dd; --text: #1d1d1b; --soft: #696864;
+  color-scheme: light dark; --page: #f6f6f4; --card: #fff; --line: #e2e1dd; --text: #1d1d1b; \
+--soft: #696864;
   --accent: #0b6b50; --mark: #dcf1e7; --check: #f1f1ef; --ground: #fff;
 }
 @media (prefers-color-scheme: dark) { :root {
@@ -117,12 +127,14 @@ body {
 }
 h1 { font-size: clamp(22px, 3vw, 30px); line-height: 1.2; letter-spacing: -.01em; }
 dt, footer, header p { color: var(--soft); font-size: 13px; }
-header dl, main { display: grid; gap: 8px; grid-template-columns: repeat(auto-fill, minmax(170px, 1fr)); }
+header dl, main { display: grid; gap: 8px; grid-template-columns: repeat(auto-fill, minmax(170px, \
+1fr)); }
 header dl { margin: 20px 0; }
 header div, article { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 header div { padding: 8px 12px; }
 header dd { font-size: 20px; line-height: 1.3; font-variant-numeric: tabular-nums; }
-main { gap: 18px; margin-top: 12px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 280px), 1fr)); }
+main { gap: 18px; margin-top: 12px; grid-template-columns: repeat(auto-fill, minmax(min(100%, \
+280px), 1fr)); }
 article { display: flex; flex-direction: column; overflow: hidden; }
 img {
   width: 100%; height: 180px; padding: 22px; object-fit: contain;
@@ -132,6 +144,7 @@ article dl { flex: 1; padding: 14px 16px 0; }
 article dd { max-height: 7.5em; margin-bottom: 10px; overflow: auto; }
 .before dd { color: var(--soft); }
 .after dt { color: var(--accent); font-weight: 600; }
-mark { border-radius: 1px; background: var(--mark); box-shadow: 0 0 0 2px var(--mark); color: inherit; }
+mark { border-radius: 1px; background: var(--mark); box-shadow: 0 0 0 2px var(--mark); color: \
+inherit; }
 footer { padding: 0 16px 12px; font-family: ui-monospace, monospace; }
 """

@@ -1,4 +1,7 @@
-"""Scores of captions against references: BLEU-4, the best constant caption, named fields. Knows no model."""
+"""Scores of captions against references: BLEU-4, the best constant caption, named fields.
+
+Imports no model.
+"""
 
 import re
 from collections import Counter
@@ -12,19 +15,23 @@ from sacrebleu.metrics.helpers import extract_all_word_ngrams
 
 @dataclass(frozen=True)
 class FieldScore:
-    """Shares in 0–1 of the `num` references that name a phrase of the field (0 when none does)."""
+    """Shares in 0–1 of the references that name a phrase of the field (0 if none does)."""
 
     accuracy: float
     chance: float
     """Accuracy of naming a phrase at random: 1 / number of phrases."""
     majority: float
     """Accuracy of always naming the references' most frequent phrase."""
-    num: int
+    num_references: int
+    """Number of references that name a phrase of the field."""
 
 
 def compute_bleu4(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """Corpus BLEU-4 in 0–1, one reference each (Papineni et al. 2002), as sacrebleu computes it by default:
-    13a tokeniser, case kept, exponential smoothing (`case:mixed|tok:13a|smooth:exp`)."""
+    """Return corpus BLEU-4 in 0–1 with one reference each (Papineni et al. 2002).
+
+    The settings are sacrebleu's defaults: 13a tokeniser, case kept, exponential smoothing
+    (`case:mixed|tok:13a|smooth:exp`).
+    """
     assert len(hypotheses) == len(references), "sacrebleu would cut the longer list in silence"
     return _share(_bleu().corpus_score(hypotheses, [references]))
 
@@ -32,32 +39,39 @@ def compute_bleu4(hypotheses: Sequence[str], references: Sequence[str]) -> float
 def find_best_constant_caption(
     train_captions: Iterable[str], references: Sequence[str]
 ) -> tuple[str, float]:
-    """The training caption that scores best when given for every reference (the first of equals), and its
-    score, exactly `bleu4([caption] * len(references), references)`: what a model has to beat.
+    """Return the training caption that scores best for all references, and its score.
 
-    BLEU counts min(count in caption, count in reference) matches of an n-gram. In other words, its k-th
-    occurrence in the caption matches in those references that hold it k times or more. With these references
-    counted once, a candidate costs the time of its own length, whatever the number of references.
+    The score is exactly `compute_bleu4([caption] * len(references), references)`. It is the
+    baseline that a model has to beat. Among captions of equal score, return the first.
+
+    BLEU counts min(count in caption, count in reference) matches of an n-gram. In other words, the
+    k-th occurrence in the caption matches in those references that have it k times or more. These
+    references are counted once. A candidate then costs the time of its own length, for any number
+    of references.
     """
     bleu = _bleu()
     num_references = len(references)
-    tokenized = [_ngrams(bleu, reference) for reference in references]
+
+    # number of references with each occurrence
+    tokenized = [_count_ngrams(bleu, reference) for reference in references]
     ref_len = sum(length for _, length in tokenized)
     num_holding = Counter(
-        occurrence for ngrams, _ in tokenized for occurrence in _occurrences(ngrams)
+        occurrence for ngrams, _ in tokenized for occurrence in _list_occurrences(ngrams)
     )
 
     def score(caption: str) -> float:
-        ngrams, length = _ngrams(bleu, caption)
+        ngrams, length = _count_ngrams(bleu, caption)
         correct = [0] * bleu.max_ngram_order
-        for ngram, k in _occurrences(ngrams):
+        for ngram, k in _list_occurrences(ngrams):
             correct[len(ngram) - 1] += num_holding.get((ngram, k), 0)
+
         total = [num_references * max(0, length - order) for order in range(bleu.max_ngram_order)]
         sys_len = num_references * length
         return _share(
             bleu.compute_bleu(correct, total, sys_len, ref_len, smooth_method=bleu.smooth_method)
         )
 
+    # best candidate
     distinct = dict.fromkeys(train_captions)
     return max(((caption, score(caption)) for caption in distinct), key=itemgetter(1))
 
@@ -65,50 +79,61 @@ def find_best_constant_caption(
 def score_fields(
     hypotheses: Sequence[str], references: Sequence[str], fields: Mapping[str, Sequence[str]]
 ) -> dict[str, FieldScore]:
-    """How often a caption names what its reference names. A field is a list of phrases, of which a caption
-    names one: `{"weight": ["thin", "extra thin", "bold"]}`.
+    """Return for each field how often a caption names the same phrase as its reference.
 
-    Phrases match as whole words, in any case, and the longest where one holds another. A reference asks for
-    the first phrase that it names (for nothing if it names none); the hypothesis is right when it names that
-    phrase and no other of the field.
+    A field is a list of phrases, of which a caption names one:
+    `{"weight": ["thin", "extra thin", "bold"]}`.
+
+    Phrases match as whole words in any case. Where one phrase contains another, the longest
+    matches. The expected phrase is the first that the reference names; a reference that names none
+    is not counted. The hypothesis is right if it names that phrase and no other of the field.
     """
     scores = {}
     for field, phrases in fields.items():
-        named = _namer(phrases)
-        asked = [
-            (named(ref)[0], hyp)
-            for hyp, ref in zip(hypotheses, references, strict=True)
-            if named(ref)
-        ]
-        num_right = sum(set(named(hypothesis)) == {phrase} for phrase, hypothesis in asked)
-        num_majority = max(Counter(phrase for phrase, _ in asked).values(), default=0)
-        num = len(asked)
+        find_phrases = _make_phrase_finder(phrases)
+
+        # expected phrases
+        expected = []
+        for hypothesis, reference in zip(hypotheses, references, strict=True):
+            named = find_phrases(reference)
+            if named:
+                expected.append((named[0], hypothesis))
+
+        # counts
+        num_right = sum(
+            set(find_phrases(hypothesis)) == {phrase} for phrase, hypothesis in expected
+        )
+        num_majority = max(Counter(phrase for phrase, _ in expected).values(), default=0)
+        num_references = len(expected)
         scores[field] = FieldScore(
-            num_right / max(num, 1), 1 / len(phrases), num_majority / max(num, 1), num
+            accuracy=num_right / max(num_references, 1),
+            chance=1 / len(phrases),
+            majority=num_majority / max(num_references, 1),
+            num_references=num_references,
         )
     return scores
 
 
 def _bleu() -> BLEU:
-    return BLEU(force=True)  # only silences the advice on captions that end in " ."
+    return BLEU(force=True)  # `force` only hides the warning about captions that end in " ."
 
 
 def _share(score: BLEUScore) -> float:
-    return min(score.score / 100, 1.0)  # a perfect score comes as 100.00000000000004
+    return min(score.score / 100, 1.0)  # sacrebleu returns 100.00000000000004 for a perfect score
 
 
-def _ngrams(bleu: BLEU, text: str) -> tuple[Counter[tuple[str, ...]], int]:
-    """Counts of the 1- to 4-grams of a text, and its length (tokens), as sacrebleu takes them."""
+def _count_ngrams(bleu: BLEU, text: str) -> tuple[Counter[tuple[str, ...]], int]:
+    """Return the counts of 1- to 4-grams of a text, and its length (tokens), as sacrebleu does."""
     return extract_all_word_ngrams(bleu.tokenizer(text.rstrip()), 1, bleu.max_ngram_order)
 
 
-def _occurrences(ngrams: Counter[tuple[str, ...]]) -> Iterator[tuple[tuple[str, ...], int]]:
-    """`{("a",): 2}` → `(("a",), 0), (("a",), 1)`."""
+def _list_occurrences(ngrams: Counter[tuple[str, ...]]) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Yield each occurrence with its number: `{("a",): 2}` → `(("a",), 0), (("a",), 1)`."""
     return ((ngram, k) for ngram, count in ngrams.items() for k in range(count))
 
 
-def _namer(phrases: Sequence[str]) -> Callable[[str], list[str]]:
-    """The function from a caption to the phrases that it names, in their order."""
+def _make_phrase_finder(phrases: Sequence[str]) -> Callable[[str], list[str]]:
+    """Return a function from a caption to the phrases that it names, in their order."""
     alternatives = "|".join(re.escape(phrase) for phrase in sorted(phrases, key=len, reverse=True))
     pattern = re.compile(rf"(?<!\w)(?:{alternatives})(?!\w)", re.IGNORECASE)
     return lambda caption: [match.lower() for match in pattern.findall(caption)]

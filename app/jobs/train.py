@@ -106,7 +106,7 @@ def _describe(tracker: Tracker, config: Config, shards: Shards) -> None:
         tracker.log_dataset(
             split,
             digest=shards.digest,
-            num_rows=shards.num_records(split),
+            num_records=shards.num_records(split),
             context=context,
             source=config.data.shards,
         )

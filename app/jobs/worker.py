@@ -197,18 +197,18 @@ def _work(job: WorkerJob) -> dict[str, Any]:
         if context.ledger is not None:
             context.ledger.add(step, micro_batches)
 
-    state = loop.train_model(
-        wrapped,
-        optimizer,
-        _from_position(_batches(config, context), state.position),
-        validation,
+    setup = loop.TrainSetup(
+        objective=wrapped,
+        optimizer=optimizer,
+        validation=validation,
         config=config.train,
         optim=config.optim,
-        state=state,
         context=context,
-        progress_of=lambda position: compute_progress(position, num_shuffle_blocks),
+        compute_progress=lambda position: compute_progress(position, num_shuffle_blocks),
         after_step=after_step,
     )
+    batches = _from_position(_batches(config, context), state.position)
+    state = loop.train_model(setup, batches, state)
     final_loss = _restore_best(model, wrapped, validation, context, config)
     context.tracker.flush()
     return {"step": state.step, "eval_loss": final_loss, "num_examples": state.num_examples,

@@ -30,7 +30,7 @@ from app.memory_plan.simulate import (
 from app.training.config import OptimConfig, TrainConfig
 from app.training.optim import build_optimizer
 from app.training.parallel import LocalContext
-from app.training.step import train_step
+from app.training.step import StepInput, train_step
 from data_pipeline.stream.token_stream import Batch
 
 FEW_LAYERS, MORE_LAYERS = 4, 6
@@ -208,11 +208,9 @@ def trace_step(
     train_step(
         objective,
         optimizer,
-        [batch],
-        num_targets=settings.num_labels,
-        rate=optim.learning_rate,
+        StepInput([batch], num_targets=settings.num_labels, seed=(0, 0)),
+        learning_rate=optim.learning_rate,
         max_grad_norm=optim.max_grad_norm,
-        seed=(0, 0),
         context=LocalContext(HOST),
     )
     return timeline.by_stage()

@@ -1,4 +1,4 @@
-"""Record a job as one MLflow run. Other packages import these names and nothing else."""
+"""Tracking of a job as one MLflow run. Other packages import these names and nothing else."""
 
 from app.tracking.config import TrackingConfig, resolve_uri
 from app.tracking.mlflow_store import (

@@ -1,4 +1,4 @@
-"""Section `tracking`."""
+"""Configuration section `tracking`."""
 
 import os
 from typing import Annotated
@@ -7,25 +7,25 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class TrackingConfig(BaseModel):
-    """Section `tracking`."""
+    """MLflow tracking server or database that records the job."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     uri: str | None = Field(
         "sqlite:///outputs/mlflow.db",
-        description="MLflow tracking URI (sqlite:///file.db, http://host:port, …); null: track nothing",
+        description="MLflow tracking URI (sqlite:///file.db, http://host:port, …); null: no "
+        "tracking",
     )
-    experiment: str = Field("svgscribe", min_length=1, description="MLflow experiment")
+    experiment: str = Field("svgscribe", min_length=1, description="name of the MLflow experiment")
     timeout_seconds: Annotated[int, Field(ge=1, le=600)] = Field(
         10,
-        description="longest wait for the tracking server before the job says that it is unreachable",
+        description="longest wait for an answer of the tracking server (seconds)",
     )
 
 
 def resolve_uri(config: TrackingConfig) -> TrackingConfig:
-    """A relative sqlite path made absolute, so that it means the same file to Ray's workers."""
+    """Return the config with an absolute sqlite path, the same file for all of Ray's workers."""
     if config.uri is None or not config.uri.startswith("sqlite:///"):
         return config
-    return config.model_copy(
-        update={"uri": "sqlite:///" + os.path.abspath(config.uri[len("sqlite:///") :])}
-    )
+    path = os.path.abspath(config.uri.removeprefix("sqlite:///"))
+    return config.model_copy(update={"uri": f"sqlite:///{path}"})

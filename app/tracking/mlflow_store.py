@@ -1,4 +1,4 @@
-"""What a job may record, and where: the run on MLflow that stands for it. Everyone sees only a Tracker."""
+"""MLflow server or database of a job: check it, and open the run of the job as a Tracker."""
 
 import os
 import sys
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from app.errors import UserError
 from app.storage import join_uri, mask_secrets, read_json, write_json
 from app.tracking.config import TrackingConfig, resolve_uri
-from app.tracking.mlflow_run import MlflowRun, describe_error, make_client
+from app.tracking.mlflow_client import describe_error, make_client
+from app.tracking.mlflow_run import MlflowRun
 from app.tracking.tracker import NullTracker, Status, Tracker
 
 if TYPE_CHECKING:
@@ -22,30 +23,35 @@ DATABASES = ("postgresql", "mysql", "mssql")
 
 
 def check_tracking(config: TrackingConfig) -> None:
-    """Reach the server, or make the database (8 s), and the experiment. Once, before anything fans out.
+    """Connect to the server, or create the database (8 s), and create the experiment.
 
-    Raises:
-        UserError: in one sentence, at most `timeout_seconds` after MLflow is imported.
+    Call it once, before a job starts workers or trials. Raises UserError, at most
+    `timeout_seconds` after MLflow is imported, if the URI cannot be used.
     """
     if config.uri is None:
         return
     uri = mask_secrets(config.uri)
-    is_file = (
-        config.uri.startswith("sqlite:///") and ":memory:" not in config.uri
-    )  # shared by processes
-    if not is_file and _scheme(config) not in (*SERVERS, *DATABASES):
+
+    # kind of URI: several processes must be able to use it
+    is_file = config.uri.startswith("sqlite:///") and ":memory:" not in config.uri
+    if not is_file and _get_scheme(config) not in (*SERVERS, *DATABASES):
         raise UserError(
-            f"tracking.uri={uri!r} is neither a tracking server nor a database (MLflow's file store is not "
-            "supported): use sqlite:///folder/mlflow.db, http://host:port, or null to track nothing"
+            f"tracking.uri={uri!r} is neither a tracking server nor a database (MLflow's file "
+            "store is not supported): use sqlite:///folder/mlflow.db, http://host:port, or null "
+            "to track nothing"
         )
+
+    # connection
     try:
-        client = _reach(config)
+        client = _connect(config)
     except Exception as error:
         raise UserError(
-            f"tracking.uri={uri!r} cannot be used ({describe_error(error)}): start the server or correct the URI, "
-            "or set tracking.uri=null to track nothing"
+            f"tracking.uri={uri!r} cannot be used ({describe_error(error)}): start the server or "
+            "correct the URI, or set tracking.uri=null to track nothing"
         ) from error
-    _experiment_id(client, config)
+
+    # experiment
+    _get_experiment_id(client, config)
 
 
 def open_run(
@@ -56,20 +62,26 @@ def open_run(
     parent_run_id: str | None = None,
     tags: Mapping[str, str] = {},
 ) -> Tracker:
-    """The job's one run, for the driver: the one named in `<job_dir>/mlflow_run.json` goes on, if it exists
-    on this server; otherwise a new one, a child of `parent_run_id`."""
+    """Return the tracker of the job's one run, for the driver.
+
+    Continue the run named in `<job_dir>/mlflow_run.json`, if it exists on this server. Otherwise
+    create a run, as a child of `parent_run_id`.
+    """
     if config.uri is None:
         return NullTracker()
     client = make_client(config.uri, config.timeout_seconds)
     run_file = join_uri(job_dir, "mlflow_run.json")
     run_id = (read_json(run_file) or {}).get("run_id")
+
+    # continue or create
     if run_id is not None and _is_active(client, run_id):
         client.update_run(run_id, status="RUNNING")
     else:
         parent = {} if parent_run_id is None else {"mlflow.parentRunId": parent_run_id}
-        experiment_id = _experiment_id(client, config)
+        experiment_id = _get_experiment_id(client, config)
         run_id = client.create_run(experiment_id, run_name=run_name, tags=parent).info.run_id
         write_json(run_file, {"run_id": run_id, "tracking_uri": mask_secrets(config.uri)})
+
     tracker = MlflowRun(
         config.uri, run_id, timeout_seconds=config.timeout_seconds, job_dir=job_dir, is_driver=True
     )
@@ -80,9 +92,10 @@ def open_run(
 def attach_run(
     config: TrackingConfig, run_id: str | None, *, job_dir: str | None = None
 ) -> Tracker:
-    """The driver's run, for a worker. Asks the server nothing, so that workers restart while it is away.
+    """Return the tracker of the driver's run, for a worker.
 
-    `job_dir`: where records that the server missed outlive the worker; without it, they do not.
+    It sends no request, so that workers can restart while the server is down. Unsent records are
+    kept in `job_dir` when the worker ends; without `job_dir` they are lost.
     """
     if config.uri is None or run_id is None:
         return NullTracker()
@@ -92,65 +105,83 @@ def attach_run(
 
 
 def final_status(error: BaseException | None) -> Status:
-    """How a job ended. Let SIGTERM raise too: `signal.signal(SIGTERM, signal.default_int_handler)`."""
+    """Return the MLflow status of a job that ended with `error`.
+
+    SIGTERM must raise as well: `signal.signal(SIGTERM, signal.default_int_handler)`.
+    """
     if error is None:
         return "FINISHED"
     return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
 
 
 def ui_command(config: TrackingConfig, *, port: int = 5000) -> list[str]:
-    """The command that shows a database's runs on loopback; for a tracking server, its address alone.
+    """Return the command that shows a database's runs on the loopback address.
 
-    Raises:
-        UserError: nothing is tracked.
+    For a tracking server: return only its address. Raises UserError if nothing is tracked.
     """
     uri = resolve_uri(config).uri
     if uri is None:
         raise UserError("tracking.uri=null records nothing that a UI could show: set tracking.uri")
-    if _scheme(config) in SERVERS:
+    if _get_scheme(config) in SERVERS:
         return [mask_secrets(uri)]
+
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
-    if _scheme(config) == "sqlite":
-        command += ["--artifacts-destination", _artifact_folder(uri)]
+    if _get_scheme(config) == "sqlite":
+        command += ["--artifacts-destination", _get_artifact_folder(uri)]
     return [*command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
 
 
-def _scheme(config: TrackingConfig) -> str:
+def _get_scheme(config: TrackingConfig) -> str:
     return str(config.uri).partition(":")[0].partition("+")[0]
 
 
-def _sqlite_file(uri: str) -> str:
+def _get_sqlite_file(uri: str) -> str:
     return os.path.abspath(uri.removeprefix("sqlite:///").partition("?")[0])
 
 
-def _artifact_folder(uri: str) -> str:
-    return str(Path(_sqlite_file(uri)).with_name("mlartifacts"))
+def _get_artifact_folder(uri: str) -> str:
+    return str(Path(_get_sqlite_file(uri)).with_name("mlartifacts"))
 
 
-def _reach(config: TrackingConfig) -> "MlflowClient":
-    """Raises what the server or database has against us, before MLflow would try it ten times over."""
+def _connect(config: TrackingConfig) -> "MlflowClient":
+    """Return a client, and raise the error of the server or database if it cannot be used.
+
+    The check comes before MLflow's own requests, which MLflow would retry ten times.
+    """
     uri = str(config.uri)
-    if _scheme(config) == "sqlite":
-        file = _sqlite_file(uri)
-        os.makedirs(os.path.dirname(file), exist_ok=True)
-        import sqlite3  # 10 ms, which a config need not cost
 
-        with closing(sqlite3.connect(file, timeout=config.timeout_seconds)) as database:
-            database.execute(
-                "BEGIN IMMEDIATE"
-            )  # fails unless this is a database, or new, and can be written
-    elif _scheme(config) in DATABASES:
+    # database
+    if _get_scheme(config) == "sqlite":
+        _check_sqlite(_get_sqlite_file(uri), config.timeout_seconds)
+    elif _get_scheme(config) in DATABASES:
         from sqlalchemy import create_engine
 
-        _within(config.timeout_seconds, lambda: create_engine(uri).connect().close())
-    client = make_client(uri, config.timeout_seconds)  # makes the schema of a new database
-    if _scheme(config) in SERVERS:
-        _within(config.timeout_seconds, lambda: client.search_experiments(max_results=1))
+        _run_within(config.timeout_seconds, lambda: create_engine(uri).connect().close())
+
+    # client: it creates the schema of a new database
+    client = make_client(uri, config.timeout_seconds)
+
+    # server
+    if _get_scheme(config) in SERVERS:
+        _run_within(config.timeout_seconds, lambda: client.search_experiments(max_results=1))
     return client
 
 
-def _within(seconds: float, call: Callable[[], object]) -> None:
-    """Timeouts of sockets do not cover name look-up, several addresses or a server that trickles."""
+def _check_sqlite(file: str, timeout_seconds: int) -> None:
+    """Raise the error of sqlite unless the file is a database, or is new, and is writable."""
+    os.makedirs(os.path.dirname(file), exist_ok=True)
+    import sqlite3  # 10 ms, not needed to parse a config
+
+    with closing(sqlite3.connect(file, timeout=timeout_seconds)) as database:
+        database.execute("BEGIN IMMEDIATE")
+
+
+def _run_within(seconds: float, call: Callable[[], object]) -> None:
+    """Run a call in a thread, and raise its error, or TimeoutError after `seconds`.
+
+    Socket timeouts cover neither name resolution, nor several addresses, nor a server that sends
+    its answer byte by byte.
+    """
     outcome: list[Exception | None] = []
 
     def run() -> None:
@@ -163,33 +194,45 @@ def _within(seconds: float, call: Callable[[], object]) -> None:
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(seconds)
+
     error = outcome[0] if outcome else TimeoutError(f"no answer within {seconds} s")
     if error is not None:
         raise error
 
 
-def _experiment_id(client: "MlflowClient", config: TrackingConfig) -> str:
+def _get_experiment_id(client: "MlflowClient", config: TrackingConfig) -> str:
+    """Return the id of the experiment, which is created if it does not exist.
+
+    Raises UserError if the experiment was deleted.
+    """
     from mlflow.exceptions import MlflowException
 
     experiment = client.get_experiment_by_name(config.experiment)
+
+    # create
     if experiment is None:
-        # MLflow's default for a database is ./mlruns of whoever comes first
-        folder = _artifact_folder(str(config.uri)) if _scheme(config) == "sqlite" else None
+        # MLflow's default for a database is ./mlruns in the working directory of this process.
+        is_sqlite = _get_scheme(config) == "sqlite"
+        folder = _get_artifact_folder(str(config.uri)) if is_sqlite else None
         try:
             return client.create_experiment(config.experiment, artifact_location=folder)
-        except MlflowException:  # another job was faster, unless this raises again
+        except MlflowException:
+            # Another job may have created it in the meantime.
             experiment = client.get_experiment_by_name(config.experiment)
             if experiment is None:
                 raise
+
     if experiment.lifecycle_stage != "active":
         raise UserError(
-            f"tracking.experiment={config.experiment!r} was deleted at {mask_secrets(str(config.uri))}: "
-            "restore it (`mlflow experiments restore`) or choose another name"
+            f"tracking.experiment={config.experiment!r} was deleted at "
+            f"{mask_secrets(str(config.uri))}: restore it (`mlflow experiments restore`) or choose "
+            "another name"
         )
     return experiment.experiment_id
 
 
 def _is_active(client: "MlflowClient", run_id: str) -> bool:
+    """Return True if the run exists on the server and is not deleted."""
     from mlflow.exceptions import MlflowException
 
     try:

@@ -1,4 +1,4 @@
-"""The interface of a job's record: a Tracker, and one that records nothing."""
+"""Interface that records a job, and an implementation that records nothing."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,60 +8,69 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class Tracker(Protocol):
-    """The record of one run. Nothing but `flush` and `finish` raises while the server is away, and nothing
-    waits for it longer than `timeout_seconds`: what it misses is kept, in order, and sent by a later call."""
+    """Record of one run.
+
+    While the server is down, only `flush` and `finish` raise, and no call waits longer than
+    `timeout_seconds`. Unsent records are kept in order, and a later call sends them.
+    """
 
     @property
     def run_id(self) -> str | None:
-        """None: nothing is tracked."""
+        """Id of the run; None if nothing is tracked."""
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """The resolved config, flat, with dotted keys. Credentials in URIs are masked, long values cut; a
-        value that differs from the run's first becomes the tag `resumed.<key>`."""
+        """Log the resolved config, flat, with dotted keys.
+
+        Credentials in URIs are masked, and long values are cut. A value that differs from the
+        run's first value becomes the tag `resumed.<key>`.
+        """
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Labels of the run, masked and cut like params, and replaced when set again."""
+        """Set tags of the run, masked and cut like params. A tag that is set again is replaced."""
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One request. The steps of each metric only go up: one that the run has already is skipped."""
+        """Log metrics of one step in one request.
+
+        The steps of each metric increase: a step that the run already has is skipped.
+        """
 
     def log_dataset(
-        self, name: str, *, digest: str, num_rows: int, context: str, source: str
+        self, name: str, *, digest: str, num_records: int, context: str, source: str
     ) -> None:
-        """Data that the run read; `context` says what for: "training", "validation"."""
+        """Log data that the run reads; `context` is its use: "training" or "validation"."""
 
     def log_checkpoint(
         self, step: int, folder: Path, *, name: str, metrics: Mapping[str, float], files: bool
     ) -> None:
-        """A model that the run made at this step; with `files`, the content of its folder too.
+        """Log a model of this step; with `files`, also the content of its folder.
 
-        Call it before anyone can resume from the checkpoint: unsent records are put into the job's folder
-        here. (name, step) is logged once, however often it is called.
+        Call it before another process can resume from the checkpoint: the tracker writes unsent
+        records to the job's folder here. (name, step) is logged once, even if it is called again.
         """
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """A file, put into a folder of the run's artifacts."""
+        """Copy a file into a folder of the run's artifacts."""
 
     def log_text(self, text: str, file: str) -> None:
-        """Text as a file of the run, credentials in URIs masked."""
+        """Log text as a file of the run, with credentials in URIs masked."""
 
     def flush(self) -> None:
-        """A worker's last call: send the rest, or leave it in the job's folder for the driver's `finish`.
+        """Send the unsent records, or leave them in the job's folder for the driver's `finish`.
 
-        Raises:
-            UserError: there is a rest, and no folder.
+        It is the last call of a worker. Raises UserError if records are unsent and there is no
+        folder.
         """
 
     def finish(self, status: Status) -> None:
-        """The driver's last call: send the rest, and what workers left; close the run.
+        """Send the unsent records, also those of the workers, and close the run.
 
-        Raises:
-            UserError: the server did not take it all within `timeout_seconds`.
+        It is the last call of the driver. Raises UserError if the server does not accept all
+        records within `timeout_seconds`.
         """
 
 
 class NullTracker:
-    """Tracks nothing."""
+    """Tracker that records nothing."""
 
     run_id: str | None = None
 
@@ -69,7 +78,7 @@ class NullTracker:
     def set_tags(self, tags: Mapping[str, str]) -> None: ...
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None: ...
     def log_dataset(
-        self, name: str, *, digest: str, num_rows: int, context: str, source: str
+        self, name: str, *, digest: str, num_records: int, context: str, source: str
     ) -> None: ...
     def log_checkpoint(
         self, step: int, folder: Path, *, name: str, metrics: Mapping[str, float], files: bool

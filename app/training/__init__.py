@@ -1,1 +1,1 @@
-"""driver (TorchTrainer) → worker (Ray glue) → loop (torch only) → optim, checkpoint."""
+"""Training on torch alone: the loop, one step, the optimizer, parallelism and checkpoints."""

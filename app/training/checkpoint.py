@@ -1,9 +1,10 @@
-"""A checkpoint: safetensors and JSON only, the same whatever the weights are cut over.
+"""Checkpoints in safetensors and JSON, the same for every sharding strategy.
 
-`adapter_model.safetensors`, `adapter_config.json` (PEFT's own format: any PEFT can load it),
-`optimizer.safetensors` (AdamW moments by parameter name), `state.json` (step, position in the stream, early
-stopping, seed; random numbers are a pure function of seed and step, see step.gradients; name, quantization and
-hash of the base).
+`adapter_model.safetensors` and `adapter_config.json`: the adapter in PEFT's own format.
+`optimizer.safetensors`: AdamW moments by parameter name.
+`state.json`: step, position in the stream, early stopping, seed, and the base model's name,
+quantization and hash. Random numbers are a pure function of seed and step (see
+step.accumulate_gradients), so no generator state is saved.
 """
 
 import json
@@ -29,101 +30,130 @@ STATE = "state.json"
 def save_checkpoint(
     folder: Path | None, model: PeftModel, optimizer: torch.optim.Optimizer, state: dict[str, Any]
 ) -> None:
-    """Write all of it into an existing folder. Of sharded weights every rank calls this, and one has a folder."""
-    trained, keep = _trained(model), folder is not None
-    weights = _gathered({parameter: parameter for parameter in trained.values()}, keep=keep)
-    kept = {
+    """Write weights, moments and state into an existing folder.
+
+    With sharded weights every rank calls this function, and only one rank passes a folder.
+    """
+    trained = _get_trained(model)
+    keep = folder is not None
+
+    # gather weights
+    weights = _gather_tensors({parameter: parameter for parameter in trained.values()}, keep=keep)
+
+    # gather moments
+    local_moments = {
         f"{name}/{key}": value
-        for name, own in trained.items()
-        for key, value in get_moments(optimizer, own).items()
+        for name, parameter in trained.items()
+        for key, value in get_moments(optimizer, parameter).items()
     }
-    remembered = _gathered(kept, keep=keep)
+    moments = _gather_tensors(local_moments, keep=keep)
+
+    # write
     if folder is not None:
-        named = _trained(model, tied=True)
-        model.save_pretrained(
-            str(folder), state_dict={name: weights[own] for name, own in named.items()}
-        )
-        save_file(remembered, folder / "optimizer.safetensors")
+        by_name = _get_trained(model, tied=True)
+        named_weights = {name: weights[parameter] for name, parameter in by_name.items()}
+        model.save_pretrained(str(folder), state_dict=named_weights)
+        save_file(moments, folder / "optimizer.safetensors")
         (folder / STATE).write_text(json.dumps(state, indent=2) + "\n")
 
 
 def restore_checkpoint(
     folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer
 ) -> dict[str, Any]:
-    """Load weights and moments in place, of which a sharded model keeps its part; returns the saved state."""
+    """Load weights and moments in place, and return the saved state.
+
+    A sharded model loads this worker's shards only.
+    """
     restore_weights(folder, model)
+
     saved = load_file(folder / "optimizer.safetensors")
-    for name, parameter in _trained(model).items():
-        own = {
-            key.rpartition("/")[2]: value
-            for key, value in saved.items()
-            if key.rpartition("/")[0] == name
-        }
-        parts = {
-            key: _part(v, parameter) if v.ndim else v.to(parameter.device) for key, v in own.items()
-        }
-        restore_moments(optimizer, parameter, parts)
+    for name, parameter in _get_trained(model).items():
+        moments = {}
+        for key, value in saved.items():
+            owner, _, moment = key.rpartition("/")
+            if owner == name:
+                is_scalar = value.ndim == 0
+                moments[moment] = (
+                    value.to(parameter.device) if is_scalar else _shard_like(value, parameter)
+                )
+        restore_moments(optimizer, parameter, moments)
+
     state: dict[str, Any] = json.loads((folder / STATE).read_text())
     return state
 
 
 def restore_weights(folder: Path, model: PeftModel) -> None:
-    """Load the adapter (and trained embeddings) in place, exactly as they were trained."""
-    weights = load_file(folder / "adapter_model.safetensors")
-    # Given the parameters themselves as "state", PEFT says under which name each is in the file.
-    own = get_peft_model_state_dict(
-        model, state_dict=_trained(model, tied=True), save_embedding_layers=False
+    """Load the adapter (and trained embeddings) in place, bit for bit as trained."""
+    saved = load_file(folder / "adapter_model.safetensors")
+
+    # With the parameters as `state_dict`, PEFT returns them under their names in the file.
+    parameters = get_peft_model_state_dict(
+        model, state_dict=_get_trained(model, tied=True), save_embedding_layers=False
     )
-    assert own.keys() == weights.keys(), own.keys() ^ weights.keys()
+    assert parameters.keys() == saved.keys(), parameters.keys() ^ saved.keys()
+
     with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(_part(weights[name], parameter))
+        for name, parameter in parameters.items():
+            parameter.copy_(_shard_like(saved[name], parameter))
 
 
 def require_same_base_model(folder: Path, base: BaseModelPin) -> None:
-    """Raises UserError if the checkpoint was trained on another base: an adapter on it would be noise.
+    """Raise UserError if the checkpoint was trained on another base model.
 
-    A name may change (a folder may move), the bits and how they are quantised may not. An adapter that was not
-    trained here says no base; then this is said.
+    An adapter on another base model would generate noise. The name may differ (a folder may move);
+    the weights and their quantization may not. An adapter that was not trained by this application
+    names no base model: then print a warning and accept it.
     """
-    state = folder / STATE
-    pinned: BaseModelPin | None = (
-        json.loads(state.read_text()).get("base") if state.is_file() else None
-    )
+    state_file = folder / STATE
+    pinned: BaseModelPin | None = None
+    if state_file.is_file():
+        pinned = json.loads(state_file.read_text()).get("base")
+
     if pinned is None:
         print(
-            f"the adapter does not say its base; it is taken for one of {_in_words(base)}",
+            "the adapter does not name its base model; it is used with "
+            f"{_describe_base_model(base)}",
             file=sys.stderr,
         )
     elif any(pinned[key] != base[key] for key in ("sha256", "quantization")):
         raise UserError(
-            f"the checkpoint was trained on the base {_in_words(pinned)}, not on {_in_words(base)}: "
-            "set model.name and quantization to that base, or train.run_name to a new job"
+            f"the checkpoint was trained on the base model {_describe_base_model(pinned)}, "
+            f"not on {_describe_base_model(base)}: "
+            "set model.name and quantization to that base model, or train.run_name to a new job"
         )
 
 
-def _in_words(base: BaseModelPin) -> str:
+def _describe_base_model(base: BaseModelPin) -> str:
     return f"{base['name']} ({base['quantization']}; sha256 {base['sha256'][:16]}…)"
 
 
-def _trained(model: nn.Module, *, tied: bool = False) -> dict[str, nn.Parameter]:
-    """By name; a tied weight under each of its names, or under the first."""
+def _get_trained(model: nn.Module, *, tied: bool = False) -> dict[str, nn.Parameter]:
+    """Return the trained parameters by name.
+
+    A tied weight is listed under each of its names if `tied`, otherwise under the first.
+    """
     named = model.named_parameters(remove_duplicate=not tied)
     return {name: parameter for name, parameter in named if parameter.requires_grad}
 
 
-def _gathered(tensors: Mapping[K, Tensor], *, keep: bool) -> dict[K, Tensor]:
-    """Whole tensors on the host, gathered one after another by all ranks; empty for a rank that keeps none."""
-    whole = {}
+def _gather_tensors(tensors: Mapping[K, Tensor], *, keep: bool) -> dict[K, Tensor]:
+    """Return whole tensors on the host; an empty dict on a rank that keeps none.
+
+    All ranks gather one tensor after another.
+    """
+    gathered = {}
     for key, tensor in tensors.items():
-        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if keep:
-            whole[key] = full.detach().cpu().contiguous()
-    return whole
+            gathered[key] = whole.detach().cpu().contiguous()
+    return gathered
 
 
-def _part(whole: Tensor, like: Tensor) -> Tensor:
-    """This worker's part of a tensor that every worker has read, cut and placed as `like`."""
+def _shard_like(whole: Tensor, like: Tensor) -> Tensor:
+    """Return this worker's shard of a tensor that every worker has read.
+
+    The shard has the device and the placements of `like`.
+    """
     whole = whole.to(like.device)
     if isinstance(like, DTensor):
         return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)

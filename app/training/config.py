@@ -1,4 +1,4 @@
-"""Sections `optim`, `train`, `parallel`, `scaling`."""
+"""Configuration sections `optim`, `train`, `parallel` and `scaling`."""
 
 from typing import Annotated, Literal, Self
 
@@ -14,8 +14,9 @@ class OptimConfig(BaseModel):
 
     kind: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
         "adamw",
-        description="moments in fp32; or in 8 bits (bitsandbytes, arXiv:2110.02861); or these in memory that a GPU "
-        "moves to the host when it is short of its own",
+        description="optimizer: adamw keeps its moments in fp32, adamw_8bit in 8 bits "
+        "(bitsandbytes, arXiv:2110.02861), paged_adamw_8bit in 8 bits in memory that CUDA moves "
+        "to the host when GPU memory runs short",
         json_schema_extra={"counterpart": "TrainingArguments.optim"},
     )
     learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(
@@ -25,137 +26,149 @@ class OptimConfig(BaseModel):
     )
     schedule: Literal["cosine_with_restarts", "cosine", "linear", "constant"] = Field(
         "cosine_with_restarts",
-        description="shape after the warm-up, as a function of the job's progress",
+        description="shape of the learning rate after the warm-up, as a function of the job's "
+        "progress",
         json_schema_extra={"counterpart": "TrainingArguments.lr_scheduler_type"},
     )
     num_cycles: Annotated[int, Field(ge=1, le=100)] = Field(
         1,
-        description="cosine cycles of `cosine_with_restarts` (1: no restart inside the job)",
+        description="number of cosine cycles of cosine_with_restarts (1: no restart)",
         json_schema_extra={
             "counterpart": "get_cosine_with_hard_restarts_schedule_with_warmup.num_cycles"
         },
     )
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.05,
-        description="share of the job in which the learning rate rises linearly from 0",
+        description="share of the job, at its start, in which the learning rate rises linearly "
+        "from 0",
         json_schema_extra={"counterpart": "TrainingArguments.warmup_steps"},
     )
     weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(
         0.01,
-        description="decoupled weight decay",
+        description="coefficient of the decoupled weight decay",
         json_schema_extra={"counterpart": "TrainingArguments.weight_decay"},
     )
     beta1: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.9,
-        description="decay of the first moment",
+        description="decay of the first moment per step",
         json_schema_extra={"counterpart": "TrainingArguments.adam_beta1"},
     )
     beta2: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.95,
-        description="decay of the second moment",
+        description="decay of the second moment per step",
         json_schema_extra={"counterpart": "TrainingArguments.adam_beta2"},
     )
     epsilon: Annotated[float, Field(gt=0)] = Field(
         1e-8,
-        description="added to the root of the second moment",
+        description="number added to the root of the second moment, against division by 0",
         json_schema_extra={"counterpart": "TrainingArguments.adam_epsilon"},
     )
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(
         0.5,
-        description="global gradient norm above which gradients are scaled down",
+        description="global gradient norm to which larger gradients are scaled down",
         json_schema_extra={"counterpart": "TrainingArguments.max_grad_norm"},
     )
 
 
 class TrainConfig(BaseModel):
-    """How long, in what portions, how often measured and saved."""
+    """Length of the job, batch sizes, evaluation, checkpoints, precision and seed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     run_name: str = Field(
-        "svgscribe", min_length=1, pattern=r"^[A-Za-z0-9._-]+$",
-        description="the job's name; the same name continues the job from its last checkpoint", json_schema_extra={"counterpart": "TrainingArguments.run_name"},)  # fmt: skip
+        "svgscribe",
+        min_length=1,
+        pattern=r"^[A-Za-z0-9._-]+$",
+        description="name of the job; the same name continues the job from its last checkpoint",
+        json_schema_extra={"counterpart": "TrainingArguments.run_name"},
+    )
     output_dir: str = Field(
         "outputs",
-        description="folder or URI that keeps checkpoints and reports",
+        description="folder or URI for checkpoints and reports",
         json_schema_extra={"counterpart": "TrainingArguments.output_dir"},
     )
     num_epochs: Annotated[int, Field(ge=1, le=10_000)] = Field(
         1,
-        description="passes over the train split",
+        description="passes over the train split (epochs)",
         json_schema_extra={"counterpart": "TrainingArguments.num_train_epochs"},
     )
     max_steps: Annotated[int, Field(ge=1)] | None = Field(
         None,
-        description="stop after N optimizer steps (steps); null: after all epochs",
+        description="length of the job (optimizer steps); null: all epochs",
         json_schema_extra={"counterpart": "TrainingArguments.max_steps"},
     )
     micro_batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(
         1,
-        description="packed rows in one forward pass of one worker (rows)",
+        description="packed sequences in one forward pass of one worker (sequences)",
         json_schema_extra={"counterpart": "TrainingArguments.per_device_train_batch_size"},
     )
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=65_536)] = Field(
         1,
-        description="micro-batches of each worker in one optimizer step",
+        description="micro-batches of each worker in one optimizer step (micro-batches)",
         json_schema_extra={"counterpart": "TrainingArguments.gradient_accumulation_steps"},
     )
     eval_steps: Annotated[int, Field(ge=1)] = Field(
         10,
-        description="optimizer steps between evaluations on the validation split (steps)",
+        description="interval between evaluations on the validation split (optimizer steps)",
         json_schema_extra={"counterpart": "TrainingArguments.eval_steps"},
     )
     save_steps: Annotated[int, Field(ge=1)] | None = Field(
         10,
-        description="optimizer steps between checkpoints (steps), a multiple of eval_steps; null: none",
+        description="interval between checkpoints (optimizer steps), a multiple of eval_steps; "
+        "null: no checkpoints",
         json_schema_extra={"counterpart": "TrainingArguments.save_steps"},
     )
     early_stopping_patience: Annotated[int, Field(ge=1)] | None = Field(
         10,
-        description="evaluations without a gain after which the job ends; null: never",
+        description="the job ends after this number of evaluations without a gain (evaluations); "
+        "null: no early stopping",
         json_schema_extra={"counterpart": "EarlyStoppingCallback.early_stopping_patience"},
     )
     early_stopping_threshold: Annotated[float, Field(ge=0)] = Field(
         0.0005,
-        description="drop of the evaluation loss that counts as a gain (nats per token)",
+        description="smallest drop of the evaluation loss that counts as a gain (nats per token)",
         json_schema_extra={"counterpart": "EarlyStoppingCallback.early_stopping_threshold"},
     )
     save_total_limit: Annotated[int, Field(ge=1)] = Field(
         2,
-        description="checkpoints kept: the best by evaluation loss; the newest is kept besides",
+        description="number of checkpoints kept, the best by evaluation loss; the newest is "
+        "always kept",
         json_schema_extra={"counterpart": "TrainingArguments.save_total_limit"},
     )
     precision: Literal["bf16", "fp16", "fp32"] = Field(
         "bf16",
-        description="dtype of matrix products; fp16, for cards without bf16, scales the loss and keeps the residual "
-        "stream in fp32",
+        description="dtype of matrix products; fp16 is for GPUs without bf16: it scales the loss "
+        "and keeps the residual stream in fp32",
         json_schema_extra={"counterpart": "TrainingArguments.bf16, TrainingArguments.fp16"},
     )
     on_nonfinite: Literal["stop", "skip"] = Field(
         "stop",
-        description="what a step does whose loss or gradient is not finite; either way it is reported",
+        description="action after a step whose loss or gradient is not finite: stop the job, or "
+        "skip the step and report it",
     )
     tf32: bool = Field(
         True,
-        description="allow TF32 in fp32 matrix products on GPUs that have it",
+        description="allow TF32 in fp32 matrix products, on GPUs that support it",
         json_schema_extra={"counterpart": "TrainingArguments.tf32"},
     )
     compile: bool = Field(
         False,
-        description="torch.compile the model",
+        description="compile the model with torch.compile",
         json_schema_extra={"counterpart": "TrainingArguments.torch_compile"},
     )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
         0,
-        description="seed of adapter weights and dropout",
+        description="random seed of adapter weights and dropout",
         json_schema_extra={"counterpart": "TrainingArguments.seed"},
     )
     max_failures: Annotated[int, Field(ge=0)] = Field(
-        3, description="restarts of the worker group from its last checkpoint before the job fails"
+        3,
+        description="number of restarts of the worker group from its last checkpoint before the "
+        "job fails",
     )
 
     @model_validator(mode="after")
-    def _saved_when_evaluated(self) -> Self:
+    def _require_save_with_evaluation(self) -> Self:
         if self.save_steps is not None and self.save_steps % self.eval_steps:
             raise ValueError(
                 f"save_steps={self.save_steps} must be a multiple of "
@@ -165,14 +178,15 @@ class TrainConfig(BaseModel):
 
 
 class ParallelConfig(BaseModel):
-    """How the workers share one optimizer step."""
+    """Distribution of one optimizer step over the workers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     strategy: Strategy = Field(
         "ddp",
-        description="what is cut over the workers: ddp nothing, zero2 the trained weights with gradients and optimizer "
-        "moments, fsdp the frozen base as well; losses and checkpoints are the same",
+        description="tensors sharded over the workers: ddp none, zero2 the trained weights with "
+        "their gradients and optimizer moments, fsdp the frozen base model as well; losses and "
+        "checkpoints are the same",
         json_schema_extra={"counterpart": "TrainingArguments.fsdp, TrainingArguments.deepspeed"},
     )
     timeout_seconds: Annotated[int, Field(ge=10)] = Field(
@@ -183,18 +197,24 @@ class ParallelConfig(BaseModel):
 
 
 class ScalingConfig(BaseModel):
-    """What Ray reserves."""
+    """Workers, and the CPUs and GPUs that Ray reserves for them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    num_workers: Annotated[int, Field(ge=1, le=4096)] = Field(2, description="training workers")
-    use_gpu: bool = Field(False, description="one GPU per worker (NCCL); otherwise CPU (gloo)")
+    num_workers: Annotated[int, Field(ge=1, le=4096)] = Field(
+        2, description="number of training workers"
+    )
+    use_gpu: bool = Field(
+        False, description="train on one GPU per worker (NCCL); otherwise on CPUs (gloo)"
+    )
     cpus_per_worker: Annotated[float, Field(gt=0, le=256)] = Field(
-        0.5, description="CPUs that Ray reserves for one worker; leave room for the data tasks"
+        0.5,
+        description="CPUs that Ray reserves for one worker (CPUs); leave some for the data tasks",
     )
     threads_per_worker: Annotated[int, Field(ge=1, le=256)] = Field(
-        1, description="torch threads of one worker (threads)"
+        1, description="number of torch threads of one worker (threads)"
     )
     wait_seconds: Annotated[int, Field(ge=0, le=86_400)] = Field(
-        0, description="how long an autoscaler may take to bring the missing CPUs or GPUs (seconds)"
+        0,
+        description="longest wait for an autoscaler to add the missing CPUs or GPUs (seconds)",
     )

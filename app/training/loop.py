@@ -1,6 +1,6 @@
-"""The training loop. Knows torch and the stream's columns; never Ray, never MLflow.
+"""The training loop: when to step, evaluate, report and stop.
 
-When to step, evaluate, report and stop; what a step is stands in step.py.
+step.py holds one step. Imports torch and the columns of the stream, never Ray or MLflow.
 """
 
 import dataclasses
@@ -21,6 +21,8 @@ from app.training.nonfinite import FIRST_SCALE, find_nonfinite, handle_nonfinite
 from app.training.optim import compute_learning_rate
 from app.training.parallel import TrainContext
 from app.training.step import (
+    StepInput,
+    StepOutcome,
     StepTotals,
     accumulate_gradients,
     compute_mean_loss,
@@ -32,206 +34,265 @@ from data_pipeline.stream.token_stream import Batch, Position
 
 @dataclass
 class TrainState:
-    """What a checkpoint must hold besides weights and optimizer moments; a few bytes."""
+    """Progress of a job, saved in a checkpoint besides weights and optimizer moments."""
 
     step: int = 0
-    """Optimizer steps taken."""
+    """Number of optimizer steps taken."""
     position: Position = field(default_factory=Position)
-    """The next packed row of the stream."""
+    """The next packed sequence of the stream."""
     progress: float = 0.0
     """Share of the job that is done, in [0, 1]."""
     best_loss: float = math.inf
     """Lowest evaluation loss that counted as a gain (nats per token)."""
     stale_evaluations: int = 0
-    """Evaluations since then."""
+    """Number of evaluations since the best one."""
     num_examples: int = 0
     num_dropped: int = 0
     num_truncated: int = 0
     num_tokens: int = 0
     num_skipped_steps: int = 0
-    """Steps that changed nothing, because their loss or gradient was not finite."""
+    """Number of steps that changed nothing, because their loss or gradient was not finite."""
     num_skipped_examples: int = 0
     loss_scale: float = FIRST_SCALE
-    """Of fp16: what the loss is multiplied with, so that small gradients are not rounded to 0."""
+    """Factor of the loss in the fp16 backward pass. It keeps small gradients from rounding to 0."""
     good_steps: int = 0
-    """Since the loss scale changed."""
+    """Number of steps since the loss scale changed."""
+
+
+@dataclass(frozen=True)
+class TrainSetup:
+    """Parts of a job that stay the same in every step."""
+
+    objective: nn.Module
+    """Maps (input_ids, position_ids, targets) to (loss sum, target count).
+
+    It may be wrapped (parallel.wrap_model).
+    """
+    optimizer: torch.optim.Optimizer
+    validation: Sequence[Batch]
+    """This worker's micro-batches of the validation split."""
+    config: TrainConfig
+    optim: OptimConfig
+    context: TrainContext
+    compute_progress: Callable[[Position], float]
+    """Returns the share of the job that is done at a position of the stream, in [0, 1]."""
+    after_step: Callable[[int, Sequence[Batch]], None] = lambda step, micro_batches: None
+    """Called after each step with the micro-batches it trained on (none if it was skipped)."""
 
 
 def train_model(
-    objective: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batches: Iterator[tuple[Batch, Position]],
-    validation: Sequence[Batch],
-    *,
-    config: TrainConfig,
-    optim: OptimConfig,
-    state: TrainState,
-    context: TrainContext,
-    progress_of: Callable[[Position], float],
-    after_step: Callable[[int, Sequence[Batch]], None] = lambda step, micro_batches: None,
+    setup: TrainSetup, batches: Iterator[tuple[Batch, Position]], state: TrainState
 ) -> TrainState:
     """Train until the stream ends, `max_steps` is reached, or the evaluation loss stops falling.
 
-    `objective` maps (input_ids, position_ids, targets) to (loss sum, target count); it may be wrapped (parallel.wrap).
-    Each batch comes with the stream's position after it, of which `progress_of` gives the share that is done.
-    `after_step` is told what each step trained on.
+    Each batch comes with the position of the stream after it. `state` is updated in place.
     """
+    config, context = setup.config, setup.context
+
     if state.step == 0:
-        evaluate_model(
-            objective, validation, config=config, state=state, context=context, save=False
-        )
-    evaluated = state.step
+        evaluate_model(setup, state, save=False)
+    evaluated_step = state.step
+
     while not is_finished(state, config):
-        waiting = time.monotonic()
+        # next micro-batches
+        wait_started = time.monotonic()
         taken = list(itertools.islice(batches, config.gradient_accumulation_steps))
         if not taken:
             break
-        started = time.monotonic()
-        micro_batches, state.position = [batch for batch, _ in taken], taken[-1][1]
+        step_started = time.monotonic()
+        micro_batches = [batch for batch, _ in taken]
+        state.position = taken[-1][1]
         totals = count_step_totals(micro_batches, context)
-        # The rate in the middle of the step: neither the first nor the last step is spent at 0.
-        done = (
-            (state.step + 1) / config.max_steps if config.max_steps else progress_of(state.position)
-        )
-        rate, state.progress = compute_learning_rate(optim, (state.progress + done) / 2), done
-        loss, norm, stepped = _step_or_skip(
-            objective, optimizer, micro_batches, totals.targets, rate, config, optim, state, context
-        )
-        _count(state, totals, stepped)
-        after_step(state.step, micro_batches if stepped else [])
+
+        # learning rate in the middle of the step: neither the first nor the last step is at 0
+        if config.max_steps:
+            progress = (state.step + 1) / config.max_steps
+        else:
+            progress = setup.compute_progress(state.position)
+        learning_rate = compute_learning_rate(setup.optim, (state.progress + progress) / 2)
+        state.progress = progress
+
+        # one step
+        outcome = _step_or_skip(setup, state, micro_batches, totals.num_targets, learning_rate)
+        _count_step(state, totals, is_skipped=not outcome.is_finite)
+        setup.after_step(state.step, micro_batches if outcome.is_finite else [])
+
+        # record
         if context.rank == 0:
-            seconds = time.monotonic() - started
-            context.record(state.step, {
-                "train/loss": loss, "train/perplexity": math.exp(min(loss, 80.0)),
-                "train/learning_rate": rate, "train/log10_learning_rate": math.log10(max(rate, 1e-20)),
-                "train/grad_norm": norm, "train/progress": state.progress,
-                "speed/tokens_per_second": totals.tokens / (seconds + started - waiting),
-                "speed/step_seconds": seconds, "speed/data_wait_seconds": started - waiting,
-                "data/padding_share": 1.0 - totals.tokens / totals.slots,
-                "data/examples": state.num_examples, "data/dropped": state.num_dropped,
-                "data/truncated": state.num_truncated, "train/skipped_steps": state.num_skipped_steps,
-                "memory/peak_mib": measure_peak_memory_mib(context.device),
-            })  # fmt: skip
+            metrics = _compute_metrics(
+                state,
+                totals,
+                outcome,
+                learning_rate=learning_rate,
+                wait_seconds=step_started - wait_started,
+                step_seconds=time.monotonic() - step_started,
+                device=context.device,
+            )
+            context.record(state.step, metrics)
+
+        # evaluate and save
         if state.step % config.eval_steps == 0:
             save = config.save_steps is not None and state.step % config.save_steps == 0
-            evaluate_model(
-                objective, validation, config=config, state=state, context=context, save=save
-            )
-            evaluated = state.step
-    if evaluated != state.step:
-        save = config.save_steps is not None
-        evaluate_model(
-            objective, validation, config=config, state=state, context=context, save=save
-        )
+            evaluate_model(setup, state, save=save)
+            evaluated_step = state.step
+
+    if evaluated_step != state.step:
+        evaluate_model(setup, state, save=config.save_steps is not None)
     return state
 
 
-def _count(state: TrainState, totals: StepTotals, stepped: bool) -> None:
-    state.step += 1
-    state.num_dropped += totals.dropped
-    state.num_truncated += totals.truncated
-    if stepped:
-        state.num_examples += totals.examples
-        state.num_tokens += totals.tokens
-    else:
-        state.num_skipped_steps += 1
-        state.num_skipped_examples += totals.examples
-
-
 def _step_or_skip(
-    objective: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    setup: TrainSetup,
+    state: TrainState,
     micro_batches: Sequence[Batch],
     num_targets: int,
-    rate: float,
-    config: TrainConfig,
-    optim: OptimConfig,
-    state: TrainState,
-    context: TrainContext,
-) -> tuple[float, float, bool]:
-    """(loss, gradient norm, whether the step was taken). Raises TrainingDiverged for a step that may not be skipped:
-    fp16's overflows may, until the loss scale is 1."""
-    fp16, scale = config.precision == "fp16", state.loss_scale
-    same: dict[str, Any] = {
-        "num_targets": num_targets, "seed": (config.seed, state.step), "context": context, "scale": scale if fp16 else 1.0,
-    }  # fmt: skip
-    loss, norm = train_step(
-        objective, optimizer, micro_batches, rate=rate, max_grad_norm=optim.max_grad_norm, **same
+    learning_rate: float,
+) -> StepOutcome:
+    """Run one step, and skip it if its loss or gradient norm is not finite.
+
+    Raises TrainingDiverged for a step that may not be skipped. An overflow of fp16 may always be
+    skipped, until the loss scale is 1.
+    """
+    config, context = setup.config, setup.context
+    is_fp16, scale = config.precision == "fp16", state.loss_scale
+
+    # step
+    step_input = StepInput(
+        micro_batches=micro_batches,
+        num_targets=num_targets,
+        seed=(config.seed, state.step),
+        loss_scale=scale if is_fp16 else 1.0,
     )
-    stepped = math.isfinite(loss) and math.isfinite(norm)
-    if fp16:
+    outcome = train_step(
+        setup.objective,
+        setup.optimizer,
+        step_input,
+        learning_rate=learning_rate,
+        max_grad_norm=setup.optim.max_grad_norm,
+        context=context,
+    )
+    if is_fp16:
         state.loss_scale, state.good_steps = update_loss_scale(
-            scale, state.good_steps, finite=stepped
+            scale, state.good_steps, finite=outcome.is_finite
         )
-    if not stepped:
-        where = find_nonfinite(
-            objective,
-            functools.partial(accumulate_gradients, micro_batches=micro_batches, **same),
-            context,
-        )
-        optimizer.zero_grad(set_to_none=True)
-        overflow = state.loss_scale < scale and math.isfinite(loss)
-        handle_nonfinite(
-            state.step + 1, f"loss {loss}, gradient norm {norm}; first in {where}",
-            stop=config.on_nonfinite == "stop" and not overflow, context=context,
-            fate="the step is skipped" + (f" and the loss scale {scale:.0f} halved" if overflow else ""),
-        )  # fmt: skip
-    return loss, norm, stepped
+    if outcome.is_finite:
+        return outcome
+
+    # find the layer
+    run = functools.partial(accumulate_gradients, step_input=step_input, context=context)
+    place = find_nonfinite(setup.objective, run, context)
+    setup.optimizer.zero_grad(set_to_none=True)
+
+    # stop or skip
+    is_overflow = state.loss_scale < scale and math.isfinite(outcome.loss)
+    halved = f" and the loss scale {scale:.0f} halved" if is_overflow else ""
+    handle_nonfinite(
+        state.step + 1,
+        f"loss {outcome.loss}, gradient norm {outcome.grad_norm}; first in {place}",
+        stop=config.on_nonfinite == "stop" and not is_overflow,
+        consequence=f"the step is skipped{halved}",
+        context=context,
+    )
+    return outcome
+
+
+def _count_step(state: TrainState, totals: StepTotals, *, is_skipped: bool) -> None:
+    state.step += 1
+    state.num_dropped += totals.num_dropped
+    state.num_truncated += totals.num_truncated
+    if is_skipped:
+        state.num_skipped_steps += 1
+        state.num_skipped_examples += totals.num_examples
+    else:
+        state.num_examples += totals.num_examples
+        state.num_tokens += totals.num_tokens
+
+
+def _compute_metrics(
+    state: TrainState,
+    totals: StepTotals,
+    outcome: StepOutcome,
+    *,
+    learning_rate: float,
+    wait_seconds: float,
+    step_seconds: float,
+    device: torch.device,
+) -> dict[str, float]:
+    """Return the metrics of one step, as MLflow shows them."""
+    return {
+        "train/loss": outcome.loss,
+        "train/perplexity": math.exp(min(outcome.loss, 80.0)),
+        "train/learning_rate": learning_rate,
+        "train/log10_learning_rate": math.log10(max(learning_rate, 1e-20)),
+        "train/grad_norm": outcome.grad_norm,
+        "train/progress": state.progress,
+        "speed/tokens_per_second": totals.num_tokens / (step_seconds + wait_seconds),
+        "speed/step_seconds": step_seconds,
+        "speed/data_wait_seconds": wait_seconds,
+        "data/padding_share": 1.0 - totals.num_tokens / totals.num_slots,
+        "data/examples": state.num_examples,
+        "data/dropped": state.num_dropped,
+        "data/truncated": state.num_truncated,
+        "train/skipped_steps": state.num_skipped_steps,
+        "memory/peak_mib": measure_peak_memory_mib(device),
+    }
 
 
 def is_finished(state: TrainState, config: TrainConfig) -> bool:
-    """Enough steps, or enough evaluations without a gain."""
+    """Return True after `max_steps`, or after too many evaluations without a gain."""
     if config.max_steps is not None and state.step >= config.max_steps:
         return True
     patience = config.early_stopping_patience
     return patience is not None and state.stale_evaluations >= patience
 
 
-def evaluate_model(
-    objective: nn.Module,
-    validation: Sequence[Batch],
-    *,
-    config: TrainConfig,
-    state: TrainState,
-    context: TrainContext,
-    save: bool,
-) -> float:
-    """Evaluation loss of the current weights: recorded, reported, and counted for early stopping."""
-    loss = compute_mean_loss(objective, validation, context)
+def evaluate_model(setup: TrainSetup, state: TrainState, *, save: bool) -> float:
+    """Compute, record and report the evaluation loss, and count it for early stopping.
+
+    Raises TrainingDiverged if the loss is not finite and `on_nonfinite` is "stop".
+    """
+    config, context = setup.config, setup.context
+
+    # evaluate
+    loss = compute_mean_loss(setup.objective, setup.validation, context)
     if not math.isfinite(loss):
-        where = find_nonfinite(
-            objective,
-            functools.partial(compute_mean_loss, batches=validation, context=context),
-            context,
-        )
+        run = functools.partial(compute_mean_loss, batches=setup.validation, context=context)
+        place = find_nonfinite(setup.objective, run, context)
         handle_nonfinite(
-            state.step, f"evaluation loss {loss}; first in {where}", context=context, fate="it is no checkpoint",
-            stop=config.on_nonfinite == "stop" and state.step > 0,  # before any step, the first one will say it
-        )  # fmt: skip
+            state.step,
+            f"evaluation loss {loss}; first in {place}",
+            # before the first step: continue, the first step raises the error
+            stop=config.on_nonfinite == "stop" and state.step > 0,
+            consequence="no checkpoint is saved",
+            context=context,
+        )
+
+    # early stopping
     if loss < state.best_loss - config.early_stopping_threshold:
         state.best_loss, state.stale_evaluations = loss, 0
     else:
         state.stale_evaluations += 1
+
+    # record, report and save
     if context.rank == 0:
-        context.record(
-            state.step, {"eval/loss": loss, "eval/perplexity": math.exp(min(loss, 80.0))}
-        )
+        perplexity = math.exp(min(loss, 80.0))
+        context.record(state.step, {"eval/loss": loss, "eval/perplexity": perplexity})
     context.report(state, loss, save=save and math.isfinite(loss))
     return loss
 
 
 def measure_peak_memory_mib(device: torch.device) -> float:
-    """Peak of the allocator on a GPU, of the process's resident memory on a CPU (MiB)."""
+    """Return the peak in MiB: of the allocator on a GPU, of resident process memory on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def state_to_json(state: TrainState) -> dict[str, Any]:
-    """For a checkpoint; `from_json` reads it back."""
+    """Return the state as JSON types, for a checkpoint."""
     return dataclasses.asdict(state)
 
 
 def state_from_json(value: Mapping[str, Any]) -> TrainState:
-    """The state that `as_json` wrote."""
+    """Return the state that `state_to_json` wrote."""
     return TrainState(**{**value, "position": Position(**value["position"])})

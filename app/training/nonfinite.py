@@ -1,18 +1,23 @@
-"""Numbers that are not finite: which layer they come from, and the loss scale that spares fp16 most of them."""
+"""Losses and gradients that are not finite: the layer they come from, and the loss scale of fp16.
+
+The loss scale prevents most overflows of fp16.
+"""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
 
-from app.training.parallel import TrainContext, gather_objects
+from app.training.parallel import TrainContext, gather_objects, unwrap_ddp
 
 FIRST_SCALE = 2.0**16
+"""Initial loss scale, as in torch.amp.GradScaler."""
 GOOD_STEPS = 2000
-"""Of torch.amp.GradScaler: what it starts with, and the steps without an overflow after which it doubles."""
+"""Number of steps without an overflow after which the scale doubles, as in torch.amp.GradScaler."""
 
 
 class TrainingDiverged(RuntimeError):
@@ -20,86 +25,118 @@ class TrainingDiverged(RuntimeError):
 
 
 def update_loss_scale(scale: float, good_steps: int, *, finite: bool) -> tuple[float, int]:
-    """(scale, steps since it changed) after a step, by the rules of torch.amp.GradScaler: halved (not below 1) by an
-    overflow, doubled after GOOD_STEPS steps without. The norm that decides is waited for anyway, and is the same on
-    all workers, so that two numbers in a checkpoint are all there is to keep."""
+    """Return (scale, number of steps since it changed) after a step, as torch.amp.GradScaler does.
+
+    An overflow halves the scale (not below 1). GOOD_STEPS steps without an overflow double it. The
+    host reads the gradient norm anyway, and the norm is the same on all workers. A checkpoint
+    therefore only needs these two numbers.
+    """
     if not finite:
         return max(1.0, scale / 2), 0
     return (scale * 2, 0) if good_steps + 1 == GOOD_STEPS else (scale, good_steps + 1)
 
 
-def handle_nonfinite(step: int, what: str, *, stop: bool, fate: str, context: TrainContext) -> None:
-    """Never in silence: raises TrainingDiverged, or says what happens instead."""
+def handle_nonfinite(
+    step: int, problem: str, *, stop: bool, consequence: str, context: TrainContext
+) -> None:
+    """Raise TrainingDiverged if `stop`; otherwise rank 0 prints the problem and its consequence."""
     if stop:
         raise TrainingDiverged(
-            f"step {step}: {what}; lower optim.learning_rate, train with train.precision=fp32, "
-            "or leave such steps out with train.on_nonfinite=skip"
+            f"step {step}: {problem}; lower optim.learning_rate, train with train.precision=fp32, "
+            "or skip such steps with train.on_nonfinite=skip"
         )
     if context.rank == 0:
-        print(f"step {step}: {what}; {fate}", file=sys.stderr, flush=True)
+        print(f"step {step}: {problem}; {consequence}", file=sys.stderr, flush=True)
 
 
 def find_nonfinite(
     objective: nn.Module, run: Callable[[nn.Module], object], context: TrainContext
 ) -> str:
-    """In words, the first output or gradient that is not finite in `run(objective)`, by the order of computing.
+    """Return the name of the first output or gradient that is not finite in `run(objective)`.
 
-    `run` repeats what went wrong, with a look at every module: dear, but nothing that a good step pays for. All
-    workers call it; each looks at its own rows.
+    "First" is in the order of computation. `run` repeats the step that failed, with a check after
+    every module: slow, but only failed steps pay for it. All workers call this function, and each
+    checks its own sequences.
     """
-    inner = (
-        objective.module
-        if isinstance(objective, nn.parallel.DistributedDataParallel)
-        else objective
-    )
-    found: list[str] = []
+    inner = unwrap_ddp(objective)
+    first = _FirstNonfinite()
 
-    def look(tensor: Tensor, what: str) -> None:
+    # repeat the step
+    with _watch_outputs(inner, first), _without_compilation(inner):
+        run(inner)
+
+    # gradients of weights
+    for name, parameter in inner.named_parameters():
+        if parameter.grad is not None:
+            first.check(parameter.grad, f"gradient of {_shorten_name(name)}")
+
+    # first of all workers
+    for rank, name in enumerate(gather_objects(first.name, context)):
+        if name:
+            return f"the {name} (worker {rank})"
+    return "no layer (all values were finite in a second run)"
+
+
+class _FirstNonfinite:
+    """Name of the first checked tensor that is not finite; empty if there is none."""
+
+    def __init__(self) -> None:
+        self.name = ""
+
+    def check(self, tensor: Tensor, name: str) -> None:
         local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-        if not found and not bool(local.isfinite().all()):
-            found.append(what)
+        if not self.name and not bool(local.isfinite().all()):
+            self.name = name
 
-    def watch(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+
+@contextmanager
+def _watch_outputs(model: nn.Module, first: _FirstNonfinite) -> Iterator[None]:
+    """Check the outputs of all modules, and the gradients of these outputs."""
+
+    def make_hook(name: str) -> Callable[..., None]:
+        def check_gradient(gradient: Tensor) -> None:
+            first.check(gradient, f"gradient of the output of {name}")
+
+        def check_output(_module: nn.Module, _inputs: Any, output: Any) -> None:
             for tensor in tree_leaves(output):
                 if isinstance(tensor, Tensor):
-                    look(tensor, f"output of {name}")
+                    first.check(tensor, f"output of {name}")
                     if tensor.requires_grad:
-                        tensor.register_hook(
-                            lambda gradient: look(gradient, f"gradient of the output of {name}")
-                        )
+                        tensor.register_hook(check_gradient)
 
-        return hook
+        return check_output
 
     hooks = [
-        module.register_forward_hook(watch(_short(name))) for name, module in inner.named_modules()
+        module.register_forward_hook(make_hook(_shorten_name(name)))
+        for name, module in model.named_modules()
     ]
-    # A compiled model calls no hooks. Attention stays compiled: on a GPU it would need [S, S] scores otherwise.
-    compiled = {
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _without_compilation(model: nn.Module) -> Iterator[None]:
+    """Run compiled modules eagerly, because a compiled module calls no hooks.
+
+    Attention stays compiled: without compilation it would need [S, S] scores on a GPU.
+    """
+    compiled_calls = {
         module: module._compiled_call_impl
-        for module in inner.modules()
+        for module in model.modules()
         if module._compiled_call_impl
     }
     try:
-        for module in compiled:
+        for module in compiled_calls:
             module._compiled_call_impl = None
-        run(inner)
+        yield
     finally:
-        for module, call in compiled.items():
+        for module, call in compiled_calls.items():
             module._compiled_call_impl = call
-        for hook in hooks:
-            hook.remove()
-    for name, parameter in inner.named_parameters():
-        if parameter.grad is not None:
-            look(parameter.grad, f"gradient of {_short(name)}")
-    places = [
-        f"the {what} (worker {rank})"
-        for rank, what in enumerate(gather_objects("".join(found), context))
-        if what
-    ]
-    return places[0] if places else "nothing that a second run shows"
 
 
-def _short(name: str) -> str:
-    """`model.layers.0.mlp`, as Gemma 2 itself names it, without what PEFT and the objective put before it."""
+def _shorten_name(name: str) -> str:
+    """Return `model.layers.0.mlp` as Gemma 2 names it, without the prefix of PEFT and objective."""
     return name.removeprefix("model.base_model.model.") or "the loss"

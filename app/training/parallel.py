@@ -1,4 +1,7 @@
-"""How workers share a step: who holds what, and sums over torch.distributed; nothing at all with one worker."""
+"""Parallelism of the workers: the context of the loop, sharding, and sums over torch.distributed.
+
+With one worker no process group is needed.
+"""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -16,68 +19,98 @@ from app.training.config import Strategy
 
 
 class TrainContext(Protocol):
-    """What the loop needs of the job around it."""
+    """Interface between the training loop and the job that runs it.
+
+    The loop reads `rank`, `size` and `device`, and calls `record` and `report`. The job implements
+    them: with Ray Train and MLflow in production, with lists in tests.
+    """
 
     rank: int
+    """Index of this worker, from 0 to size - 1."""
     size: int
+    """Number of workers."""
     device: torch.device
+    """Device of this worker's model, batches and reductions."""
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Track the metrics of one step (called on rank 0 only)."""
+        """Track the metrics of one step. The loop calls it on rank 0 only."""
 
     def report(self, state: Any, eval_loss: float, *, save: bool) -> None:
-        """Tell the job of an evaluation, and save a checkpoint (called on every rank)."""
+        """Report an evaluation, and save a checkpoint if `save`. The loop calls it on every rank.
+
+        `state` is the loop's TrainState, and `eval_loss` is in nats per token.
+        """
 
 
 def wrap_model(
     objective: CaptionLoss, strategy: Strategy, *, size: int, device: torch.device
 ) -> nn.Module:
-    """What a step calls; build the optimizer after it, over what this worker then holds.
+    """Return the module that a training step calls. Build the optimizer over it, afterwards.
 
-    `ddp`: every worker holds the whole model. `zero2`: the trained weights, their gradients and moments are cut over
-    the workers (ZeRO, Rajbhandari et al. 2020, arXiv:1910.02054); the weights are gathered once a micro-batch, and
-    gradients are summed into shards in each, so that no worker accumulates whole ones. The frozen base stays whole.
-    `fsdp`: the base's packed 4-bit weights and embedding are cut as well, and gathered a layer at a time. The
-    constants of the 4-bit weights (3 % of their bytes) stay whole. With one worker: the module itself.
+    `ddp`: every worker holds the whole model.
+    `zero2`: the trained weights, their gradients and moments are sharded over the workers (ZeRO,
+    Rajbhandari et al. 2020, arXiv:1910.02054). The weights are gathered once a micro-batch, and the
+    gradients are reduce-scattered in each, so that no worker accumulates whole gradients. The
+    frozen base model stays whole.
+    `fsdp`: the packed 4-bit weights and the embedding of the base model are sharded as well, and
+    gathered a layer at a time. The constants of the 4-bit weights (3 % of their bytes) stay whole.
+
+    With one worker: return the objective itself.
     """
     if size == 1:
         return objective
     if strategy == "ddp":
         devices = [device] if device.type == "cuda" else None
         return DistributedDataParallel(objective, device_ids=devices, forward_sync_buffers=False)
+
     mesh = init_device_mesh(device.type, (size,))
     frozen = {parameter for parameter in objective.parameters() if not parameter.requires_grad}
-    # PEFT keeps the embedding that a trained one replaces: in a group of its own it is cut and never gathered.
+
+    # PEFT keeps the embedding that a trained one replaces. In a group of its own it is sharded and
+    # never gathered.
     replaced = [
-        m.original_module for m in objective.modules() if isinstance(m, ModulesToSaveWrapper)
+        module.original_module
+        for module in objective.modules()
+        if isinstance(module, ModulesToSaveWrapper)
     ]
-    for group in [
-        *unwrap_gemma(objective.model).model.layers,
-        *([replaced] if replaced else []),
-        objective,
-    ]:
+    groups: list[Any] = list(unwrap_gemma(objective.model).model.layers)
+    if replaced:
+        groups.append(replaced)
+    groups.append(objective)
+
+    for group in groups:
         fully_shard(
-            group, mesh=mesh,
-            reshard_after_forward=False if strategy == "zero2" else None,  # None: all but the outermost group
+            group,
+            mesh=mesh,
+            # None: reshard all groups but the outermost
+            reshard_after_forward=False if strategy == "zero2" else None,
             ignored_params=frozen if strategy == "zero2" else None,
-        )  # fmt: skip
+        )
     return objective
 
 
+def unwrap_ddp(objective: nn.Module) -> nn.Module:
+    """Return the module inside DistributedDataParallel, or the objective itself."""
+    return objective.module if isinstance(objective, DistributedDataParallel) else objective
+
+
 def choose_loading_device(strategy: Strategy, *, size: int, device: torch.device) -> torch.device:
-    """Where the base is loaded: for `fsdp` in host memory, from which `wrap` moves and cuts one layer after another."""
+    """Return the device to load the base model on.
+
+    `fsdp` loads into host memory, from which `wrap_model` moves and shards one layer after another.
+    """
     return torch.device("cpu") if strategy == "fsdp" and size > 1 else device
 
 
 def reshard_model(objective: nn.Module) -> None:
-    """Drop what a forward pass without a backward pass has gathered."""
+    """Free the weights that a forward pass without a backward pass has gathered."""
     for module in objective.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def all_reduce_sum(values: Tensor, context: TrainContext) -> Tensor:
-    """Sum over workers, on the host."""
+    """Return the sum over all workers, on the host."""
     if context.size > 1:
         values = values.to(context.device)
         dist.all_reduce(values)
@@ -85,7 +118,7 @@ def all_reduce_sum(values: Tensor, context: TrainContext) -> Tensor:
 
 
 def gather_objects(value: Any, context: TrainContext) -> list[Any]:
-    """Every worker's small value, by rank, on all of them."""
+    """Return the small values of all workers in the order of their ranks, on every worker."""
     values = [value] * context.size
     if context.size > 1:
         dist.all_gather_object(values, value)
@@ -93,7 +126,7 @@ def gather_objects(value: Any, context: TrainContext) -> list[Any]:
 
 
 class LocalContext:
-    """One process, nothing recorded: for evaluations outside a job."""
+    """TrainContext of a single process that records nothing, for evaluations outside a job."""
 
     rank, size = 0, 1
 
