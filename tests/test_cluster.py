@@ -82,7 +82,7 @@ def test_a_job_waits_for_what_other_work_gives_back(
     threading.Timer(1.0, ray.util.remove_placement_group, [held]).start()
     require_resources(3, 1.0, False, 0.5, 60)
     assert ray.available_resources()["CPU"] >= 3.5
-    assert "waiting for 3 training workers' room" in capfd.readouterr().out
+    assert "waiting for room for 3 training workers" in capfd.readouterr().out
 
 
 def workers_one_by_one(
