@@ -47,8 +47,8 @@ def _train(arguments: argparse.Namespace) -> int:
     """Train the job of the config, or continue it. Print its result as JSON."""
     config = _load_job_config(arguments)
     from app.jobs.cluster import connect
+    from app.jobs.fit import get_memory_limit, require_fit
     from app.jobs.job import require_workers
-    from app.jobs.plan import get_memory_limit, require_fit
     from app.jobs.train import train_job
     from data_pipeline.shards import open_shards
 

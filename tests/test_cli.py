@@ -93,7 +93,7 @@ def test_more_workers_than_cpus_are_refused_with_the_fix(tmp_path):
         svgscribe("train", "demo", NO_TRACKING, "data.shards=shards", "scaling.use_gpu=true",
                   "memory.max_gib_per_gpu=0.02", cwd=tmp_path)  # refused before any GPU is asked for
     )  # fmt: skip
-    assert "GiB a GPU, of which 0.02 are there" in message
+    assert "limit 0.02 GiB" in message
 
 
 def test_help_names_every_command(tmp_path):

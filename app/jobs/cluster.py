@@ -38,7 +38,7 @@ _DEFAULTS = {
 _PRIVATE_DEFAULTS = {
     # At Ray's default of 15, workers get little CPU time beside any other process.
     "RAY_worker_niceness": "0",
-    # A trial has five processes. Ray compares them with the CPUs and warns repeatedly if these are few.
+    # A trial has five processes. Ray repeatedly warns if they are more than the machine's CPUs.
     "RAY_worker_maximum_startup_concurrency": str(max(4, os.cpu_count() or 1)),
     # Without the watcher, each trainer has one process less.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
