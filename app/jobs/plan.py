@@ -1,7 +1,7 @@
 """`python -m app plan`: memory, length and checkpoint size of a job.
 
-The plan holds the memory by category, the longest sequence on each card, the numbers
-of steps and tokens, the hours, and the size of a checkpoint.
+The plan holds the memory by category, the longest sequence on each card, the numbers of steps and
+tokens, the hours, and the size of a checkpoint.
 """
 
 import math
@@ -15,11 +15,7 @@ from app.config import Config
 from app.errors import UserError
 from app.gemma.base_model import resolve_model_source
 from app.jobs.job import build_stream
-from app.memory_plan.peak import (
-    StepSettings,
-    find_longest_sequence,
-    simulate_peak,
-)
+from app.memory_plan.peak import StepSettings, find_longest_sequence, simulate_peak
 from data_pipeline.errors import DataError
 from data_pipeline.shards import open_shards
 
