@@ -86,7 +86,7 @@ def test_extending_a_config_changes_only_what_is_said():
         ("lora.target_modules=[q_proj, zz]", "lora.target_modules.1='zz'"),
         ("search.space.optim.learning_rat={uniform: [1, 2]}", "did you mean optim.learning_rate?"),
         ("search.space.optim.learning_rate={loguniform: [1e-4, 3]}", "search.space: optim.learning_rate=3.0"),
-        ("search.space.optim.learning_rate={loguniform: [1e-2, 1e-4]}", "must lie below the high end"),
+        ("search.space.optim.learning_rate={loguniform: [1e-2, 1e-4]}", "must be below the high end"),
         ("search.space.lora.rank={pick: [1]}", "search.space.lora.rank is not a range of values; allowed: {loguniform"),
     ],
 )  # fmt: skip
