@@ -51,18 +51,18 @@ def test_an_unreachable_cluster_is_named_at_once(monkeypatch: pytest.MonkeyPatch
     [
         (
             (5, 1.0, False, 0.5, 0),
-            "4 CPU and 0 GPU cannot hold 5 training workers of 1 CPU each and a data task of 0.5 CPU; "
-            "set scaling.num_workers=3 or scaling.cpus_per_worker=0.7",
+            "4 CPU and 0 GPU cannot hold 5 training workers of 1 CPU each "
+            "and a data task of 0.5 CPU; set scaling.num_workers=3 or scaling.cpus_per_worker=0.7",
         ),
         (
             (1, 4.0, False, 0.5, 0),
-            "4 CPU and 0 GPU cannot hold 1 training workers of 4 CPU each and a data task of 0.5 CPU; "
-            "set scaling.cpus_per_worker=3.5",
+            "4 CPU and 0 GPU cannot hold 1 training workers of 4 CPU each "
+            "and a data task of 0.5 CPU; set scaling.cpus_per_worker=3.5",
         ),
         (
             (2, 1.0, True, 0.5, 2),
-            "4 CPU and 0 GPU cannot hold 2 training workers of 1 CPU and 1 GPU each and a data task of "
-            "0.5 CPU; set scaling.use_gpu=false or a smaller data.cpus_per_task",
+            "4 CPU and 0 GPU cannot hold 2 training workers of 1 CPU and 1 GPU each "
+            "and a data task of 0.5 CPU; set scaling.use_gpu=false or a smaller data.cpus_per_task",
         ),
     ],
 )
