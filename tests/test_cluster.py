@@ -47,7 +47,7 @@ def test_an_unreachable_cluster_is_named_at_once(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("needs", "message"),
     [
         (
             (5, 1.0, False, 0.5, 0),
@@ -67,10 +67,10 @@ def test_an_unreachable_cluster_is_named_at_once(monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_a_job_that_can_never_fit_is_refused(
-    ray_local: ConnectedRay, asked: tuple[Any, ...], message: str
+    ray_local: ConnectedRay, needs: tuple[Any, ...], message: str
 ) -> None:
     with pytest.raises(UserError) as refused:
-        require_resources(*asked)
+        require_resources(*needs)
     assert str(refused.value) == f"the cluster has no room: {message}"
 
 

@@ -16,7 +16,8 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from app.jobs.cluster import ConnectedRay
 from tune.config import Choice, LogUniform, SearchConfig
 from tune.errors import SearchError
-from tune.search import TrialOutcome, run_search
+from tune.outcome import TrialOutcome
+from tune.search import run_search
 
 TRIAL_STEPS = 8
 NUM_CPUS = 4

@@ -5,10 +5,9 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray.tune
 from ray.tune.experiment import Trial
@@ -18,6 +17,7 @@ from ray.tune.search import Searcher
 
 from tune.config import SearchConfig
 from tune.errors import SearchError
+from tune.outcome import SearchResult, Status, TrialOutcome, find_best, format_outcome
 from tune.space import build_optuna_distributions, sample_space
 
 METRIC = "eval_loss"
@@ -26,33 +26,7 @@ TIME = "step"
 _OVERRIDES = "overrides"
 _FINISHED = "finished"
 
-Status = Literal["completed", "pruned", "interrupted", "failed"]
 RunTrial = Callable[[dict[str, Any], str], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class TrialOutcome:
-    """Outcome of one trial."""
-
-    trial_id: str
-    overrides: dict[str, Any]
-    status: Status
-    step: int
-    """Last reported optimizer step."""
-    eval_loss: float | None
-    """Lowest reported finite loss (nats per token); None if there was none."""
-    error: str | None
-    """Error of a failed trial in one line; otherwise None."""
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """Result of a finished search."""
-
-    trials: tuple[TrialOutcome, ...]
-    """All trials, in the order in which they ended."""
-    best: TrialOutcome
-    """The trial with the lowest eval_loss among those that did not fail."""
 
 
 def run_search(
@@ -83,27 +57,10 @@ def run_search(
             "e.g. optim.learning_rate: {loguniform: [1e-5, 1e-3]}"
         )
 
-    # build the tuner
     _silence_tune()
-    search_algorithm, param_space = _build_search_algorithm(config)
     progress = _Progress(config.num_trials, on_trial_end)
-    # The nested trainer reserves the resources of its workers, so the trial itself takes almost
-    # none. Ray refuses 0 CPU, and 1 CPU for each trial would leave too few for the workers.
-    trainable = ray.tune.with_resources(_make_trainable(run_trial), {"CPU": 0.01})
-    tuner = ray.tune.Tuner(
-        trainable,
-        param_space=param_space,
-        tune_config=ray.tune.TuneConfig(
-            num_samples=config.num_trials if search_algorithm else 1,
-            max_concurrent_trials=config.max_concurrent,
-            search_alg=search_algorithm,
-            scheduler=_build_scheduler(config, trial_steps),
-            trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
-        ),
-        run_config=ray.tune.RunConfig(
-            name=name, storage_path=storage_path, verbose=0, callbacks=[progress]
-        ),
-    )
+    trainable = _make_trainable(run_trial)
+    tuner = _build_tuner(config, trainable, progress, name, storage_path, trial_steps)
 
     # run
     interrupt_handler = signal.getsignal(signal.SIGINT)
@@ -118,7 +75,34 @@ def run_search(
     if len(outcomes) < config.num_trials:
         progress.interrupt_running()
         raise KeyboardInterrupt
-    return SearchResult(outcomes, _find_best(outcomes))
+    return SearchResult(outcomes, find_best(outcomes))
+
+
+def _build_tuner(
+    config: SearchConfig,
+    trainable: Callable[[dict[str, Any]], None],
+    progress: "_Progress",
+    name: str,
+    storage_path: str,
+    trial_steps: int,
+) -> ray.tune.Tuner:
+    search_algorithm, param_space = _build_search_algorithm(config)
+    return ray.tune.Tuner(
+        # The nested trainer reserves the resources of its workers, so the trial itself takes almost
+        # none. Ray refuses 0 CPU, and 1 CPU for each trial would leave too few for the workers.
+        ray.tune.with_resources(trainable, {"CPU": 0.01}),
+        param_space=param_space,
+        tune_config=ray.tune.TuneConfig(
+            num_samples=config.num_trials if search_algorithm else 1,
+            max_concurrent_trials=config.max_concurrent,
+            search_alg=search_algorithm,
+            scheduler=_build_scheduler(config, trial_steps),
+            trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
+        ),
+        run_config=ray.tune.RunConfig(
+            name=name, storage_path=storage_path, verbose=0, callbacks=[progress]
+        ),
+    )
 
 
 def _make_trainable(run_trial: RunTrial) -> Callable[[dict[str, Any]], None]:
@@ -180,21 +164,6 @@ def _build_scheduler(config: SearchConfig, trial_steps: int) -> ASHAScheduler | 
     )
 
 
-def _find_best(outcomes: Sequence[TrialOutcome]) -> TrialOutcome:
-    """Return the trial with the lowest loss. Raises SearchError if no trial has one."""
-    measured = [
-        trial for trial in outcomes if trial.status != "failed" and trial.eval_loss is not None
-    ]
-    if measured:
-        return min(measured, key=lambda trial: trial.eval_loss or 0.0)
-
-    errors = [trial.error for trial in outcomes if trial.error]
-    first = errors[0] if errors else "no trial reported a finite eval_loss"
-    raise SearchError(
-        f"none of the {len(outcomes)} trials of the search reported a loss; first error: {first}"
-    )
-
-
 class _Progress(ray.tune.Callback):
     """Follow the reports of all trials, and print the outcome of each trial in one line."""
 
@@ -253,19 +222,9 @@ class _Progress(ray.tune.Callback):
         )
         self.outcomes.append(outcome)
         num_left = self._num_trials - len(self.outcomes)
-        print(f"{_format_outcome(outcome)}; {num_left} left", flush=True)
+        print(f"{format_outcome(outcome)}; {num_left} left", flush=True)
         if self._on_trial_end is not None:
             self._on_trial_end(outcome)
-
-
-def _format_outcome(outcome: TrialOutcome) -> str:
-    loss = "no loss" if outcome.eval_loss is None else f"eval_loss {outcome.eval_loss:.4f}"
-    values = ", ".join(
-        f"{path}={value:.4g}" if isinstance(value, float) else f"{path}={value}"
-        for path, value in outcome.overrides.items()
-    )
-    reason = f": {outcome.error}" if outcome.error else ""
-    return f"trial {outcome.status} at step {outcome.step}, {loss} ({values}){reason}"
 
 
 def _read_last_line(error_file: str) -> str:

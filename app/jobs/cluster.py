@@ -232,8 +232,8 @@ def require_resources(
     least the seconds in which a finished search releases its workers. Raises UserError when the
     time is over.
     """
-    asked = (num_workers, cpus_per_worker, use_gpu, cpus_per_task)
-    shortage = describe_shortage(list_node_resources(), *asked)
+    needs = (num_workers, cpus_per_worker, use_gpu, cpus_per_task)
+    shortage = describe_shortage(list_node_resources(), *needs)
     deadline = time.monotonic() + max(wait_seconds, 0 if shortage else _RELEASE_SECONDS)
 
     # request nodes
@@ -247,7 +247,7 @@ def require_resources(
     next_print = math.inf
     try:
         while problem := (
-            describe_shortage(list_node_resources(), *asked) or _describe_busy(*asked)
+            describe_shortage(list_node_resources(), *needs) or _describe_busy(*needs)
         ):
             left = deadline - time.monotonic()
             if left <= 0:

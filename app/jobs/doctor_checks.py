@@ -203,7 +203,7 @@ def check_ray(config: Config) -> Iterator[Line]:
     from app.jobs.cluster import connect, describe_shortage, list_node_resources
 
     scaling = config.scaling
-    asked = (
+    needs = (
         scaling.num_workers,
         scaling.cpus_per_worker,
         scaling.use_gpu,
@@ -215,13 +215,13 @@ def check_ray(config: Config) -> Iterator[Line]:
 
         yield "ok", "RAY_ADDRESS is not set: each command starts a private Ray on this machine"
         machine = {"CPU": float(get_num_cpus()), "GPU": float(torch.cuda.device_count())}
-        shortage = describe_shortage([machine], *asked)
+        shortage = describe_shortage([machine], *needs)
     else:
         with connect() as cluster:
             version = importlib.metadata.version("ray")
             yield "ok", f"joined {cluster.address}, which runs Ray {version} as this machine does"
             yield _check_token(cluster.dashboard)
-            shortage = describe_shortage(list_node_resources(), *asked)
+            shortage = describe_shortage(list_node_resources(), *needs)
 
     if shortage and scaling.wait_seconds:
         wait = f"or let the autoscaler add nodes within {scaling.wait_seconds} s"

@@ -163,13 +163,13 @@ def _evaluate_model(config: Config, stream: Stream, adapter: str | None) -> Mode
     name = "base" if adapter is None else "tuned"
 
     # load
-    base = load_base_model(config.model, config.quantization, device=device, dtype=dtype)
-    model: Any = base
+    base_model = load_base_model(config.model, config.quantization, device=device, dtype=dtype)
+    model: Any = base_model
     if adapter is not None:
         with ray.train.Checkpoint(adapter).as_directory() as folder:
             pin = pin_base_model(config.model, config.quantization)
             require_same_base_model(Path(folder), pin)
-            model = load_adapter(base, folder)
+            model = load_adapter(base_model, folder)
 
     # measure the loss
     batches = validation_batches(

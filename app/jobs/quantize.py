@@ -50,14 +50,14 @@ def quantize(model: ModelConfig, quantization: QuantizationConfig, out: Path) ->
     # load and quantise
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.bfloat16
-    base = load_base_model(model, quantization, device=device, dtype=dtype)
+    base_model = load_base_model(model, quantization, device=device, dtype=dtype)
 
     # write
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
             written = Path(folder, out.name)
-            base.save_pretrained(written)
+            base_model.save_pretrained(written)
             for name in TOKENIZER:
                 if file := find_local_file(model, name):
                     shutil.copyfile(file, written / file.name)

@@ -85,7 +85,7 @@ class RayTrainContext:
         own_pin = None
         if ray_context.get_local_rank() == 0:
             own_pin = pin_base_model(job.config.model, job.config.quantization)
-        self.base = require_one_base_model(gather_objects(own_pin, self))
+        self.base_pin = require_one_base_model(gather_objects(own_pin, self))
 
         # records
         self.ledger: Ledger | None = None
@@ -129,7 +129,7 @@ class RayTrainContext:
             "state": loop.state_to_json(state),
             "eval_loss": eval_loss,
             "seed": self._job.config.train.seed,
-            "base": self.base,
+            "base": self.base_pin,
         }
         checkpoint.save_checkpoint(folder, self._model, self._optimizer, saved_state)
         if folder is not None:

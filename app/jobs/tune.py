@@ -9,7 +9,8 @@ from app.jobs.train import train_trial
 from app.storage import join_uri, write_text
 from app.tracking import Status, open_run
 from data_pipeline.shards import Shards, open_shards
-from tune.search import SearchResult, TrialOutcome, run_search
+from tune.outcome import SearchResult, TrialOutcome
+from tune.search import run_search
 
 STATUS: dict[str, Status] = {
     "completed": "FINISHED",

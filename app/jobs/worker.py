@@ -110,6 +110,7 @@ def configure_device(config: Config, device: torch.device) -> None:
     torch.set_num_threads(config.scaling.threads_per_worker)
     torch.backends.cuda.matmul.allow_tf32 = config.train.tf32
     torch.backends.cudnn.allow_tf32 = config.train.tf32
+
     if device.type == "cuda" and config.memory.max_gib_per_gpu is not None:
         limit_bytes = config.memory.max_gib_per_gpu * 2**30
         total_bytes = torch.cuda.get_device_properties(device).total_memory
@@ -122,11 +123,13 @@ def _build_objective(config: Config, device: torch.device, num_workers: int) -> 
         config.parallel.strategy, size=num_workers, device=device
     )
     dtype = DTYPES[config.train.precision]
-    base = load_base_model(config.model, config.quantization, device=loading_device, dtype=dtype)
-    model = add_lora(base, config.lora, seed=config.train.seed)
-    apply_memory_config(base, config.memory)
+    base_model = load_base_model(
+        config.model, config.quantization, device=loading_device, dtype=dtype
+    )
+    model = add_lora(base_model, config.lora, seed=config.train.seed)
+    apply_memory_config(base_model, config.memory)
     if config.train.compile:
-        base.model.compile()
+        base_model.model.compile()
     return CaptionLoss(model, dtype).train()
 
 
@@ -139,7 +142,7 @@ def _restore_newest(
         return TrainState()
     with newest.as_directory() as name:
         folder = Path(name)
-        checkpoint.require_same_base_model(folder, context.base)
+        checkpoint.require_same_base_model(folder, context.base_pin)
         restored = checkpoint.restore_checkpoint(folder, model, optimizer)
         return loop.state_from_json(restored["state"])
 
@@ -158,7 +161,7 @@ def _tag_run(context: RayTrainContext, num_trained: int, num_parameters: int) ->
     tags = {
         "trained_parameters": str(num_trained),
         "parameters": str(num_parameters),
-        "base.sha256": context.base["sha256"],
+        "base.sha256": context.base_pin["sha256"],
     }
     context.tracker.set_tags(tags)
 
