@@ -108,9 +108,9 @@ def make_paths_absolute(config: Config) -> Config:
     name = config.model.name
     paths = {
         "model.name": os.path.abspath(name) if os.path.isdir(name) else name,
-        "data.shards": _absolute(config.data.shards),
-        "data.cache_dir": config.data.cache_dir and _absolute(config.data.cache_dir),
-        "train.output_dir": _absolute(config.train.output_dir),
+        "data.shards": _make_absolute(config.data.shards),
+        "data.cache_dir": config.data.cache_dir and _make_absolute(config.data.cache_dir),
+        "train.output_dir": _make_absolute(config.train.output_dir),
         "tracking.uri": resolve_uri(config.tracking).uri,
     }
     return override_config(config, paths)
@@ -126,7 +126,7 @@ def flatten_config(config: Config) -> dict[str, Any]:
     return dict(_iterate_leaves(config.model_dump(mode="json"), ""))
 
 
-def _absolute(path: str) -> str:
+def _make_absolute(path: str) -> str:
     return path if "://" in path else os.path.abspath(path)
 
 

@@ -46,7 +46,7 @@ _PRIVATE_DEFAULTS = {
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
 }
 
-# Ray would warn about each pruned trial, and about tokens although the user need do nothing.
+# Otherwise Ray warns about each pruned trial, and about tokens without need for any action.
 _LOGGING = ray.LoggingConfig(log_level="ERROR")
 
 
@@ -73,21 +73,21 @@ def connect(*, num_cpus: int | None = None) -> Iterator[ConnectedRay]:
     address = os.environ.get("RAY_ADDRESS", "local")
     private = address == "local"
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_environment(_DEFAULTS))
+        stack.enter_context(_set_environment(_DEFAULTS))
         if private:
             # a short path: Ray's socket paths must stay under 108 bytes
             folder = tempfile.TemporaryDirectory(
                 prefix="ray-", dir="/tmp", ignore_cleanup_errors=True
             )
-            context = _start(num_cpus, stack.enter_context(folder))
+            context = _start_private_ray(num_cpus, stack.enter_context(folder))
         else:
-            context = _join(address)
+            context = _join_cluster(address)
         stack.callback(ray.shutdown)  # runs before the folder and the variables are removed
         info = context.address_info
         yield ConnectedRay(info["gcs_address"], info["webui_url"] or "", private)
 
 
-def _join(address: str) -> Any:
+def _join_cluster(address: str) -> Any:
     try:
         host, _, port = address.rpartition(":")
         if port.isdigit() and "://" not in address:
@@ -103,7 +103,7 @@ def _join(address: str) -> Any:
         ) from error
 
 
-def _start(num_cpus: int | None, folder: str) -> Any:
+def _start_private_ray(num_cpus: int | None, folder: str) -> Any:
     """Start a private Ray in `folder`.
 
     When Tune stops a trial, Ray Train's placement-group cleaner asks the dashboard whether the
@@ -114,7 +114,7 @@ def _start(num_cpus: int | None, folder: str) -> Any:
     Ray listens on the host's address regardless of its settings, and admits clients that have the
     token. The token is set in the environment; otherwise Ray would write one to ~/.ray/auth_token.
     """
-    port = _free_port()
+    port = _find_free_port()
     os.environ.update({"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"127.0.0.1:{port}"})
     for name, value in _PRIVATE_DEFAULTS.items():
         os.environ.setdefault(name, value)
@@ -128,14 +128,14 @@ def _start(num_cpus: int | None, folder: str) -> Any:
     )
 
 
-def _free_port() -> int:
+def _find_free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager
-def _environment(defaults: Mapping[str, str]) -> Iterator[None]:
+def _set_environment(defaults: Mapping[str, str]) -> Iterator[None]:
     """Set those variables that are not set; at the end restore all variables of Ray."""
     before = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
     os.environ.update({**defaults, **before})
