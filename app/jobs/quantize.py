@@ -41,9 +41,9 @@ def quantize(model: ModelConfig, quantization: QuantizationConfig, out: Path) ->
     """
     # check the arguments
     if quantization.kind == "none":
-        raise UserError("--kind none quantises nothing: give nf4 or fp4")
+        raise UserError("--kind none leaves nothing to quantise: give nf4 or fp4")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out} exists already: give a new folder, or remove it")
+        raise UserError(f"--out {out} is there already: give a new folder, or remove it")
     config = load_model_config(model)
     require_unquantised(model, config)
 
