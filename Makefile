@@ -1,4 +1,5 @@
-# make demo · make test · make test-gpu · make check · make bench · make ui. Each makes .venv first when it is missing.
+# Targets: demo, test, test-gpu, check, bench, ui, clean. Each one first creates .venv if it is
+# missing; clean removes it.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,7 +17,7 @@ $(READY): pyproject.toml deploy/constraints.txt
 demo: $(READY)
 	$(BIN)/python -m app demo
 
-# A GPU computes other last digits: these tests are of the CPU wherever they run, and tests/test_gpu.py is of a GPU.
+# A GPU rounds differently, so these tests always run on the CPU; tests/test_gpu.py runs on a GPU.
 test: $(READY)
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest
 

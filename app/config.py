@@ -1,6 +1,6 @@
-"""The one configuration object: its owners' sections, loaded from YAML, overridden by dotted paths, explained.
+"""Root configuration: sections of all packages, loaded from YAML, overridden by dotted paths.
 
-Imports neither torch nor Ray, so that every wrong key or value is named in well under two seconds.
+Imports neither torch nor Ray, so that a wrong key or value is reported in less than two seconds.
 """
 
 import os
@@ -18,14 +18,14 @@ from app.gemma.config import LoraConfig, MemoryConfig, ModelConfig, Quantization
 from app.tracking import TrackingConfig, resolve_uri
 from app.training.config import OptimConfig, ParallelConfig, ScalingConfig, TrainConfig
 from data_pipeline.config import DataConfig
-from tune.config import Choice, LogUniform, SearchConfig
+from tune.config import Choice, Domain, LogUniform, SearchConfig
 
 M = TypeVar("M", bound=BaseModel)
 CONFIGS = Path(__file__).parent / "configs"
 
 
 class Config(BaseModel):
-    """Everything that one job is told. Frozen: what was validated is what runs."""
+    """All settings of one job. Frozen, so that the validated values are the ones that run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -43,34 +43,35 @@ class Config(BaseModel):
     search: SearchConfig = Field(default_factory=SearchConfig)
 
     @model_validator(mode="after")
-    def _moments_can_be_cut(self) -> Self:
-        if self.optim.kind != "adamw" and self.parallel.strategy != "ddp":
+    def _check_moments_can_be_sharded(self) -> Self:
+        kind, strategy = self.optim.kind, self.parallel.strategy
+        if kind != "adamw" and strategy != "ddp":
             raise ValueError(
-                f"optim.kind={self.optim.kind} cannot cut its moments over the workers: "
-                f"set parallel.strategy=ddp instead of {self.parallel.strategy}, or optim.kind=adamw"
+                f"optim.kind={kind} cannot shard its moments over the workers: "
+                f"set parallel.strategy=ddp instead of {strategy}, or optim.kind=adamw"
             )
         return self
 
     @model_validator(mode="after")
-    def _search_is_possible(self) -> Self:
-        base = self.model_dump(exclude={"search"})
+    def _check_search_space(self) -> Self:
+        """Check that every choice, and both ends of every range, make a valid config."""
         steps = self.search.trial_steps or self.train.max_steps
         if self.search.space and steps is None:
             raise ValueError(
-                "search.trial_steps and train.max_steps are both null: say how long a trial is (steps)"
+                "search.trial_steps and train.max_steps are both null: "
+                "set one to the length of a trial (steps)"
             )
+
+        without_search = self.model_dump(exclude={"search"})
         for path, domain in self.search.space.items():
-            if isinstance(domain, Choice):
-                ends: Sequence[Any] = domain.choice
-            else:
-                ends = domain.loguniform if isinstance(domain, LogUniform) else domain.uniform
-            for value in ends:
-                if path.startswith("search."):
-                    raise ValueError(
-                        f"search.space.{path}: a search cannot search over its own settings"
-                    )
+            if path.startswith("search."):
+                raise ValueError(
+                    f"search.space.{path}: a search cannot search over its own settings; "
+                    "name a path of another section"
+                )
+            for value in _list_extremes(domain):
                 try:
-                    Config.model_validate(_with(base, path, value))
+                    Config.model_validate(_set_path(without_search, path, value))
                 except ValidationError as error:
                     raise ValueError(f"search.space: {explain_error(error, Config)}") from None
         return self
@@ -79,20 +80,23 @@ class Config(BaseModel):
 def load_config(
     source: str | Path | None, overrides: Sequence[str] | Mapping[str, Any] = ()
 ) -> Config:
-    """The resolved config: `source` (a YAML file, the name of a shipped one, or None for the defaults) with
-    overrides on top, either `["optim.learning_rate=3e-4"]` from a shell or `{"optim.learning_rate": 3e-4}` from
-    a search. A file that says `extends: NAME` changes only what it names. Raises UserError in one sentence.
+    """Return the resolved config of a file and its overrides.
+
+    `source` is a YAML file, the name of a shipped one, or None for the defaults. A file with
+    `extends: NAME` changes only the settings that it names. `overrides` are
+    `["optim.learning_rate=3e-4"]` from a shell or `{"optim.learning_rate": 3e-4}` from a search.
+    Raises UserError in one sentence.
     """
-    return _resolve({} if source is None else _read(source), overrides)
+    return _resolve({} if source is None else _read_yaml(source), overrides)
 
 
 def override_config(config: Config, overrides: Sequence[str] | Mapping[str, Any]) -> Config:
-    """A new config with the dotted paths replaced; the same rules and errors as `load`."""
+    """Return a new config with values at dotted paths replaced; errors as in `load_config`."""
     return _resolve(config.model_dump(), overrides)
 
 
 def validate_values(kind: type[M], values: Mapping[str, Any]) -> M:
-    """A pydantic object from plain values. Raises UserError in one sentence for the first that is wrong."""
+    """Return a pydantic object of plain values. Raises UserError for the first wrong value."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -100,40 +104,42 @@ def validate_values(kind: type[M], values: Mapping[str, Any]) -> M:
 
 
 def make_paths_absolute(config: Config) -> Config:
-    """Relative paths made absolute: Ray's workers run in other folders."""
+    """Make relative paths absolute, because Ray's workers run in other folders."""
     name = config.model.name
     paths = {
         "model.name": os.path.abspath(name) if os.path.isdir(name) else name,
-        "data.shards": _absolute(config.data.shards),
-        "data.cache_dir": config.data.cache_dir and _absolute(config.data.cache_dir),
-        "train.output_dir": _absolute(config.train.output_dir),
+        "data.shards": _make_absolute(config.data.shards),
+        "data.cache_dir": config.data.cache_dir and _make_absolute(config.data.cache_dir),
+        "train.output_dir": _make_absolute(config.train.output_dir),
         "tracking.uri": resolve_uri(config.tracking).uri,
     }
     return override_config(config, paths)
 
 
 def config_to_yaml(config: Config) -> str:
-    """The resolved config as YAML that `load` reads back to an equal object."""
+    """Return the resolved config as YAML, from which `load_config` makes an equal object."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def flatten_config(config: Config) -> dict[str, Any]:
-    """`{"optim.learning_rate": 0.0001, …}` for every leaf."""
-    return dict(_leaves(config.model_dump(mode="json"), ""))
+    """Return all settings by dotted path: `{"optim.learning_rate": 0.0001, …}`."""
+    return dict(_iterate_leaves(config.model_dump(mode="json"), ""))
 
 
-def _absolute(path: str) -> str:
+def _make_absolute(path: str) -> str:
     return path if "://" in path else os.path.abspath(path)
 
 
 def _resolve(raw: dict[str, Any], overrides: Sequence[str] | Mapping[str, Any]) -> Config:
     pairs = overrides.items() if isinstance(overrides, Mapping) else map(_parse_override, overrides)
     for path, value in pairs:
-        raw = _with(raw, path, value)
+        raw = _set_path(raw, path, value)
     return validate_values(Config, raw)
 
 
-def _read(source: str | Path) -> dict[str, Any]:
+def _read_yaml(source: str | Path) -> dict[str, Any]:
+    """Return the sections of a file, merged over those of the file that it extends."""
+    # find the file
     path = Path(source)
     shipped = CONFIGS / f"{source}.yaml"
     if not path.is_file() and shipped.is_file():
@@ -143,23 +149,37 @@ def _read(source: str | Path) -> dict[str, Any]:
         raise UserError(
             f"config {str(source)!r} not found: give a YAML file or one of the shipped {names}"
         )
+
+    # read it
     try:
         raw = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict | None):
         raise UserError(
-            f"{path} holds a {type(raw).__name__}, not sections: write `optim:` and so on"
+            f"{path} holds a {type(raw).__name__}, not sections: write them as `optim:`"
         )
+
+    # merge
     raw = raw or {}
     parent = raw.pop("extends", None)
-    return raw if parent is None else _merged(_read(parent), raw)
+    return raw if parent is None else _merge_dicts(_read_yaml(parent), raw)
 
 
-def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    both = {key: _merged(below[key], above[key]) for key in below.keys() & above.keys()
-            if isinstance(below[key], dict) and isinstance(above[key], dict)}  # fmt: skip
-    return {**below, **above, **both}
+def _merge_dicts(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of nested dicts in which the child's values replace the parent's."""
+    merged = {**parent, **child}
+    for key in parent.keys() & child.keys():
+        if isinstance(parent[key], dict) and isinstance(child[key], dict):
+            merged[key] = _merge_dicts(parent[key], child[key])
+    return merged
+
+
+def _list_extremes(domain: Domain) -> Sequence[Any]:
+    """Return all choices, or both ends of a range."""
+    if isinstance(domain, Choice):
+        return domain.choice
+    return domain.loguniform if isinstance(domain, LogUniform) else domain.uniform
 
 
 def _parse_override(text: str) -> tuple[str, Any]:
@@ -172,21 +192,24 @@ def _parse_override(text: str) -> tuple[str, Any]:
         return path, value
 
 
-def _with(raw: Any, path: str, value: Any) -> dict[str, Any]:
-    """A copy of nested dicts with the value at a dotted path replaced."""
+def _set_path(raw: Any, path: str, value: Any) -> dict[str, Any]:
+    """Return a copy of nested dicts with the value at a dotted path replaced."""
     head, _, rest = path.partition(".")
     inner = raw.get(head) if isinstance(raw, dict) else None
-    # Below a mapping of free names (search.space, evaluate.fields) the rest of the path is one key.
-    whole = head in {"space", "fields"}
-    if rest and whole:
+    # The keys of search.space and evaluate.fields are free names, which may contain dots.
+    has_free_names = head in {"space", "fields"}
+    if rest and has_free_names:
         return {**raw, head: {**(inner or {}), rest: value}}
-    return {**(raw or {}), head: _with(inner or {}, rest, value) if rest else value}
+    return {**(raw or {}), head: _set_path(inner or {}, rest, value) if rest else value}
 
 
-def _leaves(value: Any, path: str, depth: int = 3) -> Iterator[tuple[str, Any]]:
-    """Section, field, and the names of a mapping: below these, a value is a value."""
+def _iterate_leaves(value: Any, path: str, depth: int = 3) -> Iterator[tuple[str, Any]]:
+    """Yield (dotted path, value) of nested dicts.
+
+    The three levels are section, field and the names of a mapping; a deeper dict is one value.
+    """
     if isinstance(value, dict) and value and depth:
         for key, inner in value.items():
-            yield from _leaves(inner, f"{path}.{key}" if path else key, depth - 1)
+            yield from _iterate_leaves(inner, f"{path}.{key}" if path else key, depth - 1)
     else:
         yield path, value

@@ -1,9 +1,10 @@
-"""Sentences about a configuration: its errors, and its reference in Markdown.
+"""Error messages of a configuration, and its reference in Markdown.
 
-Every function takes the root model as an argument, so this file imports no section.
+Every function takes the root model as an argument, so that this file imports no section.
 """
 
 import difflib
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,7 +31,7 @@ def render_reference(root: type[BaseModel]) -> str:
     """Return a Markdown table per section: default, allowed values, counterpart, meaning."""
     lines = []
     for section, owner in _sections(root):
-        lines += [f"## {section}", "", (owner.__doc__ or "").strip(), ""]
+        lines += [f"## {section}", "", inspect.cleandoc(owner.__doc__ or ""), ""]
         lines += ["| field | default | allowed | elsewhere called | meaning |"]
         lines += ["| --- | --- | --- | --- | --- |"]
         for name, field in owner.model_fields.items():
@@ -85,7 +86,7 @@ def _counterparts(field: FieldInfo) -> list[str]:
 
 
 def _suggest(path: str, root: type[BaseModel]) -> str:
-    """Return the key to use instead: a counterpart, the same name elsewhere, or the nearest name."""
+    """Return the key to use: of a counterpart, of another section, or with the nearest name."""
     name = path.split(".")[-1]
     keys = list(root.model_fields)
     same_name: list[str] = []

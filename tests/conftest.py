@@ -1,11 +1,11 @@
-"""The one Ray that the tests share, and how long they have left."""
+"""The Ray that all tests share, and the printed time left."""
 
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-# Two threads of one test on two busy cores wait for one another: 41 tests took 324 s instead of 10.
+# Two threads of one test on two busy cores wait for each other: 41 tests took 324 s instead of 10.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
@@ -18,7 +18,7 @@ collect_ignore = [] if torch.cuda.is_available() else ["test_gpu.py"]
 
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[ConnectedRay]:
-    """A private Ray with 4 logical CPUs, the same that the command line starts."""
+    """A private Ray with 4 logical CPUs, started as by the command line."""
     with pytest.MonkeyPatch.context() as environment:
         # Workers unpickle functions of the test modules by their names.
         environment.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
@@ -28,22 +28,33 @@ def ray_local() -> Iterator[ConnectedRay]:
 
 @pytest.fixture
 def free_port() -> int:
-    """A loopback port that nobody listens on."""
+    """A free loopback port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 SECONDS = {
-    "test_train.py": 250, "test_search.py": 60, "test_tracking.py": 80, "test_launch.py": 70, "test_cli.py": 60,
-    "test_stream.py": 40, "test_doctor.py": 20, "test_cluster.py": 20, "test_loop.py": 15, "test_parallel.py": 35,
-    "test_finite.py": 25, "test_quantize.py": 20, "test_plan_command.py": 20, "test_plan.py": 8,
-}  # fmt: skip
-"""What a file takes on 2 cores, where it is more than a few seconds: only to say how long is left."""
+    "test_train.py": 250,
+    "test_search.py": 60,
+    "test_tracking.py": 80,
+    "test_launch.py": 70,
+    "test_cli.py": 60,
+    "test_stream.py": 40,
+    "test_doctor.py": 20,
+    "test_cluster.py": 20,
+    "test_loop.py": 15,
+    "test_parallel.py": 35,
+    "test_nonfinite.py": 25,
+    "test_quantize.py": 20,
+    "test_plan.py": 20,
+    "test_memory_plan.py": 8,
+}
+"""Seconds of the slow test files on 2 cores, for the printed estimate only."""
 
 
 class _TimeLeft:
-    """Before the first test of each file: which it is, and about how long the rest takes."""
+    """Print the name of each test file, and about how long the rest takes."""
 
     _now = ""
 

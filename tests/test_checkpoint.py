@@ -12,7 +12,7 @@ from app.errors import UserError
 from app.gemma.base_model import pin_base_model
 from app.gemma.config import ModelConfig, QuantizationConfig
 from app.gemma.load import load_adapter, load_base_model
-from app.jobs.worker import _agreed
+from app.jobs.train_context import require_one_base_model
 from app.training import checkpoint
 from app.training.config import OptimConfig
 from app.training.optim import build_optimizer
@@ -126,8 +126,8 @@ def test_nodes_with_different_files_under_one_name_are_refused():
     one, two = (
         {"name": "/models/base", "quantization": "nf4, double", "sha256": c * 64} for c in "ab"
     )
-    assert _agreed([one, None, one]) == one  # only the first worker of a node hashes
+    assert require_one_base_model([one, None, one]) == one  # only the first worker of a node hashes
     with pytest.raises(
         UserError, match=r"model\.name='/models/base' is not the same on all nodes .*aaaa.*bbbb"
     ):
-        _agreed([one, None, two])
+        require_one_base_model([one, None, two])

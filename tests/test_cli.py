@@ -1,4 +1,4 @@
-"""What a user can get wrong on the command line: one sentence, exit code 2, nothing left behind."""
+"""Errors of a user on the command line: one sentence, exit code 2, no files left."""
 
 import os
 import subprocess
@@ -13,9 +13,14 @@ import pytest
 def svgscribe(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     root = str(Path(__file__).parent.parent)
     return subprocess.run(
-        [sys.executable, "-m", "app", *arguments], cwd=cwd, capture_output=True, text=True, timeout=120, check=False,
+        [sys.executable, "-m", "app", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
         env={**os.environ, "PYTHONPATH": root, "HF_HUB_OFFLINE": "1", **environment},
-    )  # fmt: skip
+    )
 
 
 def one_sentence(done: subprocess.CompletedProcess[str]) -> str:
@@ -64,7 +69,7 @@ def test_a_mistake_is_named_in_one_sentence(tmp_path, arguments, message):
         (["quantize", "tiny", "--out", "out", "lora.rank=8"], "lora.rank=8"),
     ],
 )
-def test_what_no_command_knows_is_named(tmp_path, arguments, unknown):
+def test_an_unknown_argument_is_named(tmp_path, arguments, unknown):
     done = svgscribe(*arguments, cwd=tmp_path)
     assert done.returncode == 2, done
     assert f"unrecognized arguments: {unknown}" in done.stderr
@@ -89,11 +94,19 @@ def test_more_workers_than_cpus_are_refused_with_the_fix(tmp_path):
     )
     assert "900" in message
     assert "scaling.num_workers=" in message
+    # refused before Ray looks for a GPU
     message = one_sentence(
-        svgscribe("train", "demo", NO_TRACKING, "data.shards=shards", "scaling.use_gpu=true",
-                  "memory.max_gib_per_gpu=0.02", cwd=tmp_path)  # refused before any GPU is asked for
-    )  # fmt: skip
-    assert "GiB a GPU, of which 0.02 are there" in message
+        svgscribe(
+            "train",
+            "demo",
+            NO_TRACKING,
+            "data.shards=shards",
+            "scaling.use_gpu=true",
+            "memory.max_gib_per_gpu=0.02",
+            cwd=tmp_path,
+        )
+    )
+    assert "limit 0.02 GiB" in message
 
 
 def test_help_names_every_command(tmp_path):

@@ -47,30 +47,30 @@ def test_an_unreachable_cluster_is_named_at_once(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("needs", "message"),
     [
         (
             (5, 1.0, False, 0.5, 0),
-            "4 CPU and 0 GPU cannot hold 5 training workers of 1 CPU each and a data task of 0.5 CPU; "
-            "set scaling.num_workers=3 or scaling.cpus_per_worker=0.7",
+            "4 CPU and 0 GPU cannot hold 5 training workers of 1 CPU each "
+            "and a data task of 0.5 CPU; set scaling.num_workers=3 or scaling.cpus_per_worker=0.7",
         ),
         (
             (1, 4.0, False, 0.5, 0),
-            "4 CPU and 0 GPU cannot hold 1 training workers of 4 CPU each and a data task of 0.5 CPU; "
-            "set scaling.cpus_per_worker=3.5",
+            "4 CPU and 0 GPU cannot hold 1 training workers of 4 CPU each "
+            "and a data task of 0.5 CPU; set scaling.cpus_per_worker=3.5",
         ),
         (
             (2, 1.0, True, 0.5, 2),
-            "4 CPU and 0 GPU cannot hold 2 training workers of 1 CPU and 1 GPU each and a data task of "
-            "0.5 CPU; set scaling.use_gpu=false or a smaller data.cpus_per_task",
+            "4 CPU and 0 GPU cannot hold 2 training workers of 1 CPU and 1 GPU each "
+            "and a data task of 0.5 CPU; set scaling.use_gpu=false or a smaller data.cpus_per_task",
         ),
     ],
 )
 def test_a_job_that_can_never_fit_is_refused(
-    ray_local: ConnectedRay, asked: tuple[Any, ...], message: str
+    ray_local: ConnectedRay, needs: tuple[Any, ...], message: str
 ) -> None:
     with pytest.raises(UserError) as refused:
-        require_resources(*asked)
+        require_resources(*needs)
     assert str(refused.value) == f"the cluster has no room: {message}"
 
 
@@ -82,7 +82,7 @@ def test_a_job_waits_for_what_other_work_gives_back(
     threading.Timer(1.0, ray.util.remove_placement_group, [held]).start()
     require_resources(3, 1.0, False, 0.5, 60)
     assert ray.available_resources()["CPU"] >= 3.5
-    assert "waiting for 3 training workers' room" in capfd.readouterr().out
+    assert "waiting for room for 3 training workers" in capfd.readouterr().out
 
 
 def workers_one_by_one(

@@ -1,4 +1,4 @@
-"""The configuration: every wrong key or value is named; every shipped file loads; shell and search agree."""
+"""Configuration: wrong keys and values are named, shipped files load, shell and search agree."""
 
 import inspect
 import subprocess
@@ -44,39 +44,80 @@ def test_the_shipped_configs_are_the_ones_the_readme_names():
     }
 
 
-def test_gemma2_9b_carries_every_training_value_of_the_users_job():
+def test_gemma2_9b_has_every_training_value_of_the_users_job():
     values = flatten_config(load_config("gemma2-9b"))
     expected = {
-        "model.name": "google/gemma-2-9b-it", "lora.rank": 64, "lora.alpha": 128.0, "lora.dropout": 0.1,
-        "lora.target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-        "lora.train_embeddings": False, "optim.learning_rate": 1e-4, "optim.schedule": "cosine_with_restarts",
-        "optim.warmup_ratio": 0.05, "optim.weight_decay": 0.01, "optim.beta1": 0.9, "optim.beta2": 0.95,
-        "optim.epsilon": 1e-8, "optim.max_grad_norm": 0.5, "train.num_epochs": 2, "train.micro_batch_size": 1,
-        "train.gradient_accumulation_steps": 16, "train.eval_steps": 10, "train.save_steps": 10,
-        "train.early_stopping_patience": 10, "train.early_stopping_threshold": 0.0005, "train.precision": "bf16",
-        "train.tf32": True, "train.compile": True, "quantization.kind": "nf4", "quantization.double_quant": True,
-        "memory.gradient_checkpointing": True, "memory.max_gib_per_gpu": 28.0,
-        "memory.empty_cache_steps": 10, "memory.pin_memory": True, "evaluate.micro_batch_size": 2,
-        "scaling.num_workers": 2, "scaling.use_gpu": True,
-    }  # fmt: skip
+        "model.name": "google/gemma-2-9b-it",
+        "lora.rank": 64,
+        "lora.alpha": 128.0,
+        "lora.dropout": 0.1,
+        "lora.target_modules": [
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "o_proj",
+            "gate_proj",
+            "up_proj",
+            "down_proj",
+        ],
+        "lora.train_embeddings": False,
+        "optim.learning_rate": 1e-4,
+        "optim.schedule": "cosine_with_restarts",
+        "optim.warmup_ratio": 0.05,
+        "optim.weight_decay": 0.01,
+        "optim.beta1": 0.9,
+        "optim.beta2": 0.95,
+        "optim.epsilon": 1e-8,
+        "optim.max_grad_norm": 0.5,
+        "train.num_epochs": 2,
+        "train.micro_batch_size": 1,
+        "train.gradient_accumulation_steps": 16,
+        "train.eval_steps": 10,
+        "train.save_steps": 10,
+        "train.early_stopping_patience": 10,
+        "train.early_stopping_threshold": 0.0005,
+        "train.precision": "bf16",
+        "train.tf32": True,
+        "train.compile": True,
+        "quantization.kind": "nf4",
+        "quantization.double_quant": True,
+        "memory.gradient_checkpointing": True,
+        "memory.max_gib_per_gpu": 28.0,
+        "memory.empty_cache_steps": 10,
+        "memory.pin_memory": True,
+        "evaluate.micro_batch_size": 2,
+        "scaling.num_workers": 2,
+        "scaling.use_gpu": True,
+    }
     assert {path: values[path] for path in expected} == expected
 
 
-def test_extending_a_config_changes_only_what_is_said():
+def test_extending_a_config_changes_only_the_named_settings():
     nine, two = flatten_config(load_config("gemma2-9b")), flatten_config(load_config("gemma2-2b"))
     assert {path for path in nine if nine[path] != two[path]} == {
-        "model.name", "lora.rank", "lora.alpha", "optim.learning_rate", "train.run_name",
-        "memory.max_gib_per_gpu", "scaling.num_workers",
-    }  # fmt: skip
+        "model.name",
+        "lora.rank",
+        "lora.alpha",
+        "optim.learning_rate",
+        "train.run_name",
+        "memory.max_gib_per_gpu",
+        "scaling.num_workers",
+    }
 
 
 @pytest.mark.parametrize(
     ("override_text", "message"),
     [
-        ("optim.lerning_rate=1", "optim.lerning_rate is not a setting; did you mean optim.learning_rate?"),
+        (
+            "optim.lerning_rate=1",
+            "optim.lerning_rate is not a setting; did you mean optim.learning_rate?",
+        ),
         ("learning_rate=1", "learning_rate is not a setting; did you mean optim.learning_rate?"),
         ("optm.schedule=cosine", "did you mean optim?"),
-        ("optim.learning_rate=7", "optim.learning_rate=7: input should be less than or equal to 1; allowed: number"),
+        (
+            "optim.learning_rate=7",
+            "optim.learning_rate=7: input should be less than or equal to 1; allowed: number",
+        ),
         ("optim.learning_rate=fast", "optim.learning_rate='fast'"),
         ("optim.schedule=cosin", "allowed: cosine_with_restarts, cosine, linear, constant"),
         ("train.max_steps=1.5", "allowed: whole number ≥ 1 or null"),
@@ -85,11 +126,20 @@ def test_extending_a_config_changes_only_what_is_said():
         ("optim=3", "optim=3"),
         ("lora.target_modules=[q_proj, zz]", "lora.target_modules.1='zz'"),
         ("search.space.optim.learning_rat={uniform: [1, 2]}", "did you mean optim.learning_rate?"),
-        ("search.space.optim.learning_rate={loguniform: [1e-4, 3]}", "search.space: optim.learning_rate=3.0"),
-        ("search.space.optim.learning_rate={loguniform: [1e-2, 1e-4]}", "must lie below the high end"),
-        ("search.space.lora.rank={pick: [1]}", "search.space.lora.rank is not a range of values; allowed: {loguniform"),
+        (
+            "search.space.optim.learning_rate={loguniform: [1e-4, 3]}",
+            "search.space: optim.learning_rate=3.0",
+        ),
+        (
+            "search.space.optim.learning_rate={loguniform: [1e-2, 1e-4]}",
+            "must be below the high end",
+        ),
+        (
+            "search.space.lora.rank={pick: [1]}",
+            "search.space.lora.rank is not a range of values; allowed: {loguniform",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_override_is_named_with_what_is_allowed(override_text, message):
     with pytest.raises(UserError) as error:
         load_config("demo", [override_text])
@@ -97,14 +147,14 @@ def test_a_wrong_override_is_named_with_what_is_allowed(override_text, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_search_needs_to_know_how_long_a_trial_is():
+def test_a_search_needs_the_length_of_a_trial():
     with pytest.raises(UserError, match=r"search.trial_steps and train.max_steps are both null"):
         load_config("demo", ["search.trial_steps=null", "train.max_steps=null"])
 
 
-def test_moments_in_8_bits_are_not_cut():
+def test_moments_in_8_bits_are_not_sharded():
     with pytest.raises(
-        UserError, match=r"optim.kind=adamw_8bit cannot cut .* set parallel.strategy=ddp"
+        UserError, match=r"optim.kind=adamw_8bit cannot shard .* set parallel.strategy=ddp"
     ):
         load_config("demo", ["optim.kind=adamw_8bit", "parallel.strategy=fsdp"])
 
@@ -112,8 +162,11 @@ def test_moments_in_8_bits_are_not_cut():
 def test_files_that_are_not_configs(tmp_path):
     (tmp_path / "list.yaml").write_text("- 1\n")
     (tmp_path / "broken.yaml").write_text("optim: [1\n")
-    for name, message in [("absent", "config .*absent' not found.*gemma2-9b"), ("list.yaml", "holds a list"),
-                          ("broken.yaml", "is not YAML")]:  # fmt: skip
+    for name, message in [
+        ("absent", "config .*absent' not found.*gemma2-9b"),
+        ("list.yaml", "holds a list"),
+        ("broken.yaml", "is not YAML"),
+    ]:
         with pytest.raises(UserError, match=message):
             load_config(tmp_path / name)
 
@@ -201,7 +254,8 @@ def test_a_name_of_another_library_is_answered_with_ours(prefix):
 
 def test_a_wrong_value_is_named_before_anything_heavy_is_imported():
     code = (
-        "import sys; from app.__main__ import main; code = main(['train', 'gemma2-9b', 'optim.learning_rate=7']);"
+        "import sys; from app.__main__ import main;"
+        "code = main(['train', 'gemma2-9b', 'optim.learning_rate=7']);"
         "heavy = {'torch', 'ray', 'mlflow', 'transformers', 'pyarrow'} & set(sys.modules);"
         "sys.exit(99 if heavy else code)"
     )
@@ -211,7 +265,7 @@ def test_a_wrong_value_is_named_before_anything_heavy_is_imported():
     assert done.stderr.count("\n") == 1
 
 
-def test_config_show_prints_what_load_reads():
+def test_config_show_prints_yaml_that_loads_to_the_same_config():
     done = subprocess.run(
         [sys.executable, "-m", "app", "config", "show", "search", "lora.rank=32"],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""What `doctor` says of a machine that is ready, of one where everything is wrong, and of a cluster."""
+"""`doctor` on a ready machine, on a machine where everything is wrong, and on a cluster."""
 
 import re
 import subprocess
@@ -34,7 +34,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Config:
     )
 
 
-def spoken(output: str) -> list[tuple[str, str, str]]:
+def parse_lines(output: str) -> list[tuple[str, str, str]]:
     """(status, check, text) of every line."""
     lines = []
     for line in output.splitlines():
@@ -48,12 +48,12 @@ def test_a_ready_machine(
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert run_doctor(ready) == 0
-    lines = spoken(capsys.readouterr().out)
+    lines = parse_lines(capsys.readouterr().out)
     assert {status for status, _, _ in lines} == {"ok"}
     assert {check for _, check, _ in lines} == CHECKS
-    rows = next(text for _, check, text in lines if check == "shards")
-    assert sum(map(int, re.findall(r"(\d+) (?:training|validation)", rows))) == 40
-    assert not Path(ready.train.output_dir).parents[1].exists()  # looked, and left nothing
+    counts = next(text for _, check, text in lines if check == "shards")
+    assert sum(map(int, re.findall(r"(\d+) (?:training|validation)", counts))) == 40
+    assert not Path(ready.train.output_dir).parents[1].exists()  # the check leaves nothing
 
 
 def test_everything_that_is_wrong_is_named_with_its_fix(
@@ -74,7 +74,9 @@ def test_everything_that_is_wrong_is_named_with_its_fix(
     )
     assert run_doctor(config) == 1
     failed = {
-        check: text for status, check, text in spoken(capsys.readouterr().out) if status == "FAIL"
+        check: text
+        for status, check, text in parse_lines(capsys.readouterr().out)
+        if status == "FAIL"
     }
     assert failed.keys() == {"storage", "shards", "model", "tracking", "ray"}
     assert f"train.output_dir={tmp_path / 'file' / 'out'} is not writable" in failed["storage"]
@@ -84,23 +86,32 @@ def test_everything_that_is_wrong_is_named_with_its_fix(
     assert "cannot join the Ray cluster at RAY_ADDRESS=127.0.0.1:1" in failed["ray"]
 
 
-def test_a_cluster_is_joined_and_asked_as_a_stranger(
+def test_a_cluster_is_joined_and_its_dashboard_is_tried_without_a_token(
     ready: Config, ray_local: ConnectedRay, tmp_path: Path
 ) -> None:
     file = tmp_path / "large.yaml"
     file.write_text(config_to_yaml(override_config(ready, {"scaling.num_workers": 8})))
-    code = "import sys; from app import config, doctor; sys.exit(doctor.doctor(config.load(sys.argv[1])))"
+    code = (
+        "import sys; from app.config import load_config; from app.jobs.doctor import run_doctor; "
+        "sys.exit(run_doctor(load_config(sys.argv[1])))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, file], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 1, done.stderr
-    texts = {(status, text) for status, check, text in spoken(done.stdout) if check == "ray"}
+    texts = {(status, text) for status, check, text in parse_lines(done.stdout) if check == "ray"}
+    shortage = (
+        "4 CPU and 0 GPU cannot hold 8 training workers of 0.5 CPU each and a data task of 0.5 CPU"
+    )
+    fixes = "scaling.num_workers=7 or scaling.cpus_per_worker=0.43"
     assert texts == {
-        ("ok", f"joined {ray_local.address}, Ray {ray.__version__} there as here"),
-        ("ok", f"strangers are refused at the dashboard {ray_local.dashboard}"),
-        ("FAIL", "4 CPU and 0 GPU cannot hold 8 training workers of 0.5 CPU each and a data task of 0.5 CPU; "
-         "set scaling.num_workers=7 or scaling.cpus_per_worker=0.43"),
-    }  # fmt: skip
+        (
+            "ok",
+            f"joined {ray_local.address}, which runs Ray {ray.__version__} as this machine does",
+        ),
+        ("ok", f"the dashboard {ray_local.dashboard} refuses clients without a token"),
+        ("FAIL", f"{shortage}; set {fixes}"),
+    }
 
 
 def test_a_check_that_hangs_or_breaks_is_a_failure() -> None:
@@ -112,6 +123,6 @@ def test_a_check_that_hangs_or_breaks_is_a_failure() -> None:
         raise RuntimeError("s3://key:secret@bucket\nis away")
 
     assert run_check(hangs, Config(), 0.05) == [
-        ("FAIL", "no answer in 0.05 s: is the network, disk or server there?")
+        ("FAIL", "no answer in 0.05 s: check the network, the disk or the server")
     ]
     assert run_check(breaks, Config(), 5) == [("FAIL", "RuntimeError: s3://***@bucket is away")]

@@ -1,4 +1,4 @@
-"""What only a GPU runs, against the definitions and against the same code on the CPU: `make test-gpu`."""
+"""Code that runs on a GPU only, compared with definitions and with the CPU: `make test-gpu`."""
 
 import itertools
 
@@ -62,25 +62,25 @@ def on_gpu(batch):
     ],
 )
 def test_flex_attention_is_the_definition(dtype, width, tolerance, softcap, window):
-    """Outputs and gradients, relative to the largest entry, for lengths that blocks of 128 divide and do not."""
+    """Relative to the largest entry, for lengths that are and are not multiples of 128."""
     compile_kernel.cache_clear()
     torch.compiler.reset()
     for lengths in ([1, 127, 128, 44], [200, 1, 1, 1, 700], [76]):
         how = {"scale": width**-0.5, "softcap": softcap, "window": window}
         ids = packed(lengths, lengths[::-1])
-        tensors, upstream = inputs(2, sum(lengths), width=width, dtype=dtype, spread=2.0)
+        tensors, grad_output = inputs(2, sum(lengths), width=width, dtype=dtype, spread=2.0)
         exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
-        truth = with_gradients(naive, exact, upstream.double(), **how, document_ids=ids)
+        truth = with_gradients(naive, exact, grad_output.double(), **how, document_ids=ids)
         on_card = [tensor.detach().to(CUDA).requires_grad_() for tensor in tensors]
         ours = with_gradients(
-            softcapped_attention, on_card, upstream.to(CUDA), **how, document_ids=ids.to(CUDA)
+            softcapped_attention, on_card, grad_output.to(CUDA), **how, document_ids=ids.to(CUDA)
         )
         for mine, true in zip(ours, truth, strict=True):
             assert mine.dtype == dtype
             assert (mine.cpu().double() - true).abs().max() <= tolerance * true.abs().max(), lengths
 
 
-def test_rows_of_many_lengths_compile_a_few_kernels():
+def test_sequences_of_many_lengths_compile_a_few_kernels():
     compile_kernel.cache_clear()
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
@@ -99,7 +99,7 @@ def test_rows_of_many_lengths_compile_a_few_kernels():
     ids=str,
 )
 def test_nf4_and_lora_on_the_gpu(folder, policy, dtype, tolerance):
-    """transformers', PEFT's and bitsandbytes' own modules with eager attention on the same GPU are the reference."""
+    """The reference: modules of transformers, PEFT and bitsandbytes, with eager attention."""
     batch = on_gpu(row())
     theirs = loss_and_gradients(jogged(objective(folder, dtype=dtype, device=CUDA)), batch)
     ours = jogged(objective(folder, dtype=dtype, attention="blockwise", memory=policy, device=CUDA))
@@ -145,8 +145,8 @@ def test_trained_embeddings_on_the_gpu(folder):
     assert furthest(loss_and_gradients(ours, batch), theirs) < 1e-4
 
 
-def test_offloaded_tensors_survive_whoever_takes_their_memory():
-    """The side stream is made late on purpose: who frees or overwrites the device's memory must not win."""
+def test_offloaded_tensors_survive_the_reuse_of_their_memory():
+    """The side stream runs late on purpose, after the device's memory was freed or overwritten."""
     host, sources = HostOffload(), [torch.full((1 << 22,), float(i), device=CUDA) for i in range(4)]
     waiting = [host.put(sources[0])]
     for source in sources[1:]:
@@ -170,8 +170,13 @@ def test_offload_takes_the_layers_inputs_off_the_card(folder):
     inputs_bytes = 2 * batch["input_ids"].numel() * 64 * 2
     kept = {}
     for offload in (False, True):
-        loss = objective(folder, dtype=torch.bfloat16, attention="blockwise", device=CUDA,
-                         memory=MemoryConfig(offload=offload))  # fmt: skip
+        loss = objective(
+            folder,
+            dtype=torch.bfloat16,
+            attention="blockwise",
+            device=CUDA,
+            memory=MemoryConfig(offload=offload),
+        )
         loss(**batch)[0].backward()
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
@@ -217,7 +222,7 @@ def test_optimizers_step_as_on_the_cpu_and_go_on_from_a_checkpoint(kind):
 
 
 def run(folder, stream, *, kind="adamw", device=CUDA, saved=None, resumed=None, config=None, **how):
-    """What a `World` was told of 24 steps; `saved`: where step 8 goes."""
+    """The records of 24 steps; `saved`: folder of the checkpoint at step 8."""
     loss = objective(folder, attention="blockwise", device=device, train_embeddings=True, **how)
     optim = OptimConfig(kind=kind, learning_rate=1e-2, warmup_ratio=0.1)
     optimizer, context, state = build_optimizer(loss, optim), Recorder(device=device), TrainState()
@@ -265,8 +270,13 @@ def test_a_gpu_learns_what_a_cpu_learns(folder):
 
 
 def test_fp16_trains_with_a_scaled_loss(folder):
-    context = run(folder, batches(200), dtype=torch.float16, memory=MemoryConfig(),
-                config={"precision": "fp16", "on_nonfinite": "skip"})  # fmt: skip
+    context = run(
+        folder,
+        batches(200),
+        dtype=torch.float16,
+        memory=MemoryConfig(),
+        config={"precision": "fp16", "on_nonfinite": "skip"},
+    )
     assert context.reports[-1][1] < 0.8 * context.reports[0][1]
 
 
@@ -293,16 +303,28 @@ def test_a_job_on_ray_with_one_gpu(ray_local, tmp_path):
         load_config(
             "demo",
             {
-                "data.shards": str(tmp_path / "shards"), "data.sequence_tokens": 512, "data.max_validation_examples": 16,
-                "data.shuffle_block_examples": 64, "train.output_dir": str(tmp_path), "train.max_steps": 12,
-                "train.eval_steps": 4, "train.save_steps": 4, "train.precision": "bf16",
-                "memory.gradient_checkpointing": True, "memory.offload": True, "memory.max_gib_per_gpu": 8,
-                "memory.empty_cache_steps": 3, "scaling.num_workers": 1, "scaling.use_gpu": True,
-                "tracking.uri": f"sqlite:///{tmp_path}/mlflow.db", "evaluate.max_captions": 6,
-                "evaluate.max_new_tokens": 12, "evaluate.max_gallery_items": 4,
+                "data.shards": str(tmp_path / "shards"),
+                "data.sequence_tokens": 512,
+                "data.max_validation_examples": 16,
+                "data.shuffle_block_examples": 64,
+                "train.output_dir": str(tmp_path),
+                "train.max_steps": 12,
+                "train.eval_steps": 4,
+                "train.save_steps": 4,
+                "train.precision": "bf16",
+                "memory.gradient_checkpointing": True,
+                "memory.offload": True,
+                "memory.max_gib_per_gpu": 8,
+                "memory.empty_cache_steps": 3,
+                "scaling.num_workers": 1,
+                "scaling.use_gpu": True,
+                "tracking.uri": f"sqlite:///{tmp_path}/mlflow.db",
+                "evaluate.max_captions": 6,
+                "evaluate.max_new_tokens": 12,
+                "evaluate.max_gallery_items": 4,
             },
         )
-    )  # fmt: skip
+    )
     check_tracking(config.tracking)
     trained = train_job(config, open_shards(config.data.shards))
     assert trained.metrics["step"] == 12

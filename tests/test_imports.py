@@ -1,4 +1,4 @@
-"""The arrows of the house: who may import whom. Read from the source, so a lazy import counts too."""
+"""Allowed imports between packages, read from the source, so that lazy imports count too."""
 
 import ast
 import subprocess

@@ -1,4 +1,4 @@
-"""A real head on loopback with token authentication, and the demo's training job submitted to it."""
+"""A real Ray head on loopback with token authentication, and a training job submitted to it."""
 
 import os
 import secrets
@@ -29,29 +29,46 @@ def ports(number: int) -> list[int]:
 
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """Environment of a client of a Ray head that runs in the foreground, so that it ends with its process."""
+    """Environment for clients of a Ray head in the foreground, which ends with its process."""
     token = tmp_path / "token"
     token.write_text(secrets.token_hex(32))
     gcs, dashboard, client, agent, agent_grpc, metrics = ports(6)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment |= {
-        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_worker_niceness": "0",
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "OMP_NUM_THREADS": "1",
-        "RAY_ADDRESS": f"127.0.0.1:{gcs}", "PATH": f"{BIN}:{os.environ['PATH']}",
-    }  # fmt: skip
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_worker_niceness": "0",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        "OMP_NUM_THREADS": "1",
+        "RAY_ADDRESS": f"127.0.0.1:{gcs}",
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+    }
     with tempfile.TemporaryDirectory(
         prefix="ray-", dir="/tmp", ignore_cleanup_errors=True
     ) as folder:
         with (tmp_path / "head.log").open("w") as log:
             process = subprocess.Popen(
-                [BIN / "ray", "start", "--head", "--block", "--num-cpus=4", f"--port={gcs}",
-                 "--node-ip-address=127.0.0.1",
-                 "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
-                 f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}",
-                 f"--metrics-export-port={metrics}",
-                 f"--temp-dir={folder}", "--disable-usage-stats"],
-                env=environment, stdout=log, stderr=subprocess.STDOUT,
-            )  # fmt: skip
+                [
+                    BIN / "ray",
+                    "start",
+                    "--head",
+                    "--block",
+                    "--num-cpus=4",
+                    f"--port={gcs}",
+                    "--node-ip-address=127.0.0.1",
+                    "--dashboard-host=127.0.0.1",
+                    f"--dashboard-port={dashboard}",
+                    f"--ray-client-server-port={client}",
+                    f"--dashboard-agent-listen-port={agent}",
+                    f"--dashboard-agent-grpc-port={agent_grpc}",
+                    f"--metrics-export-port={metrics}",
+                    f"--temp-dir={folder}",
+                    "--disable-usage-stats",
+                ],
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
         try:
             yield {**environment, "DASHBOARD": f"http://127.0.0.1:{dashboard}"}
         finally:
@@ -67,12 +84,28 @@ def test_a_submitted_job_succeeds_and_its_run_can_be_seen(head, tmp_path):
     )
     assert prepared.returncode == 0
     submit = [
-        BIN / "ray", "job", "submit", f"--address={head['DASHBOARD']}", "--working-dir", ".", "--",
-        sys.executable, "-m", "app", "train", "app/configs/demo.yaml", f"data.shards={tmp_path}/shards",
-        f"train.output_dir={tmp_path}", "train.run_name=submitted", "train.max_steps=4", "train.eval_steps=2",
-        "train.save_steps=2", "data.sequence_tokens=256", "data.max_validation_examples=8",
+        BIN / "ray",
+        "job",
+        "submit",
+        f"--address={head['DASHBOARD']}",
+        "--working-dir",
+        ".",
+        "--",
+        sys.executable,
+        "-m",
+        "app",
+        "train",
+        "app/configs/demo.yaml",
+        f"data.shards={tmp_path}/shards",
+        f"train.output_dir={tmp_path}",
+        "train.run_name=submitted",
+        "train.max_steps=4",
+        "train.eval_steps=2",
+        "train.save_steps=2",
+        "data.sequence_tokens=256",
+        "data.max_validation_examples=8",
         f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
-    ]  # fmt: skip
+    ]
     up = [
         "curl",
         "--silent",
@@ -87,11 +120,16 @@ def test_a_submitted_job_succeeds_and_its_run_can_be_seen(head, tmp_path):
     dashboard_is_up = subprocess.run([*up, head["DASHBOARD"]], check=False)
     assert dashboard_is_up.returncode == 0, (tmp_path / "head.log").read_text()
     stranger = subprocess.run(
-        [*submit[:6], "--", "true"], cwd=tmp_path, env={**head, "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": ""},
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+        [*submit[:6], "--", "true"],
+        cwd=tmp_path,
+        env={**head, "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert stranger.returncode != 0, "a client without the token must be refused"
-    for _ in range(10):  # the dashboard answers some seconds before the head's agent can take a job
+    for _ in range(10):  # the dashboard answers some seconds before the head's agent accepts a job
         done = subprocess.run(
             submit, cwd=ROOT, env=head, capture_output=True, text=True, timeout=400, check=False
         )

@@ -1,4 +1,4 @@
-"""`plan`, and the check that `train` makes on GPUs: the settings that it names do make the job fit."""
+"""`plan`, and the check that `train` makes on GPUs, whose settings make the job fit."""
 
 import json
 import re
@@ -9,6 +9,7 @@ from app.__main__ import main
 from app.config import load_config, override_config
 from app.errors import UserError
 from app.jobs import plan
+from app.jobs.fit import require_fit
 from app.memory_plan.peak import simulate_peak
 from data_pipeline.config import PrepareConfig
 from data_pipeline.prepare.dataset import prepare_dataset
@@ -43,22 +44,22 @@ def test_what_is_no_card_is_named(text):
 def test_a_job_that_cannot_fit_is_refused_with_settings_that_do(tmp_path):
     config = job(tmp_path)
     taken = simulate_peak(plan.get_step_settings(config, labelled_share=plan.LABELS_ONLY)).num_bytes
-    assert plan.require_fit(config, taken).num_bytes == taken
+    assert require_fit(config, taken).num_bytes == taken
     for limit, names in (
         (0.9 * taken, {"model.attention"}),
         (10.0 * 2**20, {"train.micro_batch_size", "optim.kind", "data.sequence_tokens"}),
     ):
-        with pytest.raises(UserError, match="training takes") as refused:
-            plan.require_fit(config, limit)
+        with pytest.raises(UserError, match="training needs") as refused:
+            require_fit(config, limit)
         settings = re.findall(r"[a-z_0-9]+\.[a-z_0-9]+=\S+", str(refused.value))
         assert names <= {setting.partition("=")[0] for setting in settings}
-        assert plan.require_fit(override_config(config, settings), limit).num_bytes <= limit
-    with pytest.raises(UserError, match="no row fits"):
-        plan.require_fit(config, 1000.0)
+        assert require_fit(override_config(config, settings), limit).num_bytes <= limit
+    with pytest.raises(UserError, match="no sequence fits"):
+        require_fit(config, 1000.0)
 
 
 def test_a_job_on_cpus_is_not_refused(tmp_path):
-    assert plan.require_fit(job(tmp_path, "scaling.use_gpu=false"), 1000.0) is None
+    assert require_fit(job(tmp_path, "scaling.use_gpu=false"), 1000.0) is None
 
 
 def test_the_smaller_of_cap_and_cards_decides(tmp_path):

@@ -1,4 +1,4 @@
-"""Searches on a real Ray: early stopping, failures, and that stopped trials give their workers back."""
+"""Searches on a real Ray: early stopping, failures, and the release of stopped trials' workers."""
 
 import math
 import os
@@ -16,7 +16,8 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from app.jobs.cluster import ConnectedRay
 from tune.config import Choice, LogUniform, SearchConfig
 from tune.errors import SearchError
-from tune.search import TrialOutcome, run_search
+from tune.outcome import TrialOutcome
+from tune.search import run_search
 
 TRIAL_STEPS = 8
 NUM_CPUS = 4
@@ -74,7 +75,7 @@ def bare(overrides: dict[str, Any], trial_id: str) -> dict[str, Any]:
 def test_asha_prunes_the_worst_and_a_failing_trial_ends_alone(
     ray_local: ConnectedRay, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    # In this order: whatever the first two do, the third is the worst at its first rung.
+    # In this order, the third trial is the worst at its first rung in any case.
     draws = [0.6, 0.5, 0.9, -1.0, 0.9]
     config = SearchConfig(
         space={"model.x": Choice(choice=(0.6, 0.5, 0.9, -1.0))},
@@ -113,7 +114,7 @@ def test_asha_prunes_the_worst_and_a_failing_trial_ends_alone(
     printed = capfd.readouterr().out
     assert printed.count("trial pruned at step") == len(by_status["pruned"])
     assert printed.count("; 0 left") == 1
-    # Every worker has been given back: the whole machine can be reserved.
+    # All workers have been released: the whole machine can be reserved.
     everything = ray.util.placement_group([{"CPU": NUM_CPUS}])
     assert everything.wait(timeout_seconds=60)
     ray.util.remove_placement_group(everything)
@@ -127,7 +128,7 @@ def test_diverged_trials_have_no_loss_and_a_long_grace_prunes_nothing(
         num_trials=3,
         max_concurrent=3,
         grace_steps=TRIAL_STEPS,
-        seed=6,  # draws each of them once
+        seed=6,  # draws each value once
     )
     result = run_search(
         config, bare, name="bare", storage_path=str(tmp_path), trial_steps=TRIAL_STEPS
@@ -195,7 +196,7 @@ def test_interrupting_a_search_stops_it_and_its_trials(
         (0.5, "completed"),
         (0.25, "interrupted"),
     ]
-    with pytest.raises(KeyboardInterrupt):  # Tune has put the user's Ctrl-C back
+    with pytest.raises(KeyboardInterrupt):  # Tune has restored the handler of SIGINT
         signal.raise_signal(signal.SIGINT)
 
 

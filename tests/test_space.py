@@ -1,4 +1,4 @@
-"""Draws of a search space, and the same space in Optuna's terms."""
+"""Draws of a search space, and the same space as Optuna distributions."""
 
 import math
 import statistics
@@ -20,13 +20,13 @@ SPACE = {
 def test_draws_are_plain_values_that_a_seed_repeats() -> None:
     draws = sample_space(SPACE, 50, seed=7)
     assert draws == sample_space(SPACE, 50, seed=7) != sample_space(SPACE, 50, seed=8)
-    assert draws[:20] == sample_space(SPACE, 20, seed=7)  # more trials go on where fewer ended
+    assert draws[:20] == sample_space(SPACE, 20, seed=7)  # more trials continue the same sequence
     assert {tuple(draw) for draw in draws} == {tuple(SPACE)}
     assert {type(draw["optim.learning_rate"]) for draw in draws} == {float}
     assert {type(draw["lora.rank"]) for draw in draws} == {int, float, str, bool}
 
 
-def test_draws_have_the_distribution_that_is_asked_for() -> None:
+def test_draws_have_the_requested_distribution() -> None:
     draws = sample_space(SPACE, 4000, seed=0)
     exponents = [math.log10(draw["optim.learning_rate"]) for draw in draws]
     dropouts = [draw["lora.dropout"] for draw in draws]
@@ -51,7 +51,7 @@ def test_a_log_uniform_draw_never_leaves_its_range(low: float, ratio: float, see
     assert low <= draw["x"] <= high
 
 
-def test_optuna_is_told_the_same_space() -> None:
+def test_optuna_gets_the_same_space() -> None:
     assert build_optuna_distributions(SPACE) == {
         "optim.learning_rate": FloatDistribution(1e-5, 1e-1, log=True),
         "lora.dropout": FloatDistribution(0.0, 0.5),

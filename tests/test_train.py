@@ -1,4 +1,4 @@
-"""Jobs on a real Ray: a killed worker, a second submission, worker-count invariance, evaluation, a search."""
+"""Jobs on a real Ray: killed workers, resuming, other numbers of workers, evaluation, a search."""
 
 import json
 import os
@@ -46,15 +46,26 @@ def config(ray_local, tmp_path_factory):
         load_config(
             "demo",
             {
-                "data.shards": str(folder / "shards"), "data.sequence_tokens": 256, "data.shuffle_block_examples": 32,
-                "data.max_validation_examples": 16, "train.output_dir": str(folder), "train.max_steps": STEPS,
-                "train.eval_steps": 4, "train.save_steps": 4, "train.micro_batch_size": 1,
-                "optim.learning_rate": 2e-3, "lora.dropout": 0.1, "tracking.uri": f"sqlite:///{folder}/mlflow.db",
-                "evaluate.max_captions": 6, "evaluate.max_new_tokens": 12, "evaluate.max_gallery_items": 4,
-                "evaluate.fields": {"colour": ["red", "green", "blue"]}, "search.trial_steps": 6,
+                "data.shards": str(folder / "shards"),
+                "data.sequence_tokens": 256,
+                "data.shuffle_block_examples": 32,
+                "data.max_validation_examples": 16,
+                "train.output_dir": str(folder),
+                "train.max_steps": STEPS,
+                "train.eval_steps": 4,
+                "train.save_steps": 4,
+                "train.micro_batch_size": 1,
+                "optim.learning_rate": 2e-3,
+                "lora.dropout": 0.1,
+                "tracking.uri": f"sqlite:///{folder}/mlflow.db",
+                "evaluate.max_captions": 6,
+                "evaluate.max_new_tokens": 12,
+                "evaluate.max_gallery_items": 4,
+                "evaluate.fields": {"colour": ["red", "green", "blue"]},
+                "search.trial_steps": 6,
             },
         )
-    )  # fmt: skip
+    )
     check_tracking(made.tracking)
     return made
 
@@ -126,7 +137,7 @@ def train_and_kill_a_worker(config):
 
 
 def ledger_of(config):
-    """[(epoch, step, rank, row id)]"""
+    """[(epoch, step, rank, record id)]"""
     table = pq.read_table(Path(get_job_dir(config), "ledger"))
     return [(row["epoch"], row["step"], row["rank"], row["record_id"]) for row in table.to_pylist()]
 
@@ -182,23 +193,36 @@ def test_two_workers_of_which_one_is_killed_train_as_one_that_is_not(config, uni
     assert MlflowClient(config.tracking.uri).get_run(trained.run_id).info.status == "FINISHED"
 
 
-def test_a_job_that_goes_on_with_other_workers_and_strategies_trains_on_every_row_once_per_epoch(
+def test_a_job_that_goes_on_with_other_workers_trains_on_every_example_once_per_epoch(
     config, tmp_path
 ):
-    rows = open_shards(config.data.shards).read("train", 0, 50)
+    records = open_shards(config.data.shards).read("train", 0, 50)
     encoder = PromptEncoder(str(TINY), config.data.system_prompt)
-    lengths = [len(encoder.encode(row.svg, row.caption).input_ids) for row in rows]
+    lengths = [len(encoder.encode(one.svg, one.caption).input_ids) for one in records]
     limit = sorted(set(lengths))[-2]  # longer ones are truncated, and no less trained on
-    changes = {"train__num_epochs": 2, "train__evaluate_every_steps": 100, "train__save_every_steps": 100,
-               "data__max_train_rows": len(rows), "data__max_row_tokens": limit, "data__too_long": "truncate",
-               "data__ledger": True, "data__cache_dir": str(tmp_path)}  # fmt: skip
+    changes = {
+        "train__num_epochs": 2,
+        "train__eval_steps": 100,
+        "train__save_steps": 100,
+        "data__max_train_examples": len(records),
+        "data__sequence_tokens": limit,
+        "data__too_long": "truncate",
+        "data__ledger": True,
+        "data__cache_dir": str(tmp_path),
+    }
     for num_workers, strategy, max_steps in ((2, "fsdp", 4), (3, "zero2", 8), (1, "ddp", None)):
-        part = job(config, "rescaled", **changes, scaling__num_workers=num_workers, parallel__strategy=strategy,
-                   train__max_steps=max_steps)  # fmt: skip
+        part = job(
+            config,
+            "rescaled",
+            **changes,
+            scaling__num_workers=num_workers,
+            parallel__strategy=strategy,
+            train__max_steps=max_steps,
+        )
         trained = train_opened(part)
     entries = ledger_of(part)
     assert sorted((epoch, record_id) for epoch, _, _, record_id in entries) == sorted(
-        (e, row.id) for e in (0, 1) for row in rows
+        (epoch, record.id) for epoch in (0, 1) for record in records
     )
     spans = ((1, 4), (5, 8), (9, trained.metrics["step"]))
     ranks = [
@@ -207,20 +231,19 @@ def test_a_job_that_goes_on_with_other_workers_and_strategies_trains_on_every_ro
     assert ranks == [{0, 1}, {0, 1, 2}, {0}]
     counts = {
         name: trained.metrics[f"num_{name}"]
-        for name in ("examples", "num_dropped", "truncated", "validation_left_out")
+        for name in ("examples", "dropped", "truncated", "validation_dropped")
     }
     num_truncated = 2 * sum(length > limit for length in lengths)
     assert counts == {
         "examples": 100,
-        "num_dropped": 0,
+        "dropped": 0,
         "truncated": num_truncated,
-        "validation_left_out": 0,
+        "validation_dropped": 0,
     }
     steps = [step for step, _ in history(config, trained.run_id, "train/loss")]
     assert steps == list(range(1, trained.metrics["step"] + 1))
-    assert (
-        len(list(tmp_path.glob("*.tokens"))) == 3
-    )  # two windows, read again in the second epoch, and the validation
+    # two shuffle blocks, read again in the second epoch, and the validation split
+    assert len(list(tmp_path.glob("*.tokens"))) == 3
 
 
 def test_the_same_name_continues_the_job_in_the_same_run(config, uninterrupted):
@@ -294,7 +317,8 @@ def test_a_checkpoint_of_one_base_is_neither_continued_nor_judged_on_another(
         scaling__num_workers=1,
         train__max_steps=40,
     )
-    message = rf"trained on the base tiny \(nf4, double; sha256 .*not on {tmp_path}/tiny4 \(nf4, double; sha256"
+    pin = r"\(nf4, double; sha256"
+    message = rf"trained on the base (model )?tiny {pin} .*not on {tmp_path}/tiny4 {pin}"
     for run in (train_opened, evaluate_opened):
         with pytest.raises(UserError, match=message) as error:
             run(other)
@@ -329,9 +353,16 @@ def test_a_loss_that_diverges_ends_the_job_once_with_a_sentence_and_a_failed_run
 
 
 def test_a_search_is_a_parent_run_with_a_true_status_for_every_trial(config):
-    searching = job(config, "search", search__num_trials=3, search__max_concurrent=1, search__grace_steps=2,
-                    train__evaluate_every_steps=2, train__save_every_steps=2,
-                    search__space={"optim.learning_rate": {"choice": [3e-3, 1e-7]}})  # fmt: skip
+    searching = job(
+        config,
+        "search",
+        search__num_trials=3,
+        search__max_concurrent=1,
+        search__grace_steps=2,
+        train__eval_steps=2,
+        train__save_steps=2,
+        search__space={"optim.learning_rate": {"choice": [3e-3, 1e-7]}},
+    )
     searched = tune_job(searching, open_shards(searching.data.shards))
     client = MlflowClient(config.tracking.uri)
     parent = client.get_run(searched.run_id)

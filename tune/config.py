@@ -1,4 +1,4 @@
-"""Section `search`. Imports no Ray, so that a bad value fails at once."""
+"""Section `search`. Imports no Ray, so that a wrong value is reported at once."""
 
 from typing import Annotated, Literal, Self
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class LogUniform(BaseModel):
-    """A positive number, drawn with its logarithm uniform on [low, high]."""
+    """A positive number on [low, high] whose logarithm is uniform."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     loguniform: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
@@ -18,7 +18,7 @@ class LogUniform(BaseModel):
 
 
 class Uniform(BaseModel):
-    """A number, uniform on [low, high]."""
+    """A uniform number on [low, high]."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     uniform: tuple[float, float]
@@ -41,43 +41,48 @@ Domain = LogUniform | Uniform | Choice
 
 def _check_order(bounds: tuple[float, float]) -> None:
     if not bounds[0] < bounds[1]:
-        raise ValueError(f"the low end {bounds[0]} must lie below the high end {bounds[1]}")
+        raise ValueError(f"the low end {bounds[0]} must be below the high end {bounds[1]}")
 
 
 class SearchConfig(BaseModel):
-    """Ray Tune over any config path, bad trials stopped early by ASHA (Li et al. 2020, arXiv:1810.05934)."""
+    """Search with Ray Tune over any config path; ASHA stops bad trials early.
+
+    ASHA: Li et al. 2020, arXiv:1810.05934.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     space: dict[str, Domain] = Field(
         default_factory=dict,
-        description="config path → {loguniform: [low, high]}, {uniform: [low, high]} or {choice: [...]}",
+        description="config path → {loguniform: [low, high]}, {uniform: [low, high]} "
+        "or {choice: [...]}",
     )
     algorithm: Literal["random", "optuna"] = Field(
-        "random", description="how the next trial is chosen"
+        "random", description="algorithm that chooses the next trial"
     )
     num_trials: Annotated[int, Field(ge=1, le=100_000)] = Field(
         6,
-        description="trials that the search runs",
+        description="number of trials",
         json_schema_extra={"counterpart": "TuneConfig.num_samples"},
     )
     workers_per_trial: Annotated[int, Field(ge=1, le=4096)] = Field(
         1,
-        description="training workers of one trial; it accumulates more, so that the global batch stays the same",
+        description="training workers of one trial; gradient accumulation keeps the job's "
+        "global batch",
     )
     max_concurrent: Annotated[int, Field(ge=1, le=10_000)] = Field(
         1,
-        description="trials run side by side",
+        description="number of trials that run at the same time",
         json_schema_extra={"counterpart": "TuneConfig.max_concurrent_trials"},
     )
     grace_steps: Annotated[int, Field(ge=1)] = Field(
         10,
-        description="optimizer steps that every trial is given before ASHA may stop it (steps)",
+        description="optimizer steps of every trial before ASHA may stop it (steps)",
         json_schema_extra={"counterpart": "ASHAScheduler.grace_period"},
     )
     reduction_factor: Annotated[float, Field(gt=1)] = Field(
         2.0,
-        description="at each rung the best 1/reduction_factor of the trials go on",
+        description="at each rung the best 1/reduction_factor of the trials continue",
         json_schema_extra={"counterpart": "ASHAScheduler.reduction_factor"},
     )
     trial_steps: Annotated[int, Field(ge=1)] | None = Field(

@@ -1,5 +1,5 @@
-"""What a user's search can get wrong."""
+"""Errors in a search that the user can fix."""
 
 
 class SearchError(ValueError):
-    """One sentence that names the thing, the limit and the fix."""
+    """One sentence that names value, limit and fix."""

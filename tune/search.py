@@ -1,14 +1,13 @@
-"""Ray Tune over a callable that runs one trial. Knows no model, no trainer and no tracker."""
+"""A search with Ray Tune over a callable that runs one trial. Imports no model and no tracker."""
 
 import logging
 import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray.tune
 from ray.tune.experiment import Trial
@@ -18,40 +17,16 @@ from ray.tune.search import Searcher
 
 from tune.config import SearchConfig
 from tune.errors import SearchError
+from tune.outcome import SearchResult, Status, TrialOutcome, find_best, format_outcome
 from tune.space import build_optuna_distributions, sample_space
 
 METRIC = "eval_loss"
 TIME = "step"
-# The one key of a trial's Tune config, so that dots in config paths mean nothing to Tune.
+# The only key of a trial's Tune config. Tune would interpret the dots of config paths as keys.
 _OVERRIDES = "overrides"
 _FINISHED = "finished"
 
-Status = Literal["completed", "pruned", "interrupted", "failed"]
 RunTrial = Callable[[dict[str, Any], str], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class TrialOutcome:
-    """How one trial ended.
-
-    `step`: last reported optimizer step; `eval_loss`: lowest reported (nats per token), None when
-    there was none; `error`: one line, of a failed trial only.
-    """
-
-    trial_id: str
-    overrides: dict[str, Any]
-    status: Status
-    step: int
-    eval_loss: float | None
-    error: str | None
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """All trials in the order in which they ended; `best` has the lowest eval_loss of those not failed."""
-
-    trials: tuple[TrialOutcome, ...]
-    best: TrialOutcome
 
 
 def run_search(
@@ -63,59 +38,81 @@ def run_search(
     trial_steps: int,
     on_trial_end: Callable[[TrialOutcome], None] | None = None,
 ) -> SearchResult:
-    """Run `config.num_trials` trials, `config.max_concurrent` side by side, and stop bad ones early.
+    """Run `config.num_trials` trials, `config.max_concurrent` at a time, and stop bad ones early.
 
-    `run_trial(overrides, trial_id)` runs in a Tune trial: `overrides` is {config path: plain value}. It
-    fits a TorchTrainer whose `RunConfig` holds a `TuneReportCallback`, and whose rank 0 reports `step`
-    and `eval_loss` as they come; it returns the last of them, and must be picklable. A trial that raises
-    is a failed trial; the others go on. `on_trial_end` is called here, in the caller's process, when a
-    trial's outcome is known; a pruned trial's workers may live for some seconds more.
+    Ray Tune calls `run_trial(overrides, trial_id)` in a process of its own, so it must be
+    picklable. `overrides` is {config path: plain value}. `run_trial` fits a TorchTrainer whose
+    RunConfig has a `TuneReportCallback`. Rank 0 reports `step` and `eval_loss` of every evaluation,
+    and `run_trial` returns the last of them. A trial that raises has failed; the others continue.
 
-    Raises SearchError for a search that cannot start or of which no trial gave a loss, and
-    KeyboardInterrupt, after the trials have been stopped, when the user interrupts it.
+    `on_trial_end` runs in the caller's process as soon as the outcome of a trial is known. The
+    workers of a pruned trial may be alive for some seconds after that.
+
+    Raises SearchError if the search cannot start or no trial reported a loss. Raises
+    KeyboardInterrupt if the user interrupts the search, after Tune has stopped the trials.
     """
     if not config.space:
         raise SearchError(
-            "search.space is empty: name a config path, e.g. optim.learning_rate: {loguniform: [1e-5, 1e-3]}"
+            "search.space is empty: name a config path, "
+            "e.g. optim.learning_rate: {loguniform: [1e-5, 1e-3]}"
         )
 
-    _quiet()
-    searcher, param_space = _strategy(config)
+    _silence_tune()
     progress = _Progress(config.num_trials, on_trial_end)
-    tuner = ray.tune.Tuner(
-        # Next to nothing: the nested trainer reserves for its workers. Ray refuses 0, and a whole CPU
-        # for each trial would starve the workers.
-        ray.tune.with_resources(_trainable(run_trial), {"CPU": 0.01}),
+    trainable = _make_trainable(run_trial)
+    tuner = _build_tuner(config, trainable, progress, name, storage_path, trial_steps)
+
+    # run
+    interrupt_handler = signal.getsignal(signal.SIGINT)
+    try:
+        tuner.fit()
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, interrupt_handler)  # Tune does not restore the handler
+
+    # collect the outcomes; Tune catches an interrupt and stops the trials
+    outcomes = tuple(progress.outcomes)
+    if len(outcomes) < config.num_trials:
+        progress.interrupt_running()
+        raise KeyboardInterrupt
+    return SearchResult(outcomes, find_best(outcomes))
+
+
+def _build_tuner(
+    config: SearchConfig,
+    trainable: Callable[[dict[str, Any]], None],
+    progress: "_Progress",
+    name: str,
+    storage_path: str,
+    trial_steps: int,
+) -> ray.tune.Tuner:
+    search_algorithm, param_space = _build_search_algorithm(config)
+    return ray.tune.Tuner(
+        # The nested trainer reserves the resources of its workers, so the trial itself takes almost
+        # none. Ray refuses 0 CPU, and 1 CPU for each trial would leave too few for the workers.
+        ray.tune.with_resources(trainable, {"CPU": 0.01}),
         param_space=param_space,
         tune_config=ray.tune.TuneConfig(
-            num_samples=config.num_trials if searcher else 1,
+            num_samples=config.num_trials if search_algorithm else 1,
             max_concurrent_trials=config.max_concurrent,
-            search_alg=searcher,
-            scheduler=_scheduler(config, trial_steps),
+            search_alg=search_algorithm,
+            scheduler=_build_scheduler(config, trial_steps),
             trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
         ),
         run_config=ray.tune.RunConfig(
             name=name, storage_path=storage_path, verbose=0, callbacks=[progress]
         ),
     )
-    interrupt = signal.getsignal(signal.SIGINT)
-    try:
-        tuner.fit()
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, interrupt)  # Tune leaves its own handler behind
-    outcomes = tuple(progress.outcomes)
-    if len(outcomes) < config.num_trials:
-        progress.interrupted()
-        raise KeyboardInterrupt  # Tune catches it and stops the trials
-    return SearchResult(outcomes, _best(outcomes))
 
 
-def _trainable(run_trial: RunTrial) -> Callable[[dict[str, Any]], None]:
+def _make_trainable(run_trial: RunTrial) -> Callable[[dict[str, Any]], None]:
+    """Return the function that Tune runs for each trial."""
+
     def trainable(trial_config: dict[str, Any]) -> None:
         final = run_trial(trial_config[_OVERRIDES], ray.tune.get_context().get_trial_id())
-        # Through the queue of the intermediate reports: `ray.tune.report` beside it deadlocks when the
-        # last of them has not been fetched yet. `done` makes Tune stop this trial, so wait for that.
+
+        # Report through the queue of the intermediate reports. `ray.tune.report` would deadlock if
+        # Tune has not yet fetched the last of them. `done` makes Tune stop this trial: wait for it.
         last = {TIME: final[TIME], METRIC: final[METRIC], _FINISHED: True, "done": True}
         callback: Any = TuneReportCallback()
         callback.after_report(None, [last], None)
@@ -124,8 +121,13 @@ def _trainable(run_trial: RunTrial) -> Callable[[dict[str, Any]], None]:
     return trainable
 
 
-def _strategy(config: SearchConfig) -> tuple[Searcher | None, dict[str, Any] | None]:
-    """Tune's search algorithm and its parameter space; a random search is a grid of its draws."""
+def _build_search_algorithm(
+    config: SearchConfig,
+) -> tuple[Searcher | None, dict[str, Any] | None]:
+    """Return Tune's search algorithm and its parameter space.
+
+    A random search has no algorithm: its draws are a grid. OptunaSearch has its own space.
+    """
     if config.algorithm == "random":
         draws = sample_space(config.space, config.num_trials, seed=config.seed)
         return None, {_OVERRIDES: ray.tune.grid_search(draws)}
@@ -144,8 +146,11 @@ def _strategy(config: SearchConfig) -> tuple[Searcher | None, dict[str, Any] | N
     return OptunaSearch(space, metric=METRIC, mode="min", seed=config.seed), None
 
 
-def _scheduler(config: SearchConfig, trial_steps: int) -> ASHAScheduler | None:
-    """ASHA with its last rung before the last step: who comes so far is never cut short. None: no rung."""
+def _build_scheduler(config: SearchConfig, trial_steps: int) -> ASHAScheduler | None:
+    """Return ASHA, or None if its first rung would not be before the last step.
+
+    The last rung is before the last step, so a trial that reaches the last step has completed.
+    """
     if config.grace_steps >= trial_steps:
         return None
     return ASHAScheduler(
@@ -159,22 +164,8 @@ def _scheduler(config: SearchConfig, trial_steps: int) -> ASHAScheduler | None:
     )
 
 
-def _best(outcomes: Sequence[TrialOutcome]) -> TrialOutcome:
-    measured = [
-        trial for trial in outcomes if trial.status != "failed" and trial.eval_loss is not None
-    ]
-    if measured:
-        return min(measured, key=lambda trial: trial.eval_loss or 0.0)
-    first = next(
-        (trial.error for trial in outcomes if trial.error), "no trial reported a finite eval_loss"
-    )
-    raise SearchError(
-        f"none of the {len(outcomes)} trials of the search gave a loss; the first: {first}"
-    )
-
-
 class _Progress(ray.tune.Callback):
-    """Follows the reports, decides how each trial ended, and says so in one line."""
+    """Follow the reports of all trials, and print the outcome of each trial in one line."""
 
     def __init__(
         self, num_trials: int, on_trial_end: Callable[[TrialOutcome], None] | None
@@ -182,12 +173,13 @@ class _Progress(ray.tune.Callback):
         self.outcomes: list[TrialOutcome] = []
         self._num_trials = num_trials
         self._on_trial_end = on_trial_end
-        self._losses: dict[str, float] = {}  # lowest by trial
-        self._steps: dict[str, int] = {}
+        self._losses: dict[str, float] = {}  # lowest loss by trial id
+        self._steps: dict[str, int] = {}  # last step by trial id
         self._running: dict[str, Trial] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        # Tune pickles its callbacks to restore a search later, which we don't; a tracker cannot be.
+        # Tune pickles its callbacks to restore a search later. We never restore one, and
+        # on_trial_end may hold a tracking client, which cannot be pickled.
         return {**self.__dict__, "_on_trial_end": None}
 
     def on_trial_start(
@@ -211,10 +203,10 @@ class _Progress(ray.tune.Callback):
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        self._end(trial, "failed", error=_last_line(trial.error_file))
+        self._end(trial, "failed", error=_read_last_line(trial.error_file))
 
-    def interrupted(self) -> None:
-        """Tune stops what runs without telling its callbacks."""
+    def interrupt_running(self) -> None:
+        """End the running trials as interrupted: Tune stops them without calling its callbacks."""
         for trial in list(self._running.values()):
             self._end(trial, "interrupted")
 
@@ -229,28 +221,19 @@ class _Progress(ray.tune.Callback):
             error=error,
         )
         self.outcomes.append(outcome)
-        loss = "no loss" if outcome.eval_loss is None else f"eval_loss {outcome.eval_loss:.4f}"
-        values = ", ".join(
-            f"{path}={value:.4g}" if isinstance(value, float) else f"{path}={value}"
-            for path, value in outcome.overrides.items()
-        )
-        left = self._num_trials - len(self.outcomes)
-        why = f": {error}" if error else ""
-        print(
-            f"trial {status} at step {outcome.step}, {loss} ({values}){why}; {left} left",
-            flush=True,
-        )
+        num_left = self._num_trials - len(self.outcomes)
+        print(f"{format_outcome(outcome)}; {num_left} left", flush=True)
         if self._on_trial_end is not None:
             self._on_trial_end(outcome)
 
 
-def _last_line(error_file: str) -> str:
-    """The last line of a traceback, which names the error."""
+def _read_last_line(error_file: str) -> str:
+    """Return the last line of a traceback, which names the error."""
     return Path(error_file).read_text(encoding="utf-8").strip().splitlines()[-1].strip()
 
 
-def _quiet() -> None:
-    """Silence Tune's tables, tracebacks and result files: `_Progress` says what happened."""
+def _silence_tune() -> None:
+    """Disable Tune's tables, tracebacks and result files: `_Progress` prints the outcomes."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")

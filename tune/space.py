@@ -1,4 +1,4 @@
-"""Values for the trials of a search: drawn at random, or described to Optuna. Knows no Ray."""
+"""Values for the trials of a search: random draws, or distributions for Optuna. Imports no Ray."""
 
 import math
 import random
@@ -11,9 +11,9 @@ from tune.config import Choice, Domain, LogUniform, Uniform
 def sample_space(
     space: Mapping[str, Domain], num_trials: int, *, seed: int
 ) -> list[dict[str, Any]]:
-    """`num_trials` independent draws, the same for the same seed on every machine.
+    """Return `num_trials` independent draws; the same seed gives the same draws on every machine.
 
-    >>> sample({"lora.rank": Choice(choice=(8, 16))}, 3, seed=0)
+    >>> sample_space({"lora.rank": Choice(choice=(8, 16))}, 3, seed=0)
     [{'lora.rank': 16}, {'lora.rank': 16}, {'lora.rank': 8}]
     """
     generator = random.Random(seed)
@@ -27,7 +27,7 @@ def _draw(domain: Domain, generator: random.Random) -> bool | int | float | str:
     match domain:
         case LogUniform(loguniform=(low, high)):
             drawn = math.exp(generator.uniform(math.log(low), math.log(high)))
-            return min(max(drawn, low), high)  # exp(log(x)) may miss x by a rounding
+            return min(max(drawn, low), high)  # exp(log(x)) may differ from x by rounding
         case Uniform(uniform=(low, high)):
             return generator.uniform(low, high)
         case Choice(choice=values):
@@ -35,7 +35,10 @@ def _draw(domain: Domain, generator: random.Random) -> bool | int | float | str:
 
 
 def build_optuna_distributions(space: Mapping[str, Domain]) -> dict[str, Any]:
-    """The same space as `optuna.distributions`, by config path. Raises ImportError without Optuna."""
+    """Return the space as `optuna.distributions`, by config path.
+
+    Raises ImportError if Optuna is not installed.
+    """
     from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
     def convert(domain: Domain) -> BaseDistribution:

@@ -1,4 +1,4 @@
-"""Sections `model`, `quantization`, `lora`, `memory`."""
+"""Config sections `model`, `quantization`, `lora` and `memory`."""
 
 from typing import Annotated, Literal, get_args
 
@@ -9,8 +9,11 @@ ALL_LINEAR: tuple[TargetModule, ...] = get_args(TargetModule)
 
 
 class ModelConfig(BaseModel):
-    """Which Gemma 2. Softcaps, window, layer types and query scale come from the model's own config; the softcaps can
-    be switched off."""
+    """The Gemma 2 model.
+
+    Softcaps, window, layer types and query scale come from the model's own config. The softcaps can
+    be switched off.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -21,42 +24,43 @@ class ModelConfig(BaseModel):
     )
     revision: str | None = Field(
         None,
-        description="hub revision; null: the newest",
+        description="hub revision; null: the newest one",
         json_schema_extra={"counterpart": "from_pretrained.revision"},
     )
     attention: Literal["eager", "blockwise", "flash_attention_2", "flex_attention"] = Field(
         "eager",
-        description="attention implementation: eager is the reference, blockwise takes O(tokens) memory (on a GPU: "
-        "FlexAttention); each applies Gemma 2's softcap, windows and document borders",
+        description="attention implementation: eager is the reference, blockwise needs O(tokens) "
+        "memory (on a GPU it is FlexAttention); each applies Gemma 2's softcap, windows and "
+        "document borders",
         json_schema_extra={"counterpart": "from_pretrained.attn_implementation"},
     )
     attention_softcap: bool = Field(
         True,
-        description="cap attention scores as the model was trained; false: for study",
+        description="cap attention scores as in the training of Gemma 2; false: for experiments",
         json_schema_extra={"counterpart": "Gemma2Config.attn_logit_softcapping"},
     )
     logit_softcap: bool = Field(
         True,
-        description="cap output logits as the model was trained; false: for study",
+        description="cap output logits as in the training of Gemma 2; false: for experiments",
         json_schema_extra={"counterpart": "Gemma2Config.final_logit_softcapping"},
     )
 
 
 class QuantizationConfig(BaseModel):
-    """How the frozen base is stored (QLoRA, Dettmers et al. 2023, arXiv:2305.14314)."""
+    """Storage of the frozen base model (QLoRA, Dettmers et al. 2023, arXiv:2305.14314)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["nf4", "fp4", "none"] = Field(
         "nf4",
-        description="4-bit type of the frozen weights, or none",
+        description="4-bit type of the frozen weights; none: no quantisation",
         json_schema_extra={
             "counterpart": "BitsAndBytesConfig.bnb_4bit_quant_type, BitsAndBytesConfig.load_in_4bit"
         },
     )
     double_quant: bool = Field(
         True,
-        description="quantise the quantisation constants too (0.37 bit a weight less)",
+        description="quantise the quantisation constants too (saves 0.37 bits per weight)",
         json_schema_extra={"counterpart": "BitsAndBytesConfig.bnb_4bit_use_double_quant"},
     )
 
@@ -73,7 +77,7 @@ class LoraConfig(BaseModel):
     )
     alpha: Annotated[float, Field(gt=0)] = Field(
         32.0,
-        description="scale; the update is alpha / rank · B·A",
+        description="scale of the update, which is alpha / rank · B·A",
         json_schema_extra={"counterpart": "LoraConfig.lora_alpha"},
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
@@ -89,38 +93,41 @@ class LoraConfig(BaseModel):
     )
     train_embeddings: bool = Field(
         False,
-        description="train the embedding and output head as well; the two stay one tied weight",
+        description="also train the embedding and the output head, which stay one tied weight",
         json_schema_extra={"counterpart": "LoraConfig.modules_to_save"},
     )
 
 
 class MemoryConfig(BaseModel):
-    """What a GPU may use, and what is traded for it."""
+    """Memory limit of a GPU, and the settings that trade speed for memory."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     gradient_checkpointing: bool = Field(
         True,
-        description="keep only each layer's input, and recompute the rest in the backward pass",
+        description="keep only the input of each layer and recompute the rest in the backward pass",
         json_schema_extra={"counterpart": "TrainingArguments.gradient_checkpointing"},
     )
     keep_layers: Annotated[int, Field(ge=0)] = Field(
         0,
-        description="last layers that recompute nothing although gradient_checkpointing is on (layers)",
+        description="number of last layers that keep their activations although "
+        "gradient_checkpointing is on (layers)",
     )
     tile_tokens: Annotated[int, Field(ge=1)] = Field(
-        2048, description="tokens that a recomputed layer's MLP and norms take at a time (tokens)"
+        2048,
+        description="tokens that MLP and norms of a recomputed layer process at a time (tokens)",
     )
     offload: bool = Field(
-        False, description="recomputed layers' inputs wait in page-locked host memory"
+        False, description="keep the inputs of recomputed layers in page-locked host memory"
     )
     embedding: Literal["device", "host"] = Field(
         "device",
-        description="where the frozen embedding is kept; from the host, the loss copies it tile by tile",
+        description="place of the frozen embedding; the loss copies it from the host tile by tile",
     )
     max_gib_per_gpu: Annotated[float, Field(gt=0)] | None = Field(
         None,
-        description="allocator's cap per GPU (GiB); null: the whole card; CPU runs ignore it and say so",
+        description="limit of the allocator per GPU (GiB); null: the whole card; CPU runs "
+        "ignore it",
     )
     empty_cache_steps: Annotated[int, Field(ge=0)] = Field(
         0,
@@ -129,6 +136,6 @@ class MemoryConfig(BaseModel):
     )
     pin_memory: bool = Field(
         True,
-        description="page-locked host batches; used when training on a GPU",
+        description="copy batches to page-locked host memory when training on a GPU",
         json_schema_extra={"counterpart": "TrainingArguments.dataloader_pin_memory"},
     )

@@ -1,1 +1,1 @@
-"""One file a command: the only place that sees the whole config and Ray together."""
+"""One file per command. Only this package uses the root config together with Ray."""

@@ -1,6 +1,6 @@
-"""How the command line reaches Ray: the cluster it is told of, or a private one on this machine.
+"""Connection to Ray: join the cluster at RAY_ADDRESS, or start a private Ray on this machine.
 
-Knows nothing of training; what a job needs is handed to `require_resources` as numbers.
+Imports no training code: callers pass the resources of a job as numbers.
 """
 
 import contextlib
@@ -20,70 +20,80 @@ import ray.exceptions
 
 from app.errors import UserError
 
-# Seconds that Ray may take to hand back what the step before (a search, an evaluation) held.
+# Seconds that Ray may take to release the resources of the previous step (search, evaluation).
 _RELEASE_SECONDS = 15
 _CONNECT_SECONDS = 5
 _PROGRESS_SECONDS = 10
 
-# What Ray's processes inherit; a value that the user has set stays.
+# Environment variables of Ray's processes. A value that the user has set takes precedence.
 _DEFAULTS = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # at Ray's 2 s, every report of a worker blocks as long
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # otherwise every line that a worker prints comes twice
-    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",  # otherwise Train logs every report and start,
-    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",  # whatever the logging level
+    # At Ray's default of 2 s, every report of a worker blocks for 2 s.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # With the patch, every line that a worker prints appears twice.
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # With structured logging, Ray Train logs every report and start at any logging level.
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
 }
 _PRIVATE_DEFAULTS = {
-    "RAY_worker_niceness": "0",  # at Ray's 15, workers starve beside any other process
-    # A trial is five processes, which Ray, counting CPUs, warns of again and again on a small machine.
+    # At Ray's default of 15, workers get little CPU time beside any other process.
+    "RAY_worker_niceness": "0",
+    # A trial has five processes. Ray repeatedly warns if they are more than the machine's CPUs.
     "RAY_worker_maximum_startup_concurrency": str(max(4, os.cpu_count() or 1)),
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less for each trainer
-    "RAY_AUTH_TOKEN": secrets.token_hex(32),  # one per process: Ray's client reads it once
+    # Without the watcher, each trainer has one process less.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # The same token for the life of this process: Ray's client reads it only once.
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
 }
 
-# In every process of the job: Ray warns of each pruned trial, and of tokens that ask nothing of the user.
+# Otherwise Ray warns about each pruned trial, and about tokens without need for any action.
 _LOGGING = ray.LoggingConfig(log_level="ERROR")
 
 
 @dataclass(frozen=True)
 class ConnectedRay:
-    """`address` of the cluster and of its `dashboard` (host:port); `private`: started and stopped by us."""
+    """The Ray that this process is connected to."""
 
     address: str
+    """host:port of the cluster."""
     dashboard: str
+    """host:port of the dashboard; empty if there is none."""
     private: bool
+    """True if `connect` started it and will stop it."""
 
 
 @contextlib.contextmanager
 def connect(*, num_cpus: int | None = None) -> Iterator[ConnectedRay]:
-    """Join the cluster at RAY_ADDRESS (set by hand or by `ray job submit`), else start a private Ray.
+    """Join the cluster at RAY_ADDRESS, or start a private Ray if the variable is not set.
 
-    `num_cpus` is the number of logical CPUs of a private Ray (None: the machine's); a cluster has its own.
-    Raises UserError when RAY_ADDRESS names a cluster that cannot be joined.
+    The user or `ray job submit` sets RAY_ADDRESS. `num_cpus` is the number of logical CPUs of a
+    private Ray (None: those of the machine); a cluster ignores it. Raises UserError if the cluster
+    cannot be joined.
     """
     address = os.environ.get("RAY_ADDRESS", "local")
     private = address == "local"
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_environment(_DEFAULTS))
+        stack.enter_context(_set_environment(_DEFAULTS))
         if private:
-            # short: Ray's socket paths must stay under 108 bytes
+            # a short path: Ray's socket paths must stay under 108 bytes
             folder = tempfile.TemporaryDirectory(
                 prefix="ray-", dir="/tmp", ignore_cleanup_errors=True
             )
-            context = _start(num_cpus, stack.enter_context(folder))
+            context = _start_private_ray(num_cpus, stack.enter_context(folder))
         else:
-            context = _join(address)
-        stack.callback(ray.shutdown)  # before the folder and the variables go
+            context = _join_cluster(address)
+        stack.callback(ray.shutdown)  # runs before the folder and the variables are removed
         info = context.address_info
         yield ConnectedRay(info["gcs_address"], info["webui_url"] or "", private)
 
 
-def _join(address: str) -> Any:
+def _join_cluster(address: str) -> Any:
     try:
         host, _, port = address.rpartition(":")
-        if port.isdigit() and "://" not in address:  # Ray itself would try for a minute
-            socket.create_connection(
-                (host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS
-            ).close()
+        if port.isdigit() and "://" not in address:
+            # Check the port first: ray.init would try for a minute.
+            target = (host.strip("[]"), int(port))
+            socket.create_connection(target, timeout=_CONNECT_SECONDS).close()
         return ray.init(logging_config=_LOGGING)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -93,16 +103,18 @@ def _join(address: str) -> Any:
         ) from error
 
 
-def _start(num_cpus: int | None, folder: str) -> Any:
-    """A Ray of our own, with what nested Tune trials need to give their workers back.
+def _start_private_ray(num_cpus: int | None, folder: str) -> Any:
+    """Start a private Ray in `folder`.
 
-    When Tune stops a trial, Train's placement-group cleaner asks the dashboard whether the trial's
-    controller still lives. It finds the dashboard through RAY_ADDRESS, or through the only Ray on the
-    machine; every worker must therefore inherit RAY_ADDRESS, so the port is chosen before the start.
-    Ray listens on the host's address whatever it is told, and lets in who holds the token; ours lives
-    in the environment, where Ray would leave one in ~/.ray/auth_token.
+    When Tune stops a trial, Ray Train's placement-group cleaner asks the dashboard whether the
+    trial's controller is alive, and then releases the trial's workers. It finds the dashboard
+    through RAY_ADDRESS, or through the only Ray on the machine. Every worker must therefore inherit
+    RAY_ADDRESS, so this function chooses the port before the start.
+
+    Ray listens on the host's address regardless of its settings, and admits clients that have the
+    token. The token is set in the environment; otherwise Ray would write one to ~/.ray/auth_token.
     """
-    port = _free_port()
+    port = _find_free_port()
     os.environ.update({"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"127.0.0.1:{port}"})
     for name, value in _PRIVATE_DEFAULTS.items():
         os.environ.setdefault(name, value)
@@ -116,15 +128,15 @@ def _start(num_cpus: int | None, folder: str) -> Any:
     )
 
 
-def _free_port() -> int:
+def _find_free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager
-def _environment(defaults: Mapping[str, str]) -> Iterator[None]:
-    """Set the variables that are not set, and leave Ray's variables as they were."""
+def _set_environment(defaults: Mapping[str, str]) -> Iterator[None]:
+    """Set those variables that are not set; at the end restore all variables of Ray."""
     before = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
     os.environ.update({**defaults, **before})
     try:
@@ -139,33 +151,35 @@ Resources = Mapping[str, float]
 
 
 def list_node_resources() -> list[Resources]:
-    """What each living node of the connected cluster has, free or not."""
-    found: list[dict[str, Any]] = ray.nodes()
-    return [node["Resources"] for node in found if node["Alive"]]
+    """Return the total resources, free or in use, of each alive node of the connected cluster."""
+    nodes: list[dict[str, Any]] = ray.nodes()
+    return [node["Resources"] for node in nodes if node["Alive"]]
 
 
 def count_fitting_workers(
     on: Sequence[Resources], cpus_per_worker: float, use_gpu: bool, cpus_per_task: float
 ) -> int:
-    """How many training workers fit on the nodes when a data task stands where it costs the fewest of them.
+    """Return how many training workers fit on the nodes beside one data task.
 
-    >>> room([{"CPU": 4, "GPU": 1}, {"CPU": 2}], 1.0, False, 0.5)
+    The data task is placed on the node where it displaces the fewest workers.
+
+    >>> count_fitting_workers([{"CPU": 4, "GPU": 1}, {"CPU": 2}], 1.0, False, 0.5)
     5
-    >>> room([{"CPU": 4, "GPU": 1}, {"CPU": 2}], 1.0, True, 0.5)
+    >>> count_fitting_workers([{"CPU": 4, "GPU": 1}, {"CPU": 2}], 1.0, True, 0.5)
     1
     """
 
-    def fit(cpus: float, gpus: float) -> int:
+    def count(cpus: float, gpus: float) -> int:
         by_cpus = math.floor(cpus / cpus_per_worker + 1e-6)
         return min(by_cpus, int(gpus)) if use_gpu else by_cpus
 
     sizes = [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in on]
-    costs = [
-        fit(cpus, gpus) - fit(cpus - cpus_per_task, gpus)
+    displaced = [
+        count(cpus, gpus) - count(cpus - cpus_per_task, gpus)
         for cpus, gpus in sizes
         if cpus >= cpus_per_task
     ]
-    return sum(fit(*size) for size in sizes) - min(costs) if costs else 0
+    return sum(count(*size) for size in sizes) - min(displaced) if displaced else 0
 
 
 def describe_shortage(
@@ -175,27 +189,35 @@ def describe_shortage(
     use_gpu: bool,
     cpus_per_task: float,
 ) -> str | None:
-    """None if the nodes can hold the workers beside one data task (without room for it, a deadlock).
+    """Return None if the workers and one data task fit on the nodes, otherwise one sentence.
 
-    Otherwise one sentence: what is asked, what is there, what to change.
+    The sentence names the requested resources, the existing ones and the settings to change. A job
+    without room for a data task would deadlock.
     """
-    most = count_fitting_workers(on, cpus_per_worker, use_gpu, cpus_per_task)
-    if most >= num_workers:
+    max_workers = count_fitting_workers(on, cpus_per_worker, use_gpu, cpus_per_task)
+    if max_workers >= num_workers:
         return None
+
+    # find the largest cpus_per_worker that fits
     smaller = (n / 100 for n in range(math.ceil(cpus_per_worker * 100) - 1, 0, -1))
-    cpus = next(
+    fitting_cpus = next(
         (c for c in smaller if count_fitting_workers(on, c, use_gpu, cpus_per_task) >= num_workers),
         None,
     )
-    fixes = ["scaling.use_gpu=false", "a smaller data.cpus_per_task"]
-    if most or cpus:
-        fixes = [f"scaling.num_workers={most}"] * bool(most) + [
-            f"scaling.cpus_per_worker={cpus}"
-        ] * bool(cpus)
-    has = {kind: sum(node.get(kind, 0.0) for node in on) for kind in ("CPU", "GPU")}
+
+    # name the fixes
+    fixes = []
+    if max_workers:
+        fixes.append(f"scaling.num_workers={max_workers}")
+    if fitting_cpus:
+        fixes.append(f"scaling.cpus_per_worker={fitting_cpus}")
+    if not fixes:
+        fixes = ["scaling.use_gpu=false", "a smaller data.cpus_per_task"]
+
+    cpus, gpus = (sum(node.get(kind, 0.0) for node in on) for kind in ("CPU", "GPU"))
     worker = f"{cpus_per_worker:g} CPU{' and 1 GPU' if use_gpu else ''}"
     return (
-        f"{has['CPU']:g} CPU and {has['GPU']:g} GPU cannot hold {num_workers} training workers of {worker} "
+        f"{cpus:g} CPU and {gpus:g} GPU cannot hold {num_workers} training workers of {worker} "
         f"each and a data task of {cpus_per_task:g} CPU; set {' or '.join(fixes)}"
     )
 
@@ -203,40 +225,51 @@ def describe_shortage(
 def require_resources(
     num_workers: int, cpus_per_worker: float, use_gpu: bool, cpus_per_task: float, wait_seconds: int
 ) -> None:
-    """Return when the connected cluster has room for the workers and one data task.
+    """Wait until the connected cluster has room for the workers and one data task.
 
-    What it has not is asked of its autoscaler, which may take `wait_seconds`. What other work holds is
-    waited for as long, and at least for the seconds that a search takes to give back what it held.
-    Raises UserError when the time is over.
+    If the nodes are too few or too small, request the resources from the cluster's autoscaler and
+    wait up to `wait_seconds`. If other work uses the resources, wait for the same time, and for at
+    least the seconds in which a finished search releases its workers. Raises UserError when the
+    time is over.
     """
-    asked = (num_workers, cpus_per_worker, use_gpu, cpus_per_task)
-    missing = describe_shortage(list_node_resources(), *asked)
-    deadline = time.monotonic() + max(wait_seconds, 0 if missing else _RELEASE_SECONDS)
-    if missing and wait_seconds:
+    needs = (num_workers, cpus_per_worker, use_gpu, cpus_per_task)
+    shortage = describe_shortage(list_node_resources(), *needs)
+    deadline = time.monotonic() + max(wait_seconds, 0 if shortage else _RELEASE_SECONDS)
+
+    # request nodes
+    requested = bool(shortage and wait_seconds)
+    if requested:
         worker = {"CPU": cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
-        ray.autoscaler.sdk.request_resources(
-            bundles=[worker] * num_workers + [{"CPU": cpus_per_task}]
-        )
-    say_at = math.inf
+        bundles = [worker] * num_workers + [{"CPU": cpus_per_task}]
+        ray.autoscaler.sdk.request_resources(bundles=bundles)
+
+    # wait
+    next_print = math.inf
     try:
-        while problem := describe_shortage(list_node_resources(), *asked) or _busy(*asked):
+        while problem := (
+            describe_shortage(list_node_resources(), *needs) or _describe_busy(*needs)
+        ):
             left = deadline - time.monotonic()
             if left <= 0:
                 raise UserError(f"the cluster has no room: {problem}")
-            if left <= say_at:
+            if left <= next_print:
                 print(
-                    f"waiting for {num_workers} training workers' room, at most {left:.0f} s",
+                    f"waiting for room for {num_workers} training workers, at most {left:.0f} s",
                     flush=True,
                 )
-                say_at = left - _PROGRESS_SECONDS
+                next_print = left - _PROGRESS_SECONDS
             time.sleep(1)
     finally:
-        if missing and wait_seconds:  # otherwise the nodes would be kept for ever
+        if requested:  # otherwise the autoscaler would keep the nodes for ever
             ray.autoscaler.sdk.request_resources(bundles=[])
 
 
-def _busy(num_workers: int, *size: Any) -> str | None:
-    """Ray does not tell what is free by node: the sum is exact for one node, and too kind to more."""
+def _describe_busy(num_workers: int, *size: Any) -> str | None:
+    """Return one sentence if the free resources are too few, otherwise None.
+
+    Ray reports free resources only as a sum over the nodes. The answer is exact for one node. With
+    several nodes it may be None although no single node has room for a worker.
+    """
     free: Resources = ray.available_resources()
     if count_fitting_workers([free], *size) >= num_workers:
         return None

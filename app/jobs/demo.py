@@ -1,4 +1,4 @@
-"""The whole way on real icons in minutes: prepare → search → train → evaluate → report. `make demo`."""
+"""`make demo`: prepare, search, train and evaluate on real icons, in minutes."""
 
 import json
 import shutil
@@ -12,8 +12,8 @@ from app.config import Config, override_config
 from app.jobs.cluster import connect
 from app.jobs.evaluate import evaluate_job
 from app.jobs.job import require_workers
-from app.jobs.train import train_job
-from app.jobs.tune import tune_job
+from app.jobs.train import TrainResult, train_job
+from app.jobs.tune import TuneResult, tune_job
 from app.tracking import check_tracking
 from data_pipeline.config import PrepareConfig
 from data_pipeline.prepare.dataset import prepare_dataset
@@ -21,75 +21,70 @@ from data_pipeline.shards import open_shards
 from data_pipeline.sources.phosphor import list_categories
 
 SPLIT_SEED = 5
-"""Held-out concepts of even size: with seed 0 a third of the icons would be letters."""
+"""Seed whose held-out concepts are balanced: with seed 0, a third of the icons would be letters."""
 
 SEARCH = {
-    "train.run_name": "search", "train.eval_steps": 10, "train.save_steps": 10,
+    "train.run_name": "search",
+    "train.eval_steps": 10,
+    "train.save_steps": 10,
     "data.max_validation_examples": 40,
-}  # fmt: skip
-"""Of the search: evaluations often enough for ASHA to act, and small enough not to be what it spends its time on."""
+}
+"""Settings of the search: frequent evaluations for ASHA, and few examples to keep them short."""
 
 SECONDS = {"prepare": 10, "connect": 8, "search": 130, "train": 250, "evaluate": 50}
-"""What each phase takes on 2 cores: only to say how long is left."""
+"""Seconds of each phase on 2 cores, for the printed estimate only."""
 
 
 def run_demo(config: Config) -> int:
-    """Run it all into `train.output_dir`, over what an earlier demo left there; 0 when done."""
+    """Run all phases into `train.output_dir`, replacing an earlier demo. Return 0."""
     started = time.monotonic()
     folder = Path(config.train.output_dir)
     for job in (config.train.run_name, "search", "shards"):
         shutil.rmtree(folder / job, ignore_errors=True)
     phases = _Phases()
-    with phases("prepare", "real icons → canonical SVG → shards split by concept"):
+
+    with phases("prepare", "convert real icons to shards of canonical SVG, split by concept"):
         check_tracking(config.tracking)
         prepared = prepare_dataset(
             ["phosphor"], PrepareConfig(out=config.data.shards, seed=SPLIT_SEED)
         )
-        config = override_config(
-            config,
-            {"evaluate.fields.category": [f"the {name} category" for name in list_categories()]},
-        )
+        categories = [f"the {name} category" for name in list_categories()]
+        config = override_config(config, {"evaluate.fields.category": categories})
     shards = open_shards(config.data.shards)
-    with phases("connect", "a private Ray on this machine"):
-        stack = ExitStack()
-        stack.enter_context(connect())
+
+    with phases("connect", "start a private Ray on this machine"):
+        connection = ExitStack()
+        connection.enter_context(connect())
         require_workers(config, max(config.scaling.num_workers, config.search.max_concurrent))
-    with stack:
-        with phases("search", f"{config.search.num_trials} trials, bad ones stopped early by ASHA"):
+
+    with connection:
+        num_trials = config.search.num_trials
+        with phases("search", f"run {num_trials} trials; ASHA stops bad ones early"):
             searched = tune_job(override_config(config, SEARCH), shards)
+
         best = override_config(config, searched.result.best.overrides)
-        with phases(
-            "train",
-            f"{best.scaling.num_workers} workers, {best.train.max_steps} steps with the best trial's values",
-        ):
+        workers, steps = best.scaling.num_workers, best.train.max_steps
+        with phases("train", f"{workers} workers, {steps} steps with the best trial's values"):
             trained = train_job(best, shards)
-        with phases("evaluate", "base against tuned on icons whose concept was never trained on"):
-            judged = evaluate_job(best, shards, trained.adapter)
+
+        with phases("evaluate", "compare base and tuned model on icons of held-out concepts"):
+            figures = evaluate_job(best, shards, trained.adapter)
+
     report = {
         "seconds": round(time.monotonic() - started, 1),
         "num_train_examples": prepared.num_train,
         "num_validation_examples": prepared.num_validation,
-        **judged,
-        "search": {
-            "trials": len(searched.result.trials),
-            "pruned": sum(trial.status == "pruned" for trial in searched.result.trials),
-            "best": {**searched.result.best.overrides, "eval_loss": searched.result.best.eval_loss},
-        },
-        "mlflow": {
-            "tracking_uri": config.tracking.uri,
-            "experiment": config.tracking.experiment,
-            "parent_run_id": searched.run_id,
-            "run_ids": [*searched.trial_run_ids, trained.run_id],
-        },
+        **figures,
+        **_report_runs(config, searched, trained),
         "phases": phases.seconds,
     }
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    print(_summary(report, folder), flush=True)
+    print(_format_summary(report, folder), flush=True)
     return 0
 
 
 class _Phases:
-    """Says what is happening, for how long it has, and about how long is left."""
+    """Print the name of each phase and the time left, and measure the seconds of each phase."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -97,9 +92,9 @@ class _Phases:
     @contextmanager
     def __call__(self, name: str, text: str) -> Iterator[None]:
         number = list(SECONDS).index(name)
-        left = sum(list(SECONDS.values())[number:])
+        left = sum(list(SECONDS.values())[number:]) / 60
         print(
-            f"\n[{number + 1}/{len(SECONDS)}] {name}: {text} (about {left / 60:.1f} min left)",
+            f"\n[{number + 1}/{len(SECONDS)}] {name}: {text} (about {left:.1f} min left)",
             flush=True,
         )
         started = time.monotonic()
@@ -107,24 +102,45 @@ class _Phases:
         self.seconds[name] = round(time.monotonic() - started, 1)
 
 
-def _summary(report: dict[str, Any], folder: Path) -> str:
-    rows = [
+def _report_runs(config: Config, searched: TuneResult, trained: TrainResult) -> dict[str, Any]:
+    """Return the part of the report about the search and the MLflow runs."""
+    trials, best = searched.result.trials, searched.result.best
+    return {
+        "search": {
+            "trials": len(trials),
+            "pruned": sum(trial.status == "pruned" for trial in trials),
+            "best": {**best.overrides, "eval_loss": best.eval_loss},
+        },
+        "mlflow": {
+            "tracking_uri": config.tracking.uri,
+            "experiment": config.tracking.experiment,
+            "parent_run_id": searched.run_id,
+            "run_ids": [*searched.trial_run_ids, trained.run_id],
+        },
+    }
+
+
+def _format_summary(report: dict[str, Any], folder: Path) -> str:
+    """Return a table of the figures, and the places of all results."""
+    figures = [
         ("evaluation loss", report["eval_loss_before"], report["eval_loss_after"], None),
         ("BLEU-4", report["bleu4_before"], report["bleu4_after"], report["bleu4_constant"]),
     ]
     for field in ("weight", "category"):
         values = (report[f"{field}_{kind}"] for kind in ("accuracy_before", "accuracy", "majority"))
-        rows.append((f"names the {field}", *values))
+        figures.append((f"names the {field}", *values))
+
     lines = [f"\n{'on held-out icons':<20} {'base':>8} {'tuned':>8} {'constant caption':>18}"]
-    for name, before, after, constant in rows:
-        lines.append(
-            f"{name:<20} {before:8.3f} {after:8.3f} {'' if constant is None else f'{constant:18.3f}'}"
-        )
+    for name, before, after, constant in figures:
+        last_column = "" if constant is None else f"{constant:18.3f}"
+        lines.append(f"{name:<20} {before:8.3f} {after:8.3f} {last_column}")
+
     search = report["search"]
     lines += [
-        f"\n{search['trials']} trials, {search['pruned']} stopped early; {report['seconds']:.0f} s in all",
-        f"captions to look at: {report['gallery']}",
-        f"report:              {folder / 'report.json'}",
-        "runs:                make ui   (MLflow on http://127.0.0.1:5000)",
+        f"\n{search['trials']} trials, {search['pruned']} stopped early; "
+        f"{report['seconds']:.0f} s in total",
+        f"captions:  {report['gallery']}",
+        f"report:    {folder / 'report.json'}",
+        "runs:      make ui   (MLflow on http://127.0.0.1:5000)",
     ]
     return "\n".join(lines)

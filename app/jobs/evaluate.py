@@ -1,4 +1,7 @@
-"""Base against tuned on the held-out split: loss, perplexity, BLEU-4, named fields, and a page to look at."""
+"""Evaluation of base and tuned model on the held-out split: figures and a gallery page.
+
+The figures are loss, perplexity, BLEU-4 and the accuracy of named fields.
+"""
 
 import math
 from collections.abc import Sequence
@@ -40,7 +43,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ModelEvaluation:
-    """What one model, base or tuned, does on the held-out split."""
+    """Result of one model, base or tuned, on the held-out split."""
 
     eval_loss: float
     """Nats per target token."""
@@ -49,38 +52,38 @@ class ModelEvaluation:
 
 
 def evaluate_job(config: Config, shards: Shards, adapter: str | None = None) -> dict[str, Any]:
-    """Judge base and tuned model of the job `train.run_name`, by default its best checkpoint.
+    """Evaluate base and tuned model of the job `train.run_name`; return the report.
 
-    The base is the same 4-bit base without the adapter, captioning the same drawings. Figures and `gallery.html`
-    go to the job's folder and its MLflow run. Needs a connected Ray; each of the two models takes what a training
-    worker takes. Raises UserError when there is no adapter.
+    `adapter` is the folder of a checkpoint (None: the job's best). The base model is the same 4-bit
+    model without the adapter, and it captions the same drawings. Write evaluation.json and
+    gallery.html to the job's folder, and log figures and page to its MLflow run. Needs a connected
+    Ray; each of the two models takes the resources of a training worker. Raises UserError if there
+    is no adapter.
     """
-    folder = get_job_dir(config)
-    result = read_json(join_uri(folder, "result.json")) or {}
+    job_dir = get_job_dir(config)
+    result = read_json(join_uri(job_dir, "result.json")) or {}
     adapter = adapter or result.get("adapter")
     if adapter is None:
         raise UserError(
-            f"{folder} holds no trained adapter: run `train` with this config first, or give --adapter"
+            f"{job_dir} holds no trained adapter: run `train` with this config first, "
+            "or give --adapter"
         )
-    with track_run(config, folder) as tracker:
-        rows, before, after = evaluate_both(config, shards, adapter)
-        report = compute_figures(config, shards, rows, before, after)
+
+    with track_run(config, job_dir) as tracker:
+        # evaluate
+        records, before, after = evaluate_both(config, shards, adapter)
+        report = compute_figures(config, shards, records, before, after)
         numbers = {name: value for name, value in report.items() if isinstance(value, float)}
-        items = [
-            GalleryItem(row.id, row.svg, row.caption, base, tuned)
-            for row, base, tuned in zip(rows, before.captions, after.captions, strict=True)
-        ]
-        page = render_gallery(
-            _spread(items, config.evaluate.max_gallery_items),
-            title=f"Captions by {config.train.run_name}",
-            summary={name.replace("_", " "): f"{value:.3f}" for name, value in numbers.items()},
-        )
-        report["gallery"] = join_uri(folder, "gallery.html")
+
+        # write
+        page = _render_page(config, records, before, after, numbers)
+        report["gallery"] = join_uri(job_dir, "gallery.html")
         write_text(report["gallery"], page)
-        write_json(join_uri(folder, "evaluation.json"), report)
-        tracker.log_metrics(
-            result.get("step", 0), {f"held_out/{name}": value for name, value in numbers.items()}
-        )
+        write_json(join_uri(job_dir, "evaluation.json"), report)
+
+        # log
+        metrics = {f"held_out/{name}": value for name, value in numbers.items()}
+        tracker.log_metrics(result.get("step", 0), metrics)
         tracker.log_text(page, "evaluation/gallery.html")
     return report
 
@@ -88,45 +91,49 @@ def evaluate_job(config: Config, shards: Shards, adapter: str | None = None) -> 
 def evaluate_both(
     config: Config, shards: Shards, adapter: str
 ) -> tuple[list[ShardRecord], ModelEvaluation, ModelEvaluation]:
-    """(held-out drawings, base, tuned), the two models side by side; each takes what a training worker takes."""
+    """Evaluate both models in parallel. Return (held-out drawings, base, tuned).
+
+    Each model takes the resources of a training worker.
+    """
     stream, scaling = build_stream(config, shards), config.scaling
-    judge = ray.remote(num_cpus=scaling.cpus_per_worker, num_gpus=1 if scaling.use_gpu else 0)(
-        _judge
+    task = ray.remote(num_cpus=scaling.cpus_per_worker, num_gpus=1 if scaling.use_gpu else 0)(
+        _evaluate_model
     )
     try:
         before, after = ray.get(
-            [judge.remote(config, stream, None), judge.remote(config, stream, adapter)]
+            [task.remote(config, stream, None), task.remote(config, stream, adapter)]
         )
     except ray.exceptions.RayTaskError as error:
-        raise error.cause from error  # the sentence, without the task's traceback around it
+        raise error.cause from error  # the original error, without the traceback of the task
     return read_held_out(config, shards), before, after
 
 
 def read_held_out(config: Config, shards: Shards) -> list[ShardRecord]:
-    """The drawings that are captioned: the first of the validation split."""
-    return shards.read(
-        "validation", 0, min(config.evaluate.max_captions, shards.num_records("validation"))
-    )
+    """Return the drawings that are captioned: the first ones of the validation split."""
+    num_records = min(config.evaluate.max_captions, shards.num_records("validation"))
+    return shards.read("validation", 0, num_records)
 
 
 def compute_figures(
     config: Config,
     shards: Shards,
-    rows: Sequence[ShardRecord],
+    records: Sequence[ShardRecord],
     before: ModelEvaluation,
     after: ModelEvaluation,
 ) -> dict[str, Any]:
-    """The comparison as numbers, each beside its baseline."""
+    """Return the figures of both models and of their baselines, by name."""
     report: dict[str, Any] = {
         "eval_loss_before": before.eval_loss,
         "eval_loss_after": after.eval_loss,
         "perplexity_before": math.exp(min(before.eval_loss, 80.0)),
         "perplexity_after": math.exp(min(after.eval_loss, 80.0)),
-        "num_captions": len(rows),
+        "num_captions": len(records),
     }
-    if not rows:
+    if not records:
         return report
-    references = [row.caption for row in rows]
+
+    # BLEU-4
+    references = [record.caption for record in records]
     constant, constant_score = find_best_constant_caption(shards.captions("train"), references)
     report |= {
         "bleu4_before": compute_bleu4(before.captions, references),
@@ -134,53 +141,82 @@ def compute_figures(
         "bleu4_constant": constant_score,
         "constant_caption": constant,
     }
-    for name, score in score_fields(after.captions, references, config.evaluate.fields).items():
+
+    # named fields
+    fields = config.evaluate.fields
+    for name, score in score_fields(after.captions, references, fields).items():
         report |= {
             f"{name}_accuracy": score.accuracy,
             f"{name}_chance": score.chance,
             f"{name}_majority": score.majority,
         }
-    for name, score in score_fields(before.captions, references, config.evaluate.fields).items():
+    for name, score in score_fields(before.captions, references, fields).items():
         report[f"{name}_accuracy_before"] = score.accuracy
     return report
 
 
-def _judge(config: Config, stream: Stream, adapter: str | None) -> ModelEvaluation:
-    """A Ray task: load one model, measure its loss, write its captions."""
+def _evaluate_model(config: Config, stream: Stream, adapter: str | None) -> ModelEvaluation:
+    """Load one model, measure its loss and generate its captions (a Ray task)."""
     device = torch.device("cuda" if config.scaling.use_gpu else "cpu")
     torch.set_num_threads(config.scaling.threads_per_worker)
     dtype = DTYPES[config.train.precision]
-    base = load_base_model(config.model, config.quantization, device=device, dtype=dtype)
-    model: Any = base
+    name = "base" if adapter is None else "tuned"
+
+    # load
+    base_model = load_base_model(config.model, config.quantization, device=device, dtype=dtype)
+    model: Any = base_model
     if adapter is not None:
-        with ray.train.Checkpoint(adapter).as_directory() as local:
-            require_same_base_model(Path(local), pin_base_model(config.model, config.quantization))
-            model = load_adapter(base, local)
+        with ray.train.Checkpoint(adapter).as_directory() as folder:
+            pin = pin_base_model(config.model, config.quantization)
+            require_same_base_model(Path(folder), pin)
+            model = load_adapter(base_model, folder)
+
+    # measure the loss
     batches = validation_batches(
         stream, micro_batch_size=config.evaluate.micro_batch_size, rank=0, num_workers=1
     )
     loss = compute_mean_loss(CaptionLoss(model, dtype), batches, LocalContext(device))
-    name = "base" if adapter is None else "tuned"
     print(f"{name} model: evaluation loss {loss:.4f}", flush=True)
-    rows = read_held_out(config, stream.shards)
-    unwrap_gemma(model).set_attn_implementation(
-        "eager"
-    )  # batches of prompts have a mask and a cache, unlike packed rows
+
+    # generate captions; eager attention takes the mask and the cache of prompt batches
+    records = read_held_out(config, stream.shards)
+    unwrap_gemma(model).set_attn_implementation("eager")
+
+    def print_progress(num_done: int) -> None:
+        print(f"{name} model: {num_done}/{len(records)} captions", flush=True)
+
     with evaluation_mode(model), autocast(device, dtype):
         captions = generate_captions(
             model,
             PromptEncoder(stream.tokenizer, config.data.system_prompt),
-            [row.svg for row in rows],
+            [record.svg for record in records],
             batch=config.evaluate.generation_batch_size,
             max_new_tokens=config.evaluate.max_new_tokens,
-            on_progress=lambda done: print(
-                f"{name} model: {done}/{len(rows)} captions", flush=True
-            ),
+            on_progress=print_progress,
         )
     return ModelEvaluation(loss, captions)
 
 
-def _spread(items: Sequence[T], number: int) -> list[T]:
-    """An even sample, so that the gallery does not show one corner of the split."""
-    number = min(number, len(items))
-    return [items[i * len(items) // number] for i in range(number)]
+def _render_page(
+    config: Config,
+    records: Sequence[ShardRecord],
+    before: ModelEvaluation,
+    after: ModelEvaluation,
+    numbers: dict[str, float],
+) -> str:
+    """Return the gallery page of an even sample of the drawings."""
+    items = [
+        GalleryItem(record.id, record.svg, record.caption, base, tuned)
+        for record, base, tuned in zip(records, before.captions, after.captions, strict=True)
+    ]
+    return render_gallery(
+        _sample_evenly(items, config.evaluate.max_gallery_items),
+        title=f"Captions by {config.train.run_name}",
+        summary={name.replace("_", " "): f"{value:.3f}" for name, value in numbers.items()},
+    )
+
+
+def _sample_evenly(items: Sequence[T], num_items: int) -> list[T]:
+    """Return `num_items` items, or all, at equal distances over the whole split."""
+    num_items = min(num_items, len(items))
+    return [items[i * len(items) // num_items] for i in range(num_items)]

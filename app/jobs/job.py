@@ -1,4 +1,4 @@
-"""The parts that every job has: its folder, its token stream, its MLflow run, its room on Ray."""
+"""Parts of every job: its folder, its token stream, its MLflow run, its resources on Ray."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -1,7 +1,9 @@
-"""`python -m app plan`: memory by category, the longest row on each card, steps, tokens, hours, sizes of checkpoints;
-and the check that `train` makes before it starts on GPUs."""
+"""`python -m app plan`: memory, length and checkpoint size of a job.
 
-import json
+The plan holds the memory by category, the longest sequence on each card, the numbers of steps and
+tokens, the hours, and the size of a checkpoint.
+"""
+
 import math
 import re
 from collections.abc import Sequence
@@ -9,49 +11,43 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from app.config import Config, override_config
+from app.config import Config
 from app.errors import UserError
 from app.gemma.base_model import resolve_model_source
 from app.jobs.job import build_stream
-from app.memory_plan.peak import (
-    MemoryPeak,
-    StepSettings,
-    find_longest_sequence,
-    simulate_peak,
-)
+from app.memory_plan.peak import StepSettings, find_longest_sequence, simulate_peak
 from data_pipeline.errors import DataError
 from data_pipeline.shards import open_shards
 
 GIB = 2**30
 OUTSIDE_GIB = 1.0
-"""Of a card, what is not the allocator's: CUDA's context and loaded kernels (GiB). Measured on one H100: 0.9 to 1.2."""
+"""Memory of a card outside the allocator: CUDA's context and loaded kernels (GiB).
+
+Measured on one H100: 0.9 to 1.2.
+"""
 FRAGMENTATION = 1.08
-"""What the allocator must hold for each byte that is live. Under caps of 7.25 and 11.25 GiB it ran out of memory on one
-H100 when 1.05 and 1.07 of what was live were not enough."""
+"""Bytes that the allocator needs for each live byte.
+
+On one H100 under caps of 7.25 and 11.25 GiB, training ran out of memory with 1.05 and 1.07.
+"""
 CARDS_GIB = (8.0, 12.0, 16.0, 24.0, 40.0, 48.0, 80.0)
 LABELS_ONLY = 0.08
-"""Share of a row's tokens that are a caption's, as in benchmarks/loss.py."""
-REMEDIES: tuple[tuple[str, Any], ...] = (
-    ("memory.gradient_checkpointing", True), ("memory.keep_layers", 0), ("model.attention", "blockwise"),
-    ("train.micro_batch_size", 1), ("memory.offload", True), ("memory.embedding", "host"),
-    ("quantization.kind", "nf4"), ("optim.kind", "adamw_8bit"),
-)  # fmt: skip
-"""What saves memory: first what changes no gradient but for rounding, last the precision of base and moments."""
+"""Share of a sequence's tokens that belong to captions, as in benchmarks/loss.py."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """One card's longest rows (tokens)."""
+    """The longest sequences (tokens) that fit on one card."""
 
     gib: float
     max_tokens: int
+    """With labels on all tokens."""
     max_tokens_labels_only: int
+    """With labels on captions only."""
 
 
 def parse_gib(text: str) -> float:
-    """`24GiB`, `24` → 24.0. Raises UserError for anything else."""
+    """Return a card's memory in GiB: `24GiB`, `24` → 24.0. Raises UserError for other text."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GiB|GB|G)?", text.strip(), re.IGNORECASE)
     if not found or not float(found[1]):
         raise UserError(f"--gpu {text}: give the card's memory, such as 24GiB")
@@ -61,7 +57,7 @@ def parse_gib(text: str) -> float:
 def get_step_settings(
     config: Config, *, sequence_tokens: int | None = None, labelled_share: float = 1.0
 ) -> StepSettings:
-    """Return the settings of a job that decide its memory; `sequence_tokens` replaces the config's."""
+    """Return the settings that decide a job's memory; `sequence_tokens` replaces the config's."""
     return StepSettings(
         model=config.model,
         quantization=config.quantization,
@@ -75,9 +71,10 @@ def get_step_settings(
     )
 
 
-def _peak_bytes(
+def simulate_peak_bytes(
     config: Config, *, sequence_tokens: int | None = None, labelled_share: float
 ) -> int:
+    """Return the simulated peak memory of one optimizer step (bytes)."""
     settings = get_step_settings(
         config, sequence_tokens=sequence_tokens, labelled_share=labelled_share
     )
@@ -87,83 +84,100 @@ def _peak_bytes(
 def make_plan(
     config: Config, gpus: Sequence[float], *, max_context: bool, speed: float | None
 ) -> dict[str, Any]:
-    """The plan as `--json` prints it. gpus: cards (GiB); speed: tokens a second of the whole job, None if unknown."""
-    found = simulate_peak(get_step_settings(config))
-    cap = _cap(config)
-    limits = [*([] if cap is None else [cap / FRAGMENTATION]), *map(_usable, gpus)]
-    cards = []
-    if max_context:
-        cards = plan_cards(config, gpus or CARDS_GIB)
-    trained = found.by_category["lora"]
+    """Return the plan as `--json` prints it.
+
+    `gpus` are cards (GiB). `speed` is the speed of all workers together (tokens per second), None
+    if unknown.
+    """
+    # memory
+    peak = simulate_peak(get_step_settings(config))
+    cap_bytes = get_cap_bytes(config)
+    limits = [] if cap_bytes is None else [cap_bytes / FRAGMENTATION]
+    limits += [_usable_bytes(gib) for gib in gpus]
+    cards = plan_cards(config, gpus or CARDS_GIB) if max_context else []
+
+    # length
     tokens, steps = estimate_tokens_and_steps(config)
     return {
         "model": config.model.name,
         "sequence_tokens": config.data.sequence_tokens,
-        "peak_bytes": found.num_bytes,
-        "by_category": found.by_category,
-        "stage": found.stage,
+        "peak_bytes": peak.num_bytes,
+        "by_category": peak.by_category,
+        "stage": peak.stage,
         "limit_bytes": min(limits, default=None),
-        "fits": found.num_bytes <= min(limits) if limits else None,
+        "fits": peak.num_bytes <= min(limits) if limits else None,
         "cards": [vars(card) for card in cards],
         "optimizer_steps": steps,
         "tokens": tokens,
         "hours": tokens / speed / 3600 if tokens and speed else None,
-        "checkpoint_bytes": {"adapter": trained, "optimizer": found.by_category["optimizer"]},
+        "checkpoint_bytes": {
+            "adapter": peak.by_category["lora"],
+            "optimizer": peak.by_category["optimizer"],
+        },
     }
 
 
 def format_plan(plan: dict[str, Any]) -> str:
-    """The plan for people."""
+    """Return the plan of `make_plan` as lines of text."""
+    # memory
     lines = [
-        f"{plan['model']}, rows of {plan['sequence_tokens']:,} tokens, all labelled; GiB of a worker (parallel=ddp):"
+        f"{plan['model']}, sequences of {plan['sequence_tokens']:,} tokens, all labelled; "
+        "GiB of one worker (parallel.strategy=ddp):"
     ]
-    lines += [
-        f"  {name:<12}{num_bytes / GIB:8.2f}" for name, num_bytes in plan["by_category"].items()
-    ]
-    lines += [f"  {'peak':<12}{plan['peak_bytes'] / GIB:8.2f}  in {plan['stage']}"]
+    for name, num_bytes in plan["by_category"].items():
+        lines.append(f"  {name:<12}{num_bytes / GIB:8.2f}")
+    lines.append(f"  {'peak':<12}{plan['peak_bytes'] / GIB:8.2f}  in {plan['stage']}")
+
+    # cards
     if plan["fits"] is not None:
-        lines += [
-            f"{'fits' if plan['fits'] else 'does NOT fit'} into {plan['limit_bytes'] / GIB:.2f} GiB"
-        ]
-    lines += [
-        f"{card['gib']:g} GiB: longest row {card['max_tokens']:,} tokens, "
-        f"{card['max_tokens_labels_only']:,} with labels on captions only ({LABELS_ONLY:.0%})"
-        for card in plan["cards"]
-    ]
-    sizes = plan["checkpoint_bytes"]
-    lines += [
-        f"a checkpoint: adapter {sizes['adapter'] / GIB:.2f}, optimizer {sizes['optimizer'] / GIB:.2f} GiB"
-    ]
-    if plan["optimizer_steps"] is None:
-        lines += ["steps and tokens: unknown, the shards or the tokenizer are not here"]
-    else:
-        hours = (
-            "give --tokens-per-second for hours"
-            if plan["hours"] is None
-            else f"about {plan['hours']:.1f} hours"
+        verdict = "fits" if plan["fits"] else "does NOT fit"
+        lines.append(f"{verdict} into {plan['limit_bytes'] / GIB:.2f} GiB")
+    for card in plan["cards"]:
+        lines.append(
+            f"{card['gib']:g} GiB: longest sequence {card['max_tokens']:,} tokens, "
+            f"{card['max_tokens_labels_only']:,} with labels on captions only ({LABELS_ONLY:.0%})"
         )
-        lines += [
-            f"about {plan['optimizer_steps']:,} optimizer steps, {plan['tokens']:,} tokens; {hours}"
-        ]
+
+    # checkpoint
+    sizes = {name: num_bytes / GIB for name, num_bytes in plan["checkpoint_bytes"].items()}
+    lines.append(
+        f"a checkpoint: adapter {sizes['adapter']:.2f}, optimizer {sizes['optimizer']:.2f} GiB"
+    )
+
+    # length
+    steps, tokens, hours = plan["optimizer_steps"], plan["tokens"], plan["hours"]
+    if steps is None:
+        lines.append("steps and tokens: unknown, because the shards or the tokenizer are missing")
+    else:
+        duration = "give --tokens-per-second to estimate the hours"
+        if hours is not None:
+            duration = f"about {hours:.1f} hours"
+        lines.append(f"about {steps:,} optimizer steps, {tokens:,} tokens; {duration}")
     return "\n".join(lines)
 
 
 def plan_cards(config: Config, gpus: Sequence[float]) -> list[Card]:
-    """The longest rows on each card, found from the largest card on: its rows bound the others'."""
-    found = {}
+    """Return the longest sequences on each card.
+
+    The search starts with the largest card: its results are upper bounds for the smaller ones.
+    """
+    longest = {}
     for labelled in (1.0, LABELS_ONLY):
         known: dict[int, int] = {}
         for gib in sorted(gpus, reverse=True):
 
             def peak_bytes(tokens: int, labelled: float = labelled) -> int:
-                return _peak_bytes(config, sequence_tokens=tokens, labelled_share=labelled)
+                return simulate_peak_bytes(config, sequence_tokens=tokens, labelled_share=labelled)
 
-            found[gib, labelled] = find_longest_sequence(peak_bytes, _usable(gib), known)
-    return [Card(gib, found[gib, 1.0], found[gib, LABELS_ONLY]) for gib in gpus]
+            longest[gib, labelled] = find_longest_sequence(peak_bytes, _usable_bytes(gib), known)
+    return [Card(gib, longest[gib, 1.0], longest[gib, LABELS_ONLY]) for gib in gpus]
 
 
 def estimate_tokens_and_steps(config: Config) -> tuple[int, int] | tuple[None, None]:
-    """(tokens, optimizer steps) of the job, from its first window of examples; None without shards or tokenizer."""
+    """Return (tokens, optimizer steps) of the job, extrapolated from its first shuffle block.
+
+    Return (None, None) if the shards or the tokenizer are missing.
+    """
     source = resolve_model_source(config.model.name)
     if not Path(source).is_dir():
         return None, None
@@ -172,81 +186,30 @@ def estimate_tokens_and_steps(config: Config) -> tuple[int, int] | tuple[None, N
         block = stream.shuffle_block(0)
     except DataError:
         return None, None
+
+    # sequences of the whole job
     num_examples = stream.num_train_examples
     block_examples = min(num_examples, config.data.shuffle_block_examples)
     num_blocks = stream.num_epochs * num_examples / block_examples
-    rows_a_step = (
-        config.train.micro_batch_size
-        * config.train.gradient_accumulation_steps
-        * config.scaling.num_workers
-    )
-    rows = num_blocks * len(block["num_tokens"])
-    steps = math.ceil(rows / rows_a_step)
+    num_sequences = num_blocks * len(block["num_tokens"])
+
+    # optimizer steps
+    accumulation = config.train.gradient_accumulation_steps
+    sequences_per_worker = config.train.micro_batch_size * accumulation
+    sequences_per_step = sequences_per_worker * config.scaling.num_workers
+    steps = math.ceil(num_sequences / sequences_per_step)
     if config.train.max_steps is not None:
         steps = min(steps, config.train.max_steps)
-    return round(min(rows, steps * rows_a_step) * float(block["num_tokens"].mean())), steps
+
+    tokens_per_sequence = float(block["num_tokens"].mean())
+    return round(min(num_sequences, steps * sequences_per_step) * tokens_per_sequence), steps
 
 
-def require_fit(config: Config, limit_bytes: float | None) -> MemoryPeak | None:
-    """Raises UserError, which names the settings that would do, for a job on GPUs that cannot fit in limit_bytes even
-    if only captions are labelled. Returns the peak; None where nothing can be said: on CPUs, without a known limit, and
-    for workers that share weights (zero2, fsdp)."""
-    shared = config.parallel.strategy != "ddp" and config.scaling.num_workers > 1
-    if not config.scaling.use_gpu or limit_bytes is None or shared:
-        return None
-    found = simulate_peak(get_step_settings(config, labelled_share=LABELS_ONLY))
-    if found.num_bytes <= limit_bytes:
-        return found
-    short = f"training takes {found.num_bytes / GIB:.3g} GiB a GPU, of which {limit_bytes / GIB:.3g} are there"
-    raise UserError(f"{short} ({found.stage}): {_fix(config, limit_bytes / FRAGMENTATION)}")
-
-
-def get_memory_limit(config: Config) -> float | None:
-    """What the job may take of a GPU (bytes): memory.max_gib_per_gpu, and this machine's cards where it has some."""
-    usable = [
-        torch.cuda.get_device_properties(i).total_memory - OUTSIDE_GIB * GIB
-        for i in range(torch.cuda.device_count())
-    ]
-    return min([limit for limit in (_cap(config), *usable) if limit is not None], default=None)
-
-
-def _fix(config: Config, limit_bytes: float) -> str:
-    """The first settings, one or several in order, that make the job fit; else the longest row besides."""
-    current = config.model_dump()
-    open_to = []
-    for path, value in REMEDIES:
-        section, name = path.split(".")
-        trained = (
-            path == "memory.embedding" and config.lora.train_embeddings
-        )  # on the host it can only be frozen
-        if current[section][name] != value and not trained:
-            open_to.append((path, value))
-    singles = [[remedy] for remedy in open_to]
-    for chosen in [*singles, *(open_to[:n] for n in range(2, len(open_to) + 1))]:
-        if (
-            _peak_bytes(override_config(config, dict(chosen)), labelled_share=LABELS_ONLY)
-            <= limit_bytes
-        ):
-            return f"set {_settings(chosen)}"
-    all_of_them = override_config(config, dict(open_to))
-    tokens = find_longest_sequence(
-        lambda tokens: _peak_bytes(all_of_them, sequence_tokens=tokens, labelled_share=LABELS_ONLY),
-        limit_bytes,
-        {},
-    )
-    if not tokens:
-        return "no row fits: take a smaller model or a larger card"
-    return f"set {_settings([*open_to, ('data.sequence_tokens', tokens)])}"
-
-
-def _settings(pairs: Sequence[tuple[str, Any]]) -> str:
-    return " ".join(f"{path}={json.dumps(value).strip(chr(34))}" for path, value in pairs)
-
-
-def _cap(config: Config) -> float | None:
+def get_cap_bytes(config: Config) -> float | None:
+    """Return memory.max_gib_per_gpu in bytes."""
     return None if config.memory.max_gib_per_gpu is None else config.memory.max_gib_per_gpu * GIB
 
 
-def _usable(gib: float) -> float:
-    """Bytes of a card that a step may have live."""
+def _usable_bytes(gib: float) -> float:
+    """Return the bytes of a card that live tensors may fill."""
     return (gib - OUTSIDE_GIB) * GIB / FRAGMENTATION

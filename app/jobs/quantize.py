@@ -1,4 +1,4 @@
-"""`python -m app quantize`: a 4-bit base on disk, that workers then load as it is."""
+"""`python -m app quantize`: write a 4-bit base model that workers load directly."""
 
 import os
 import shutil
@@ -19,39 +19,54 @@ from app.gemma.base_model import (
 from app.gemma.config import ModelConfig, QuantizationConfig
 from app.gemma.load import load_base_model
 
-TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
-             "added_tokens.json", "chat_template.jinja")  # fmt: skip
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+"""Files of a tokenizer, of which a model folder may hold only some."""
 
 
 def quantize(model: ModelConfig, quantization: QuantizationConfig, out: Path) -> dict[str, Any]:
-    """Write `model` in 4 bits into the new folder `out`, with its tokenizer; returns its pin and its size in bytes.
+    """Write `model` in 4 bits, and its tokenizer, into the new folder `out`.
 
-    What is not quantised (embedding and norms) keeps its dtype, so that `load_base` gives the same base as from the
-    full model. Weights go to the device (a GPU where there is one) one by one. A run that is stopped leaves nothing
-    in `out`. Raises UserError.
+    Return the pin of the written model (name, quantisation, sha256) and its size in bytes.
+    Embedding and norms are not quantised and keep their dtype, so that `load_base_model` gives the
+    same base model as from the full one. The weights go to the device (a GPU if there is one) one
+    by one. A run that is stopped leaves nothing in `out`. Raises UserError if `model` cannot be
+    quantised or `out` cannot be written.
     """
+    # check the arguments
     if quantization.kind == "none":
         raise UserError("--kind none leaves nothing to quantise: give nf4 or fp4")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} is there already: give a new folder, or remove it")
     config = load_model_config(model)
     require_unquantised(model, config)
+
+    # load and quantise
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.bfloat16
-    base = load_base_model(model, quantization, device=device, dtype=dtype)
+    base_model = load_base_model(model, quantization, device=device, dtype=dtype)
+
+    # write
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
             written = Path(folder, out.name)
-            base.save_pretrained(written)
-            for file in filter(None, (find_local_file(model, name) for name in TOKENIZER)):
-                shutil.copyfile(file, written / file.name)
+            base_model.save_pretrained(written)
+            for name in TOKENIZER:
+                if file := find_local_file(model, name):
+                    shutil.copyfile(file, written / file.name)
             for file in written.iterdir():
                 file.chmod(0o644)  # workers may run as other users
             num_bytes = sum(file.stat().st_size for file in written.iterdir())
             os.replace(written, out)
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"--out {out} cannot be written ({error}): make room, or give another folder"
+            f"--out {out} cannot be written ({error}): free some space, or give another folder"
         ) from error
     return {**pin_base_model(ModelConfig(name=str(out)), quantization), "bytes": num_bytes}

@@ -1,4 +1,4 @@
-"""One training job: checks what can be checked, builds the TorchTrainer, waits, and names the best checkpoint."""
+"""One training job: build Ray's TorchTrainer, run it, and record the best checkpoint."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,8 @@ from ray.train.v2.api.result import Result
 from app.config import Config, config_to_yaml, flatten_config
 from app.errors import UserError
 from app.jobs.job import build_stream, get_job_dir, track_run
-from app.jobs.worker import WorkerJob, run_worker
+from app.jobs.train_context import WorkerJob
+from app.jobs.worker import run_worker
 from app.storage import join_uri, read_json, write_json
 from app.tracking import Tracker, open_run
 from data_pipeline.shards import Shards
@@ -23,85 +24,83 @@ from data_pipeline.stream.token_stream import Position, Stream
 Checkpoints = list[tuple[ray.train.Checkpoint, dict[str, Any]]]
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
-"""Where Ray Train 2.60 keeps its list of checkpoints, in the run's folder."""
+"""File in the run's folder in which Ray Train 2.60 keeps its list of checkpoints."""
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a finished job leaves."""
+    """Result of a finished job."""
 
     metrics: Mapping[str, Any]
     """Rank 0's final figures: step, eval_loss of the restored best weights, num_examples, …"""
     adapter: str | None
     """Folder or URI of the best checkpoint; None if none was saved."""
     run_id: str | None
+    """MLflow run of the job; None if nothing is tracked."""
+
+
+@dataclass(frozen=True)
+class ResumingDataset:
+    """Dataset factory that starts the stream at the newest checkpoint.
+
+    Ray Train calls it at each start of the workers.
+    """
+
+    stream: Stream
+    snapshot: str
+    num_workers: int
+
+    def __call__(self) -> ray.data.Dataset:
+        """Return the dataset from the newest checkpoint's position on."""
+        newest = (read_json(self.snapshot) or {}).get("latest_checkpoint_result")
+        start = Position() if newest is None else Position(**newest["metrics"]["position"])
+        return build_dataset(self.stream, start=start, num_workers=self.num_workers)
 
 
 def train_job(config: Config, shards: Shards) -> TrainResult:
-    """Run or continue the job `train.run_name` in one MLflow run. Needs a connected Ray (app.jobs.cluster.connect)."""
-    folder = get_job_dir(config)
-    with track_run(config, folder) as tracker:
-        _describe(tracker, config, shards)
-        metrics, checkpoints = _fit(
-            _trainer(config, build_stream(config, shards), folder, tracker.run_id)
-        )
-        return _finish(metrics, checkpoints, folder, tracker)
+    """Run or continue the job `train.run_name` in one MLflow run.
+
+    Needs a connected Ray (app.jobs.cluster.connect). Raises UserError if training fails.
+    """
+    job_dir = get_job_dir(config)
+    with track_run(config, job_dir) as tracker:
+        _log_job(tracker, config, shards)
+        job = WorkerJob(config, build_stream(config, shards), job_dir, tracker.run_id)
+        metrics, checkpoints = _fit(_build_trainer(job))
+        return _record_result(metrics, checkpoints, job_dir, tracker)
 
 
 def train_trial(
     config: Config, shards: Shards, *, parent_run_id: str | None, tags: Mapping[str, str]
 ) -> dict[str, Any]:
-    """One trial of a search, inside its Tune session: every evaluation goes to Tune as it comes.
+    """Run one trial of a search inside its Tune session. Return rank 0's final figures.
 
-    When Tune stops the trial this process just ends, and the trial's MLflow run stays RUNNING: whoever sees the
-    trial end gives the run its true status.
+    Every evaluation goes to Tune as soon as it is reported. When Tune stops the trial, this process
+    ends without cleaning up, and the trial's MLflow run keeps the status RUNNING. The driver of the
+    search then sets the true status.
     """
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    folder = get_job_dir(config)
+    job_dir = get_job_dir(config)
     tracker = open_run(
         config.tracking,
         run_name=config.train.run_name,
-        job_dir=folder,
+        job_dir=job_dir,
         parent_run_id=parent_run_id,
         tags=tags,
     )
-    _describe(tracker, config, shards)
-    metrics, _ = _fit(
-        _trainer(
-            config,
-            build_stream(config, shards),
-            folder,
-            tracker.run_id,
-            callbacks=[TuneReportCallback()],
-        )
-    )
+    _log_job(tracker, config, shards)
+    job = WorkerJob(config, build_stream(config, shards), job_dir, tracker.run_id)
+    metrics, _ = _fit(_build_trainer(job, callbacks=[TuneReportCallback()]))
     tracker.finish("FINISHED")
     return metrics
 
 
-def _fit(trainer: ray.train.torch.TorchTrainer) -> tuple[dict[str, Any], Checkpoints]:
-    """What rank 0 returned, and the kept checkpoints with their metrics.
-
-    Raises UserError with the reason in one sentence; the workers' tracebacks have been printed by then."""
-    try:
-        result = cast(Result, trainer.fit())
-    except ray.train.TrainingFailedError as error:
-        failures = getattr(error, "worker_failures", None) or {0: error}
-        rank, first = next(iter(failures.items()))
-        reason = str(first).strip().splitlines()[-1]
-        raise UserError(
-            f"training failed on worker {rank}: {reason} (its traceback is above)"
-        ) from error
-    returned: dict[str, Any] = dict(result.return_value or {})
-    if "error" in returned:
-        raise UserError(returned["error"])
-    return returned, result.best_checkpoints or []
-
-
-def _describe(tracker: Tracker, config: Config, shards: Shards) -> None:
+def _log_job(tracker: Tracker, config: Config, shards: Shards) -> None:
+    """Log the config, the two splits and the counts of `prepare` to the MLflow run."""
     tracker.log_params(flatten_config(config))
     tracker.log_text(config_to_yaml(config), "config.yaml")
+
     for split, context in (("train", "training"), ("validation", "validation")):
         tracker.log_dataset(
             split,
@@ -110,62 +109,40 @@ def _describe(tracker: Tracker, config: Config, shards: Shards) -> None:
             context=context,
             source=config.data.shards,
         )
-    refused = {
+
+    quarantined = {
         f"prepare/quarantined/{reason}": number for reason, number in shards.quarantined.items()
     }
-    counted = {
+    counts = {
         "prepare/duplicates": shards.num_duplicates,
-        "prepare/quarantined": sum(refused.values()),
-        **refused,
+        "prepare/quarantined": sum(quarantined.values()),
+        **quarantined,
     }
-    tracker.log_metrics(0, counted)
+    tracker.log_metrics(0, counts)
 
 
-def _finish(
-    metrics: dict[str, Any], checkpoints: Checkpoints, folder: str, tracker: Tracker
-) -> TrainResult:
-    adapter = None
-    if checkpoints:
-        best, best_metrics = min(checkpoints, key=lambda pair: float(pair[1]["eval_loss"]))
-        adapter = join_uri(folder, Path(best.path).name)
-        with best.as_directory() as local:
-            tracker.log_checkpoint(
-                best_metrics["step"], Path(local), name="best",
-                metrics={"eval/loss": best_metrics["eval_loss"]}, files=True,
-            )  # fmt: skip
-        metrics["best_step"] = best_metrics["step"]
-    write_json(
-        join_uri(folder, "result.json"), {**metrics, "adapter": adapter, "run_id": tracker.run_id}
-    )
-    return TrainResult(metrics, adapter, tracker.run_id)
-
-
-def _trainer(
-    config: Config,
-    stream: Stream,
-    folder: str,
-    run_id: str | None,
-    callbacks: list[Any] | None = None,
+def _build_trainer(
+    job: WorkerJob, callbacks: list[Any] | None = None
 ) -> ray.train.torch.TorchTrainer:
-    scaling = config.scaling
-    parent, _, name = folder.rpartition("/")
-    gpu = {"GPU": 1.0} if scaling.use_gpu else {}
+    config, scaling = job.config, job.config.scaling
+    resources = {"CPU": scaling.cpus_per_worker} | ({"GPU": 1.0} if scaling.use_gpu else {})
+    storage_path, _, name = job.job_dir.rpartition("/")
+    dataset = ResumingDataset(job.stream, join_uri(job.job_dir, SNAPSHOT), scaling.num_workers)
+
     return ray.train.torch.TorchTrainer(
-        cast(Any, run_worker),  # the result that it returns is newer than the type of this argument
-        train_loop_config={"job": WorkerJob(config, stream, folder, run_id)},
+        cast(Any, run_worker),  # Ray's annotation of this argument allows no returned value
+        train_loop_config={"job": job},
         torch_config=ray.train.torch.TorchConfig(timeout_s=config.parallel.timeout_seconds),
-        datasets={
-            "train": ResumingDataset(stream, join_uri(folder, SNAPSHOT), scaling.num_workers)
-        },
+        datasets={"train": dataset},
         dataset_config=build_data_config(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=scaling.num_workers,
             use_gpu=scaling.use_gpu,
-            resources_per_worker={"CPU": scaling.cpus_per_worker, **gpu},
+            resources_per_worker=resources,
         ),
         run_config=ray.train.RunConfig(
             name=name,
-            storage_path=parent,
+            storage_path=storage_path,
             failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=config.train.save_total_limit,
@@ -177,15 +154,45 @@ def _trainer(
     )
 
 
-@dataclass(frozen=True)
-class ResumingDataset:
-    """Called by Ray Train at each start of the worker group: the stream from its newest checkpoint on."""
+def _fit(trainer: ray.train.torch.TorchTrainer) -> tuple[dict[str, Any], Checkpoints]:
+    """Return the figures of rank 0, and the kept checkpoints with their metrics.
 
-    stream: Stream
-    snapshot: str
-    num_workers: int
+    Raises UserError with the reason in one sentence; the workers have printed their tracebacks.
+    """
+    try:
+        result = cast(Result, trainer.fit())
+    except ray.train.TrainingFailedError as error:
+        failures = getattr(error, "worker_failures", None) or {0: error}
+        rank, first = next(iter(failures.items()))
+        reason = str(first).strip().splitlines()[-1]
+        raise UserError(
+            f"training failed on worker {rank}: {reason} (its traceback is above)"
+        ) from error
 
-    def __call__(self) -> ray.data.Dataset:
-        newest = (read_json(self.snapshot) or {}).get("latest_checkpoint_result")
-        start = Position() if newest is None else Position(**newest["metrics"]["position"])
-        return build_dataset(self.stream, start=start, num_workers=self.num_workers)
+    returned: dict[str, Any] = dict(result.return_value or {})
+    if "error" in returned:
+        raise UserError(returned["error"])
+    return returned, result.best_checkpoints or []
+
+
+def _record_result(
+    metrics: dict[str, Any], checkpoints: Checkpoints, job_dir: str, tracker: Tracker
+) -> TrainResult:
+    """Log the best checkpoint to MLflow, write result.json and return the result."""
+    adapter = None
+    if checkpoints:
+        best, best_metrics = min(checkpoints, key=lambda pair: float(pair[1]["eval_loss"]))
+        adapter = join_uri(job_dir, Path(best.path).name)
+        with best.as_directory() as folder:
+            tracker.log_checkpoint(
+                best_metrics["step"],
+                Path(folder),
+                name="best",
+                metrics={"eval/loss": best_metrics["eval_loss"]},
+                files=True,
+            )
+        metrics["best_step"] = best_metrics["step"]
+
+    result = {**metrics, "adapter": adapter, "run_id": tracker.run_id}
+    write_json(join_uri(job_dir, "result.json"), result)
+    return TrainResult(metrics, adapter, tracker.run_id)

@@ -1,0 +1,137 @@
+"""Arguments of the command line. Imports no heavy library."""
+
+import argparse
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from app.gemma.config import ModelConfig, QuantizationConfig
+from data_pipeline.config import PrepareConfig
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line; `command` of the result names the command, such as `config show`.
+
+    Overrides (`section.field=value`) may stand before and after options. argparse accepts
+    positional arguments in one place only, so it returns overrides after an option as unparsed.
+    """
+    parser = _build_parser()
+    arguments, unparsed = parser.parse_known_args(argv)
+    takes_overrides = "overrides" in arguments
+    unknown = [
+        text for text in unparsed if text.startswith("-") or "=" not in text or not takes_overrides
+    ]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if unparsed:
+        arguments.overrides += unparsed
+    return arguments
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="svgscribe", description="Teach Gemma 2 to describe SVG drawings."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_prepare(commands)
+    _add_plan(commands)
+    _add_quantize(commands)
+
+    _add_config_command(commands, "train", "train the job of a config, or continue it")
+    _add_config_command(commands, "tune", "search over search.space; ASHA stops bad trials early")
+    evaluate = _add_config_command(
+        commands, "evaluate", "compare base and tuned model on the held-out split"
+    )
+    evaluate.add_argument(
+        "--adapter", help="folder of a checkpoint (default: the job's best checkpoint)"
+    )
+    _add_config_command(
+        commands, "doctor", "check that the job of a config can run on this machine"
+    )
+    ui = _add_config_command(commands, "ui", "open the MLflow UI of the config's tracking database")
+    ui.add_argument("--port", type=int, default=5000, help="port of the UI (default: 5000)")
+
+    demo = _add_command(
+        commands, "demo", "prepare, search, train and evaluate on real icons, in minutes"
+    )
+    demo.add_argument("overrides", nargs="*", help="section.field=value")
+    _add_config(commands)
+    return parser
+
+
+def _add_command(commands: Commands, name: str, text: str) -> argparse.ArgumentParser:
+    added = commands.add_parser(name, help=text, description=text)
+    added.set_defaults(command=name)
+    return added
+
+
+def _add_config_command(commands: Commands, name: str, text: str) -> argparse.ArgumentParser:
+    """Add a command whose positional arguments are a config and its overrides."""
+    added = _add_command(commands, name, text)
+    added.add_argument("config", help="YAML file, or the name of a shipped one: demo, gemma2-9b, …")
+    added.add_argument("overrides", nargs="*", help="section.field=value")
+    return added
+
+
+def _add_prepare(commands: Commands) -> None:
+    prepare = _add_command(commands, "prepare", "convert raw SVG sources to Parquet shards")
+    prepare.add_argument(
+        "source", nargs="+", help="file, folder or URI, phosphor, scenes:N; A@2 B@1 mixes 2 : 1"
+    )
+    for name, field in PrepareConfig.model_fields.items():
+        prepare.add_argument(
+            f"--{name.replace('_', '-')}",
+            default=field.get_default(),
+            required=field.is_required(),
+            help=field.description,
+        )
+    prepare.add_argument("--json", help="write the counts to this file")
+
+
+def _add_plan(commands: Commands) -> None:
+    plan = _add_config_command(
+        commands,
+        "plan",
+        "simulate the memory of one optimizer step, without weights, hub or GPU",
+    )
+    plan.add_argument(
+        "--gpu",
+        action="append",
+        default=[],
+        help="memory of a card, such as 24GiB; may be repeated",
+    )
+    plan.add_argument(
+        "--max-context", action="store_true", help="find the longest sequence on each card"
+    )
+    plan.add_argument(
+        "--tokens-per-second",
+        type=float,
+        help="measured speed of all workers together, to estimate the hours",
+    )
+    plan.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_quantize(commands: Commands) -> None:
+    quantize = _add_command(
+        commands, "quantize", "write a 4-bit base model, which workers load directly"
+    )
+    quantize.add_argument("model", help="hub name or folder of a Gemma 2 model, or tiny")
+    quantize.add_argument("--out", required=True, help="new folder; use it as model.name later")
+    quantize.add_argument("--revision", help=ModelConfig.model_fields["revision"].description)
+    for name, field in QuantizationConfig.model_fields.items():
+        quantize.add_argument(f"--{name}", default=field.get_default(), help=field.description)
+
+
+def _add_config(commands: Commands) -> None:
+    config = _add_command(
+        commands, "config", "show a resolved config, or the reference of every setting"
+    )
+    parts = config.add_subparsers(required=True, metavar="show|docs")
+    show = parts.add_parser("show", help="print the resolved config")
+    show.add_argument("config")
+    show.add_argument("overrides", nargs="*")
+    show.set_defaults(command="config show")
+    docs = parts.add_parser("docs", help="print the reference of every setting")
+    docs.set_defaults(command="config docs")

@@ -1,0 +1,155 @@
+"""The TrainContext of the training loop inside Ray Train: metrics, checkpoints and reports."""
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray.train
+import ray.train.torch
+import torch
+from peft import PeftModel
+
+from app.config import Config
+from app.errors import UserError
+from app.gemma.base_model import BaseModelPin, pin_base_model
+from app.storage import join_uri
+from app.tracking import Tracker, attach_run
+from app.training import checkpoint, loop
+from app.training.loop import TrainState
+from app.training.parallel import gather_objects
+from data_pipeline.stream.ledger import Ledger
+from data_pipeline.stream.token_stream import Stream
+
+
+@dataclass(frozen=True)
+class WorkerJob:
+    """Arguments that the driver sends to every worker."""
+
+    config: Config
+    stream: Stream
+    job_dir: str
+    """Folder or URI of the files that outlive a worker."""
+    run_id: str | None
+    """MLflow run that rank 0 logs to; None if nothing is tracked."""
+
+
+class ProgressPrinter:
+    """Print the progress of training and the time left, at most once every few seconds."""
+
+    EVERY_SECONDS = 5.0
+
+    def __init__(self) -> None:
+        self._started: tuple[float, float] | None = None  # (time, progress) of the first step seen
+        self._printed_at = 0.0
+
+    def print_step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Print one line for an evaluation, or for a training step if the last line is old."""
+        now = time.monotonic()
+        if "eval/loss" in metrics:
+            print(f"step {step}: evaluation loss {metrics['eval/loss']:.4f}", flush=True)
+            return
+
+        progress = metrics["train/progress"]
+        if self._started is None:
+            self._started = now, progress
+        if now - self._printed_at < self.EVERY_SECONDS:
+            return
+        self._printed_at = now
+
+        started_at, first_progress = self._started
+        left = ""
+        if progress > first_progress:
+            seconds_per_job = (now - started_at) / (progress - first_progress)
+            left = f", about {seconds_per_job * (1 - progress):.0f} s left"
+        loss, speed = metrics["train/loss"], metrics["speed/tokens_per_second"]
+        print(
+            f"step {step} ({progress:.0%}): loss {loss:.4f}, {speed:.0f} tokens/s{left}", flush=True
+        )
+
+
+class RayTrainContext:
+    """`app.training.parallel.TrainContext` inside Ray Train."""
+
+    def __init__(self, job: WorkerJob, model: PeftModel, optimizer: torch.optim.Optimizer) -> None:
+        """Hash the base model once per node. Raises UserError if two nodes have different ones."""
+        ray_context = ray.train.get_context()
+        self.rank, self.size = ray_context.get_world_rank(), ray_context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        self._job, self._model, self._optimizer = job, model, optimizer
+        self._progress = ProgressPrinter()
+
+        # base model
+        own_pin = None
+        if ray_context.get_local_rank() == 0:
+            own_pin = pin_base_model(job.config.model, job.config.quantization)
+        self.base_pin = require_one_base_model(gather_objects(own_pin, self))
+
+        # records
+        self.ledger: Ledger | None = None
+        if job.config.data.ledger:
+            self.ledger = Ledger(join_uri(job.job_dir, "ledger"), job.stream, rank=self.rank)
+        run_id = job.run_id if self.rank == 0 else None
+        self.tracker: Tracker = attach_run(job.config.tracking, run_id, job_dir=job.job_dir)
+
+    def record(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log the metrics of one step to MLflow and print the progress."""
+        self.tracker.log_metrics(step, metrics)
+        self._progress.print_step(step, metrics)
+
+    def report(self, state: TrainState, eval_loss: float, *, save: bool) -> None:
+        """Report an evaluation to Ray Train, with a checkpoint if `save`.
+
+        All ranks call it: Ray Train waits for the report of every rank. Rank 0 gathers the shards
+        of the others and writes the checkpoint.
+        """
+        if self.ledger is not None:
+            self.ledger.write(state.step)
+        metrics = {
+            "step": state.step,
+            "eval_loss": eval_loss,
+            "progress": state.progress,
+            "position": dataclasses.asdict(state.position),
+        }
+        if not save:
+            ray.train.report(metrics)
+            return
+
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name) if self.rank == 0 else None
+            self._save_checkpoint(folder, state, eval_loss)
+            saved = None if folder is None else ray.train.Checkpoint.from_directory(folder)
+            ray.train.report(metrics, checkpoint=saved)
+
+    def _save_checkpoint(self, folder: Path | None, state: TrainState, eval_loss: float) -> None:
+        """Write the checkpoint into `folder` and log it (rank 0); None: only send the shards."""
+        saved_state = {
+            "state": loop.state_to_json(state),
+            "eval_loss": eval_loss,
+            "seed": self._job.config.train.seed,
+            "base": self.base_pin,
+        }
+        checkpoint.save_checkpoint(folder, self._model, self._optimizer, saved_state)
+        if folder is not None:
+            self.tracker.log_checkpoint(
+                state.step,
+                folder,
+                name=f"step-{state.step}",
+                metrics={"eval/loss": eval_loss},
+                files=False,
+            )
+
+
+def require_one_base_model(pins: list[BaseModelPin | None]) -> BaseModelPin:
+    """Return the one base model of all nodes. Raises UserError if two differ under one name."""
+    first, *others = (pin for pin in pins if pin is not None)
+    for other in others:
+        if other != first:
+            raise UserError(
+                f"model.name={first['name']!r} is not the same on all nodes "
+                f"(sha256 {first['sha256'][:16]}… on one, {other['sha256'][:16]}… on another): "
+                "give them the same files"
+            )
+    return first
