@@ -121,7 +121,9 @@ def _add_quantize(commands: Commands) -> None:
     quantize.add_argument("--out", required=True, help="new folder; use it as model.name later")
     quantize.add_argument("--revision", help=ModelConfig.model_fields["revision"].description)
     for name, field in QuantizationConfig.model_fields.items():
-        quantize.add_argument(f"--{name}", default=field.get_default(), help=field.description)
+        quantize.add_argument(
+            f"--{name.replace('_', '-')}", default=field.get_default(), help=field.description
+        )
 
 
 def _add_config(commands: Commands) -> None:

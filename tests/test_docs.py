@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from app.__main__ import _parse
+from app.arguments import parse_arguments
 from app.config import CONFIGS, Config, load_config, validate_values
 from app.errors import UserError
 from app.gemma.config import QuantizationConfig
@@ -113,7 +113,7 @@ def explain_command(text: str) -> str | None:
     if len(words) == 1:
         words.append("--help")
     try:
-        arguments = _parse(words)
+        arguments = parse_arguments(words)
     except SystemExit as stop:
         return "the parser refuses it" if stop.code else None
     try:
