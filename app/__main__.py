@@ -103,12 +103,13 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     """Evaluate the base and the tuned model on the held-out split. Print the report as JSON."""
     config = _load_job_config(arguments)
     from app.jobs.cluster import connect
-    from app.jobs.evaluate import evaluate_job
+    from app.jobs.evaluate import evaluate_job, find_adapter
     from data_pipeline.shards import open_shards
 
+    adapter = arguments.adapter or find_adapter(config)
     shards = open_shards(config.data.shards)
     with connect():
-        report = evaluate_job(config, shards, arguments.adapter)
+        report = evaluate_job(config, shards, adapter)
     print(json.dumps(report))
     return 0
 

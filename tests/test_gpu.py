@@ -13,7 +13,7 @@ from app.gemma.attention import softcapped_attention
 from app.gemma.config import MemoryConfig
 from app.gemma.kernels import compile_kernel
 from app.gemma.load import evaluation_mode
-from app.jobs.evaluate import evaluate_job
+from app.jobs.evaluate import evaluate_job, find_adapter
 from app.jobs.train import train_job
 from app.jobs.worker import configure_device
 from app.tracking import check_tracking
@@ -328,5 +328,5 @@ def test_a_job_on_ray_with_one_gpu(ray_local, tmp_path):
     check_tracking(config.tracking)
     trained = train_job(config, open_shards(config.data.shards))
     assert trained.metrics["step"] == 12
-    report = evaluate_job(config, open_shards(config.data.shards))
+    report = evaluate_job(config, open_shards(config.data.shards), find_adapter(config))
     assert report["eval_loss_after"] == pytest.approx(trained.metrics["eval_loss"], rel=1e-2)

@@ -18,7 +18,7 @@ from app.config import load_config, make_paths_absolute, override_config
 from app.errors import UserError
 from app.gemma.base_model import TINY, hash_weights
 from app.gemma.config import ModelConfig, QuantizationConfig
-from app.jobs.evaluate import evaluate_job
+from app.jobs.evaluate import evaluate_job, find_adapter
 from app.jobs.job import get_job_dir
 from app.jobs.quantize import quantize
 from app.jobs.train import SNAPSHOT, train_job
@@ -85,7 +85,7 @@ def train_opened(config):
 
 
 def evaluate_opened(config):
-    return evaluate_job(config, open_shards(config.data.shards))
+    return evaluate_job(config, open_shards(config.data.shards), find_adapter(config))
 
 
 def history(config, run_id, metric):

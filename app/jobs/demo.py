@@ -10,7 +10,7 @@ from typing import Any
 
 from app.config import Config, override_config
 from app.jobs.cluster import connect
-from app.jobs.evaluate import evaluate_job
+from app.jobs.evaluate import evaluate_job, find_adapter
 from app.jobs.job import require_workers
 from app.jobs.train import TrainResult, train_job
 from app.jobs.tune import TuneResult, tune_job
@@ -68,7 +68,7 @@ def run_demo(config: Config) -> int:
             trained = train_job(best, shards)
 
         with phases("evaluate", "compare base and tuned model on icons of held-out concepts"):
-            figures = evaluate_job(best, shards, trained.adapter)
+            figures = evaluate_job(best, shards, find_adapter(best))
 
     report = {
         "seconds": round(time.monotonic() - started, 1),

@@ -51,23 +51,32 @@ class ModelEvaluation:
     """One for each of the first `evaluate.max_captions` held-out drawings."""
 
 
-def evaluate_job(config: Config, shards: Shards, adapter: str | None = None) -> dict[str, Any]:
-    """Evaluate base and tuned model of the job `train.run_name`; return the report.
+def find_adapter(config: Config) -> str:
+    """Return the folder or URI of the job's best checkpoint.
 
-    `adapter` is the folder of a checkpoint (None: the job's best). The base model is the same 4-bit
-    model without the adapter, and it captions the same drawings. Write evaluation.json and
-    gallery.html to the job's folder, and log figures and page to its MLflow run. Needs a connected
-    Ray; each of the two models takes the resources of a training worker. Raises UserError if there
-    is no adapter.
+    Raises UserError if the job has not finished with one.
     """
     job_dir = get_job_dir(config)
     result = read_json(join_uri(job_dir, "result.json")) or {}
-    adapter = adapter or result.get("adapter")
+    adapter: str | None = result.get("adapter")
     if adapter is None:
         raise UserError(
             f"{job_dir} holds no trained adapter: run `train` with this config first, "
             "or give --adapter"
         )
+    return adapter
+
+
+def evaluate_job(config: Config, shards: Shards, adapter: str) -> dict[str, Any]:
+    """Evaluate base and tuned model of the job `train.run_name`; return the report.
+
+    `adapter` is the folder or URI of a checkpoint. The base model is the same 4-bit model without
+    the adapter, and it captions the same drawings. Write evaluation.json and gallery.html to the
+    job's folder, and log figures and page to its MLflow run. Needs a connected Ray; each of the two
+    models takes the resources of a training worker.
+    """
+    job_dir = get_job_dir(config)
+    result = read_json(join_uri(job_dir, "result.json")) or {}
 
     with track_run(config, job_dir) as tracker:
         # evaluate
