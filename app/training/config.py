@@ -144,7 +144,7 @@ class TrainConfig(BaseModel):
     on_nonfinite: Literal["stop", "skip"] = Field(
         "stop",
         description="action after a step whose loss or gradient is not finite: stop the job, or "
-        "skip the step and report it",
+        "skip the step; both print the step and the layer",
     )
     tf32: bool = Field(
         True,
