@@ -6,7 +6,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from app.gemma.loss import BUDGET, IGNORE_INDEX, choose_tile, softcapped_cross_entropy
+from app.gemma.loss import BUDGET, choose_tile, softcapped_cross_entropy
+from data_pipeline.stream.encode import IGNORE_INDEX
 
 WORDS, WIDTH = 50, 8
 

@@ -1,4 +1,4 @@
-"""Sections `model`, `quantization`, `lora`, `memory`."""
+"""Config sections `model`, `quantization`, `lora` and `memory`."""
 
 from typing import Annotated, Literal, get_args
 
@@ -9,8 +9,11 @@ ALL_LINEAR: tuple[TargetModule, ...] = get_args(TargetModule)
 
 
 class ModelConfig(BaseModel):
-    """Which Gemma 2. Softcaps, window, layer types and query scale come from the model's own config; the softcaps can
-    be switched off."""
+    """The Gemma 2 to fine-tune.
+
+    Softcaps, window, layer types and query scale come from the model's own config. The softcaps can
+    be switched off.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -26,8 +29,9 @@ class ModelConfig(BaseModel):
     )
     attention: Literal["eager", "blockwise", "flash_attention_2", "flex_attention"] = Field(
         "eager",
-        description="attention implementation: eager is the reference, blockwise takes O(tokens) memory (on a GPU: "
-        "FlexAttention); each applies Gemma 2's softcap, windows and document borders",
+        description="attention implementation: eager is the reference, blockwise takes O(tokens) "
+        "memory (on a GPU: FlexAttention); each applies Gemma 2's softcap, windows and document "
+        "borders",
         json_schema_extra={"counterpart": "from_pretrained.attn_implementation"},
     )
     attention_softcap: bool = Field(
@@ -43,7 +47,7 @@ class ModelConfig(BaseModel):
 
 
 class QuantizationConfig(BaseModel):
-    """How the frozen base is stored (QLoRA, Dettmers et al. 2023, arXiv:2305.14314)."""
+    """Storage of the frozen base model (QLoRA, Dettmers et al. 2023, arXiv:2305.14314)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -73,7 +77,7 @@ class LoraConfig(BaseModel):
     )
     alpha: Annotated[float, Field(gt=0)] = Field(
         32.0,
-        description="scale; the update is alpha / rank · B·A",
+        description="scale: the update is alpha / rank · B·A",
         json_schema_extra={"counterpart": "LoraConfig.lora_alpha"},
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
@@ -95,7 +99,7 @@ class LoraConfig(BaseModel):
 
 
 class MemoryConfig(BaseModel):
-    """What a GPU may use, and what is traded for it."""
+    """Memory that a GPU may use, and ways to save it at the cost of time."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -106,21 +110,24 @@ class MemoryConfig(BaseModel):
     )
     keep_layers: Annotated[int, Field(ge=0)] = Field(
         0,
-        description="last layers that recompute nothing although gradient_checkpointing is on (layers)",
+        description="last layers that recompute nothing although gradient_checkpointing is on "
+        "(layers)",
     )
     tile_tokens: Annotated[int, Field(ge=1)] = Field(
-        2048, description="tokens that a recomputed layer's MLP and norms take at a time (tokens)"
+        2048,
+        description="tokens that a recomputed layer's MLP and norms process at a time (tokens)",
     )
     offload: bool = Field(
-        False, description="recomputed layers' inputs wait in page-locked host memory"
+        False, description="keep the inputs of recomputed layers in page-locked host memory"
     )
     embedding: Literal["device", "host"] = Field(
         "device",
-        description="where the frozen embedding is kept; from the host, the loss copies it tile by tile",
+        description="place of the frozen embedding; the loss copies it from the host tile by tile",
     )
     max_gib_per_gpu: Annotated[float, Field(gt=0)] | None = Field(
         None,
-        description="allocator's cap per GPU (GiB); null: the whole card; CPU runs ignore it and say so",
+        description="limit of the allocator per GPU (GiB); null: the whole GPU; a CPU run ignores "
+        "it and logs that",
     )
     empty_cache_steps: Annotated[int, Field(ge=0)] = Field(
         0,
@@ -129,6 +136,6 @@ class MemoryConfig(BaseModel):
     )
     pin_memory: bool = Field(
         True,
-        description="page-locked host batches; used when training on a GPU",
+        description="page-lock batches in host memory; used when training on a GPU",
         json_schema_extra={"counterpart": "TrainingArguments.dataloader_pin_memory"},
     )
