@@ -179,8 +179,8 @@ def unwrap_gemma(model: nn.Module) -> Gemma2ForCausalLM:
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Run a block in evaluation mode (no dropout, no gradients), then restore every module's mode.
 
-    bitsandbytes' layers stay in training mode. In evaluation mode bitsandbytes repacks 4-bit weights
-    in place on CPUs with AVX512-bf16, and later training would continue with other numbers.
+    bitsandbytes' layers stay in training mode. In evaluation mode bitsandbytes repacks 4-bit
+    weights in place on CPUs with AVX512-bf16, and later training would continue with other numbers.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
