@@ -129,12 +129,12 @@ def test_shards_are_hashed_together_and_one_changed_bit_is_another_base(full, tm
     [
         (
             QuantizationConfig(kind="none"),
-            "stored as nf4, double, but the config says none: set quantization.kind=nf4",
+            "stored as nf4, double, but the config has none: set quantization.kind=nf4",
         ),
-        (QuantizationConfig(kind="fp4"), "but the config says fp4, double"),
+        (QuantizationConfig(kind="fp4"), "but the config has fp4, double"),
         (
             QuantizationConfig(double_quant=False),
-            "config says nf4: set quantization.kind=nf4 quantization.double_quant=true",
+            "config has nf4: set quantization.kind=nf4 quantization.double_quant=true",
         ),
     ],
 )
