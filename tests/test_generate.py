@@ -32,13 +32,17 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> PromptEncoder:
 
 @pytest.fixture(scope="module")
 def model() -> Gemma2ForCausalLM:
-    """A Gemma 2 with weights so large that its captions differ, and with untied embeddings: with tied ones a
-    random model repeats its last token. In fp32, so that all batches round alike."""
+    """Return a Gemma 2 with weights so large that its captions differ.
+
+    Its embeddings are untied: with tied ones a random model repeats its last token. It is in fp32,
+    so that all batches round alike.
+    """
     torch.set_num_threads(1)  # on a busy machine two threads take minutes where one takes seconds
     torch.manual_seed(0)
     config = Gemma2Config(
-        vocab_size=103, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=32, query_pre_attn_scalar=32, sliding_window=16,
+        vocab_size=103, hidden_size=64, intermediate_size=128, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=32, query_pre_attn_scalar=32,
+        sliding_window=16,
         attn_logit_softcapping=5.0, final_logit_softcapping=30.0,
         initializer_range=0.3, tie_word_embeddings=False, attn_implementation="eager",
     )  # fmt: skip
@@ -90,13 +94,13 @@ def test_an_adapter_on_a_4_bit_base_captions_alike_and_stays_as_it_was(
     model: Gemma2ForCausalLM, encoder: PromptEncoder, tmp_path: Path
 ) -> None:
     model.save_pretrained(tmp_path)
-    base = load_base_model(
+    base_model = load_base_model(
         ModelConfig(name=str(tmp_path)),
         QuantizationConfig(),
         device=torch.device("cpu"),
         dtype=torch.float32,
     )
-    tuned = add_lora(base, LoraConfig(dropout=0.5), seed=0)
+    tuned = add_lora(base_model, LoraConfig(dropout=0.5), seed=0)
     for name, parameter in tuned.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.1)
