@@ -1,4 +1,4 @@
-"""Naive references and measurements that several test files compare with."""
+"""Naive references and measurements for several test files."""
 
 import torch
 
@@ -24,12 +24,15 @@ POLICIES = {
 
 
 def row(num=6, length=200):
-    """Packed documents of 8 to 19 tokens: longer than the tiny model's window of 8."""
+    """Return the tensors of one packed sequence.
+
+    Its documents have 8 to 19 tokens: more than the tiny model's window of 8.
+    """
     return tensors(pack_examples(examples(num), length)[0])
 
 
 def jogged(loss):
-    """An adapter that changes something: B is 0 in a new one."""
+    """Change all trained weights, so that the adapter has an effect: B is 0 in a new one."""
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in loss.parameters():
@@ -49,7 +52,10 @@ def loss_and_gradients(loss, batch, seed=0):
 
 
 def furthest(ours, theirs):
-    """Largest difference of loss and of any gradient, in units of the loss and of that gradient's largest value."""
+    """Return the largest relative difference of the losses and of any gradient.
+
+    A gradient's difference is relative to its largest absolute value.
+    """
     assert ours[1].keys() == theirs[1].keys()
     assert all(reference.abs().max() > 0 for reference in theirs[1].values())
     return max(
@@ -59,34 +65,36 @@ def furthest(ours, theirs):
 
 
 def visible(document_ids, window):
-    """[B, S, S]: which key (last) each query sees."""
-    places = torch.arange(document_ids.shape[1])
-    back = places[:, None] - places
-    seen = (document_ids[:, :, None] == document_ids[:, None, :]) & (back >= 0)
-    return seen if window is None else seen & (back < window)
+    """Return the mask [B, S, S]: True where a query sees a key (last)."""
+    positions = torch.arange(document_ids.shape[1])
+    distance = positions[:, None] - positions
+    seen = (document_ids[:, :, None] == document_ids[:, None, :]) & (distance >= 0)
+    return seen if window is None else seen & (distance < window)
 
 
 def naive(query, key, value, *, scale, softcap, window, document_ids):
+    """Return Gemma 2's attention by its definition, with [S, S] scores."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     scores = query @ key.transpose(2, 3) * scale
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    return (
-        scores.masked_fill(~visible(document_ids, window)[:, None], float("-inf")).softmax(dim=-1)
-        @ value
-    )
+    masked = ~visible(document_ids, window)[:, None]
+    return scores.masked_fill(masked, float("-inf")).softmax(dim=-1) @ value
 
 
 def packed(*orders):
-    """document_ids [B, S]."""
+    """Return document_ids [B, S] for the lengths of the documents of each sequence."""
     return torch.stack(
         [torch.repeat_interleave(torch.arange(len(order)), torch.tensor(order)) for order in orders]
     )
 
 
 def inputs(batch, length, *, heads=4, kv_heads=2, width=8, dtype=torch.float64, spread=1.0):
-    """Queries as transformers has them, a transposed [B, S, Hq, D]; and what flows back into the output."""
+    """Return query, key and value, and a gradient of the output.
+
+    They are transposed [B, S, H, D], as in transformers.
+    """
     torch.manual_seed(0)
     made = [
         (torch.randn(batch, length, num, width, dtype=torch.float64) * spread)
@@ -97,13 +105,13 @@ def inputs(batch, length, *, heads=4, kv_heads=2, width=8, dtype=torch.float64, 
     return [tensor.requires_grad_() for tensor in made[:3]], made[3].detach()
 
 
-def with_gradients(attention, tensors, upstream, **how):
-    output = attention(*tensors, **how)
-    return (output, *torch.autograd.grad(output, tensors, upstream))
+def with_gradients(attention, tensors, grad_output, **options):
+    output = attention(*tensors, **options)
+    return (output, *torch.autograd.grad(output, tensors, grad_output))
 
 
 def saved_bytes(run):
-    """Bytes that the graph of run() keeps for its backward pass, each storage once."""
+    """Return the bytes that the graph of run() keeps for its backward pass, each storage once."""
     storages = {}
 
     def pack(tensor):

@@ -1,4 +1,7 @@
-"""Recomputed, tiled, offloaded: the same loss and gradients as transformers' and PEFT's own modules, less kept."""
+"""Recomputed, tiled or offloaded, layers keep less and give the same loss and gradients.
+
+The reference is transformers' and PEFT's own modules.
+"""
 
 import math
 
@@ -84,7 +87,7 @@ def test_fp64_loss_and_gradients_are_the_eager_models(folder, monkeypatch, polic
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 5e-2)])
 def test_nf4_and_lora_through_all_of_it(folder, policy, dtype, tolerance):
-    """transformers', PEFT's and bitsandbytes' own modules with eager attention are the reference."""
+    """The reference is transformers', PEFT's and bitsandbytes' modules with eager attention."""
     batch = row()
     theirs = loss_and_gradients(jogged(objective(folder, dtype=dtype)), batch)
     ours = jogged(objective(folder, dtype=dtype, attention="blockwise", memory=policy))
@@ -101,7 +104,7 @@ def test_trained_embeddings_get_their_gradient_through_the_layers(folder):
 
 
 def test_an_embedding_on_the_host_is_no_parameter_and_changes_nothing(folder, tmp_path):
-    """On a CPU the host is the device: what is left to test is the way through it."""
+    """On a CPU the host is the device: only the code path is tested."""
     batch, memory = row(), MemoryConfig(embedding="host")
     theirs = loss_and_gradients(jogged(objective(folder)), batch)
     ours = jogged(objective(folder, memory=memory))
@@ -118,7 +121,7 @@ def test_an_embedding_on_the_host_is_no_parameter_and_changes_nothing(folder, tm
         objective(folder, train_embeddings=True, memory=memory)
 
 
-def test_rows_of_a_batch_and_layers_without_an_adapter(folder):
+def test_sequences_of_a_batch_and_layers_without_an_adapter(folder):
     two = {name: torch.cat([column, column.flip(1)]) for name, column in row().items()}
     two["position_ids"][1] = two["position_ids"][0]
     for modules in (["q_proj"], ["up_proj"]):
@@ -127,7 +130,7 @@ def test_rows_of_a_batch_and_layers_without_an_adapter(folder):
         assert furthest(loss_and_gradients(ours, two), theirs) < 2e-5
 
 
-def test_dropout_draws_what_peft_draws_where_a_tile_holds_the_row(folder):
+def test_dropout_draws_as_peft_does_if_a_tile_holds_the_sequence(folder):
     batch = row()
     theirs = loss_and_gradients(jogged(objective(folder, dropout=0.4)), batch)
     ours = jogged(objective(folder, dropout=0.4, memory=MemoryConfig(offload=True)))
@@ -137,14 +140,16 @@ def test_dropout_draws_what_peft_draws_where_a_tile_holds_the_row(folder):
     value, _ = ours(**batch)
     after_forward = torch.get_rng_state()
     value.backward()
-    assert torch.equal(
-        torch.get_rng_state(), after_forward
-    )  # recomputing draws nothing from what comes next
+    # recomputing draws no numbers of later steps
+    assert torch.equal(torch.get_rng_state(), after_forward)
     assert not torch.equal(state, after_forward)
 
 
 def test_recomputed_tiles_drop_the_same_inputs_again(folder):
-    """The gradient against the loss's slope along it, in fp64: other masks in the second run would be another loss."""
+    """Compare the gradient with the loss's slope along it, in fp64.
+
+    With other masks in the second run the two would differ.
+    """
     batch = row()
     loss = jogged(objective(folder, kind="none", dropout=0.4, memory=POLICIES["tiled"])).double()
     _, gradients = loss_and_gradients(loss, batch)
@@ -159,8 +164,8 @@ def test_recomputed_tiles_drop_the_same_inputs_again(folder):
     assert (ends[0] - ends[1]) / 2e-4 == pytest.approx(norm, rel=1e-5)
 
 
-def test_what_the_graph_keeps(folder):
-    """bf16, 2 layers of width 64: their inputs alone, or nothing on the device."""
+def test_the_graph_keeps_the_layers_inputs_or_nothing_on_the_device(folder):
+    """In bf16, 2 layers of width 64."""
     batch = row(12, 400)
     hidden = batch["input_ids"].numel() * 64 * 2
     kept = {
@@ -220,26 +225,22 @@ def test_the_last_layers_are_not_recomputed(folder, keep, runs):
     assert counts == runs
 
 
-def test_the_host_gives_back_what_it_got_and_fetches_the_next_ahead():
+def test_the_host_gives_tensors_back_unchanged_and_fetches_the_next_ahead():
     host, sources = HostOffload(), [torch.full((3, 5), float(i)) for i in range(4)]
     waiting = [host.put(source) for source in sources]
     for source in sources:
-        source.zero_()  # whoever computes on may reuse the memory
+        source.zero_()  # the caller may reuse the memory
     assert torch.equal(host.get(waiting[3]), torch.full((3, 5), 3.0))
-    assert [each.back is not None for each in waiting] == [
-        False,
-        False,
-        True,
-        False,
-    ]  # and holds what it gave no longer
+    # the next one is fetched ahead, and no tensor is held after it was given back
+    fetched = [each.back is not None for each in waiting]
+    assert fetched == [False, False, True, False]
+    # a tensor that the caller dropped is not fetched
     del waiting[3], waiting[1]
-    assert torch.equal(
-        host.get(waiting[1]), torch.full((3, 5), 2.0)
-    )  # what came before it is wanted no more
+    assert torch.equal(host.get(waiting[1]), torch.full((3, 5), 2.0))
     assert torch.equal(host.get(waiting[0]), torch.full((3, 5), 0.0))
 
 
-def test_a_base_that_is_saved_memory_is_still_transformers_gemma_2(folder):
+def test_a_base_model_that_saves_memory_is_still_transformers_gemma_2(folder):
     loss = objective(folder)
     inner = unwrap_gemma(loss.model)
     before = (

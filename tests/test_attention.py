@@ -1,4 +1,7 @@
-"""Block-wise attention against the definition with [S, S] matrices: outputs, gradients, memory; inside Gemma 2."""
+"""Block-wise attention against the definition with [S, S] scores, and inside Gemma 2.
+
+Outputs, gradients and memory are compared.
+"""
 
 import itertools
 
@@ -25,10 +28,10 @@ CAPS_AND_WINDOWS = [(None, None), (2.0, None), (50.0, 16), (None, 129), (2.0, 70
 @pytest.mark.parametrize(("softcap", "window"), CAPS_AND_WINDOWS)
 def test_outputs_and_gradients_equal_the_definition(lengths, softcap, window):
     document_ids = packed(lengths, lengths[::-1])
-    how = {"scale": 0.3, "softcap": softcap, "window": window, "document_ids": document_ids}
-    tensors, upstream = inputs(2, sum(lengths))
-    ours = with_gradients(softcapped_attention, tensors, upstream, **how)
-    theirs = with_gradients(naive, tensors, upstream, **how)
+    options = {"scale": 0.3, "softcap": softcap, "window": window, "document_ids": document_ids}
+    tensors, grad_output = inputs(2, sum(lengths))
+    ours = with_gradients(softcapped_attention, tensors, grad_output, **options)
+    theirs = with_gradients(naive, tensors, grad_output, **options)
     for mine, reference in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, reference, atol=1e-12, rtol=0)
 
@@ -37,27 +40,37 @@ def test_outputs_and_gradients_equal_the_definition(lengths, softcap, window):
     ("heads", "kv_heads", "width"), [(8, 4, 16), (8, 1, 32), (2, 2, 64), (6, 2, 10)]
 )
 def test_every_grouping_of_queries(heads, kv_heads, width):
-    how = {
+    options = {
         "scale": width**-0.5,
         "softcap": 5.0,
         "window": 90,
         "document_ids": packed([150, 90, 60]),
     }
-    tensors, upstream = inputs(1, 300, heads=heads, kv_heads=kv_heads, width=width)
-    ours = with_gradients(softcapped_attention, tensors, upstream, **how)
-    for mine, reference in zip(ours, with_gradients(naive, tensors, upstream, **how), strict=True):
+    tensors, grad_output = inputs(1, 300, heads=heads, kv_heads=kv_heads, width=width)
+    ours = with_gradients(softcapped_attention, tensors, grad_output, **options)
+    for mine, reference in zip(
+        ours, with_gradients(naive, tensors, grad_output, **options), strict=True
+    ):
         torch.testing.assert_close(mine, reference, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
 def test_low_precision_is_as_near_the_truth_as_its_rounding(dtype, tolerance):
-    """Relative to the largest entry. Inside, everything is fp32: what bf16 costs is the rounding of in- and outputs."""
-    how = {"scale": 0.125, "softcap": 50.0, "window": 256, "document_ids": packed([400, 200, 100])}
-    tensors, upstream = inputs(1, 700, width=64, dtype=dtype, spread=3.0)
-    ours = with_gradients(softcapped_attention, tensors, upstream, **how)
+    """Relative to the largest entry.
+
+    The computation is in fp32: only inputs and outputs are rounded to bf16.
+    """
+    options = {
+        "scale": 0.125,
+        "softcap": 50.0,
+        "window": 256,
+        "document_ids": packed([400, 200, 100]),
+    }
+    tensors, grad_output = inputs(1, 700, width=64, dtype=dtype, spread=3.0)
+    ours = with_gradients(softcapped_attention, tensors, grad_output, **options)
     exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
     for mine, truth in zip(
-        ours, with_gradients(naive, exact, upstream.double(), **how), strict=True
+        ours, with_gradients(naive, exact, grad_output.double(), **options), strict=True
     ):
         assert mine.dtype == dtype
         assert (mine.double() - truth).abs().max() <= tolerance * truth.abs().max()
@@ -65,15 +78,15 @@ def test_low_precision_is_as_near_the_truth_as_its_rounding(dtype, tolerance):
 
 def test_scores_that_leave_the_range_of_fp32_exponentials():
     """Without a softcap scores differ by thousands; hidden ones may be the largest by far."""
-    how = {"scale": 30.0, "softcap": None, "window": 150, "document_ids": packed([300, 40, 60])}
-    tensors, upstream = inputs(1, 400, spread=4.0)
-    exact = with_gradients(naive, tensors, upstream, **how)
+    options = {"scale": 30.0, "softcap": None, "window": 150, "document_ids": packed([300, 40, 60])}
+    tensors, grad_output = inputs(1, 400, spread=4.0)
+    exact = with_gradients(naive, tensors, grad_output, **options)
     single = [tensor.detach().float().requires_grad_() for tensor in tensors]
     for mine, truth in zip(
-        with_gradients(softcapped_attention, tensors, upstream, **how), exact, strict=True
+        with_gradients(softcapped_attention, tensors, grad_output, **options), exact, strict=True
     ):
         torch.testing.assert_close(mine, truth, atol=1e-10, rtol=1e-10)
-    for mine in with_gradients(softcapped_attention, single, upstream.float(), **how):
+    for mine in with_gradients(softcapped_attention, single, grad_output.float(), **options):
         assert mine.isfinite().all()
 
 
@@ -84,8 +97,8 @@ def test_a_plan_has_every_visible_key_once_and_no_block_without_one(lengths, win
     document_ids = packed(lengths)
     seen = visible(document_ids, window)[0]
     planned = torch.zeros(length, length)
-    (row,) = block_mask.plan_blocks(document_ids, 1, length, window)
-    for block in row:
+    (blocks,) = block_mask.plan_blocks(document_ids, 1, length, window)
+    for block in blocks:
         assert 0 < block.last - block.first <= block_mask.MAX_QUERIES
         for tile in block.tiles:
             assert 0 < tile.last - tile.first <= block_mask.MAX_KEYS
@@ -96,12 +109,12 @@ def test_a_plan_has_every_visible_key_once_and_no_block_without_one(lengths, win
             if tile.bias is not None and tile.seen is not None:
                 assert torch.equal(tile.bias.exp(), tile.seen)
     assert torch.equal(planned, seen.float())
-    assert [block.first for block in row[1:]] == [block.last for block in row[:-1]]
+    assert [block.first for block in blocks[1:]] == [block.last for block in blocks[:-1]]
 
 
 def test_many_short_documents_share_blocks():
-    (row,) = block_mask.plan_blocks(packed([1] * 500 + [20] * 10), 1, 700, None)
-    assert len(row) == 6
+    (blocks,) = block_mask.plan_blocks(packed([1] * 500 + [20] * 10), 1, 700, None)
+    assert len(blocks) == 6
 
 
 class LargestTensor(TorchDispatchMode):
@@ -121,11 +134,11 @@ class LargestTensor(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("window", [None, 512])
-def test_memory_grows_with_the_row_not_with_its_square(window):
-    how = {"scale": 0.3, "softcap": 50.0, "window": window, "document_ids": packed([4096])}
-    tensors, upstream = inputs(1, 4096, width=16, dtype=torch.float32)
+def test_memory_grows_with_the_length_not_with_its_square(window):
+    options = {"scale": 0.3, "softcap": 50.0, "window": window, "document_ids": packed([4096])}
+    tensors, grad_output = inputs(1, 4096, width=16, dtype=torch.float32)
     with LargestTensor() as largest:
-        with_gradients(softcapped_attention, tensors, upstream, **how)
+        with_gradients(softcapped_attention, tensors, grad_output, **options)
     assert largest.size <= max(4 * 4096 * 16, 4 * block_mask.MAX_QUERIES * block_mask.MAX_KEYS)
 
 
@@ -157,7 +170,10 @@ def test_a_simulation_without_values_has_the_same_shapes():
 
 
 def test_the_registered_attention_in_a_whole_gemma_2():
-    """Two packed rows through four layers, every second one with a window smaller than a document."""
+    """Two packed sequences through four layers.
+
+    Every second layer has a window smaller than a document.
+    """
     torch.manual_seed(0)
     model = Gemma2ForCausalLM(
         gemma2_config(num_hidden_layers=4, attn_implementation="eager")
@@ -189,7 +205,7 @@ def test_the_log_names_the_attention(tmp_path, capsys):
         assert f"attention: {words}" in capsys.readouterr().err
 
 
-def test_a_model_with_attention_dropout_is_told_so():
+def test_blockwise_attention_refuses_attention_dropout():
     model = Gemma2ForCausalLM(
         gemma2_config(attention_dropout=0.1, attn_implementation="blockwise")
     ).train()
@@ -206,20 +222,19 @@ def test_the_block_mask_for_gpus_is_flexattentions_own(lengths, window):
     ours = flex_attention.build_block_mask(document_ids, window)
     theirs = create_block_mask(ours.mask_mod, 2, None, sum(lengths), sum(lengths), device="cpu")
     assert torch.equal(ours.to_dense(), theirs.to_dense())
-    seen = [ours.mask_mod(torch.tensor(row), None, torch.arange(sum(lengths))[:, None], torch.arange(sum(lengths)))
-            for row in range(2)]  # fmt: skip
+    places = torch.arange(sum(lengths))
+    seen = [ours.mask_mod(torch.tensor(i), None, places[:, None], places) for i in range(2)]
     assert torch.equal(torch.stack(seen), visible(document_ids, window))
-    for row, query in itertools.product(range(2), range(ours.full_kv_num_blocks.shape[2])):
-        for key in ours.full_kv_indices[row, 0, query, : ours.full_kv_num_blocks[row, 0, query]]:
-            assert seen[row][
-                query * 128 : (query + 1) * 128, key * 128 : (key + 1) * 128
-            ].all()  # needs no mask
+    for i, query in itertools.product(range(2), range(ours.full_kv_num_blocks.shape[2])):
+        for key in ours.full_kv_indices[i, 0, query, : ours.full_kv_num_blocks[i, 0, query]]:
+            block = seen[i][query * 128 : (query + 1) * 128, key * 128 : (key + 1) * 128]
+            assert block.all()  # needs no mask
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize(("softcap", "window"), CAPS_AND_WINDOWS[1:])
-def test_what_gpus_are_told_to_compute_is_the_same_attention(softcap, window):
-    how = {
+def test_the_arguments_for_flexattention_define_the_same_attention(softcap, window):
+    options = {
         "scale": 0.3,
         "softcap": softcap,
         "window": window,
@@ -231,6 +246,6 @@ def test_what_gpus_are_told_to_compute_is_the_same_attention(softcap, window):
             tensor.detach() for tensor in tensors
         ]  # on a CPU it refuses what needs a gradient
         ours = torch_flex_attention(
-            *tensors, **flex_attention.build_flex_arguments(tensors[0], **how)
+            *tensors, **flex_attention.build_flex_arguments(tensors[0], **options)
         )
-        torch.testing.assert_close(ours, naive(*tensors, **how), atol=1e-12, rtol=0)
+        torch.testing.assert_close(ours, naive(*tensors, **options), atol=1e-12, rtol=0)

@@ -1,4 +1,4 @@
-"""Norm and LoRA against their definitions and against transformers' and PEFT's modules; what they keep, in bytes."""
+"""Norm and LoRA against their definitions and transformers' and PEFT's modules; bytes kept."""
 
 import pytest
 import torch
@@ -27,14 +27,16 @@ def close(ours, theirs):
 def test_the_norm_is_its_definition(shape):
     torch.manual_seed(0)
     x = (torch.randn(shape, dtype=torch.float64) * 3).requires_grad_()
-    weight, upstream = (
+    weight, grad_output = (
         torch.randn(shape[-1], dtype=torch.float64),
         torch.randn(shape, dtype=torch.float64),
     )
     naive = x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * (1 + weight)
     ours = rms_norm(x, weight, 1e-6)
     close(ours, naive)
-    close(torch.autograd.grad(ours, x, upstream)[0], torch.autograd.grad(naive, x, upstream)[0])
+    close(
+        torch.autograd.grad(ours, x, grad_output)[0], torch.autograd.grad(naive, x, grad_output)[0]
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -42,15 +44,15 @@ def test_the_norm_is_transformers_own_and_keeps_its_input_alone(dtype):
     torch.manual_seed(0)
     module = Gemma2RMSNorm(64).requires_grad_(False)
     module.weight.normal_()
-    x, upstream = (
+    x, grad_output = (
         torch.randn(2, 100, 64, dtype=dtype).transpose(0, 1).requires_grad_(),
         torch.randn(100, 2, 64),
     )
     theirs, kept_by_theirs = module(x), saved_bytes(lambda: module(x))
-    theirs_gradient = torch.autograd.grad(theirs, x, upstream.to(dtype))[0]
+    theirs_gradient = torch.autograd.grad(theirs, x, grad_output.to(dtype))[0]
     patch_layers(module)
     close(module(x), theirs)
-    close(torch.autograd.grad(module(x), x, upstream.to(dtype))[0], theirs_gradient)
+    close(torch.autograd.grad(module(x), x, grad_output.to(dtype))[0], theirs_gradient)
     scales, weight = 200 * 4, 64 * 4
     assert saved_bytes(lambda: module(x)) == x.numel() * x.element_size() + scales + weight
     assert kept_by_theirs >= 200 * 64 * 4  # x in fp32, whatever it came as
@@ -60,7 +62,7 @@ def test_the_norm_is_transformers_own_and_keeps_its_input_alone(dtype):
 def test_lora_is_its_definition(drops):
     torch.manual_seed(0)
     base = torch.nn.Linear(12, 20, bias=False, dtype=torch.float64).requires_grad_(False)
-    x, a, b, upstream = (
+    x, a, b, grad_output = (
         torch.randn(shape, dtype=torch.float64)
         for shape in ((2, 7, 12), (3, 12), (20, 3), (2, 7, 20))
     )
@@ -70,8 +72,8 @@ def test_lora_is_its_definition(drops):
     ours = lora_linear(x, base, a, b, scale=0.7, dropped=dropped)
     close(ours, naive)
     for mine, theirs in zip(
-        torch.autograd.grad(ours, trained, upstream),
-        torch.autograd.grad(naive, trained, upstream),
+        torch.autograd.grad(ours, trained, grad_output),
+        torch.autograd.grad(naive, trained, grad_output),
         strict=True,
     ):
         close(mine, theirs)
@@ -90,9 +92,9 @@ def test_lora_is_pefts_own(folder, dtype, kind, dropout):
         x = torch.randn(2, 9, 128, dtype=dtype).requires_grad_()
         with torch.autocast("cpu", enabled=dtype == torch.bfloat16):
             out = layer(x)
-        upstream = torch.randn(out.shape).to(dtype)
+        grad_output = torch.randn(out.shape).to(dtype)
         trained = (x, layer.lora_A["default"].weight, layer.lora_B["default"].weight)
-        made.append((out, *torch.autograd.grad(out, trained, upstream)))
+        made.append((out, *torch.autograd.grad(out, trained, grad_output)))
     for ours, theirs in zip(made[1], made[0], strict=True):
         close(ours, theirs)
 
@@ -115,6 +117,6 @@ def test_without_its_adapter_and_in_evaluation_the_layer_is_pefts(folder):
     x = torch.randn(3, 128)
     with model.disable_adapter():
         assert torch.equal(layer(x), layer.base_layer(x))
-    layer.eval().base_layer.train()  # as app.gemma.load.evaluating has it
+    layer.eval().base_layer.train()  # as app.gemma.load.evaluation_mode sets it
     lora = layer.lora_B["default"](layer.lora_A["default"](x)) * layer.scaling["default"]
     close(layer(x), layer.base_layer(x) + lora)

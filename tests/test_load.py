@@ -1,4 +1,7 @@
-"""The model as it is trained: NF4 base, fp32 adapters, tied embeddings; loss and isolation against transformers."""
+"""The model in training: NF4 base model, fp32 adapters, tied embeddings.
+
+The loss, and the isolation of packed documents, are compared with transformers.
+"""
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from app.gemma.load import (
     load_base_model,
     unwrap_gemma,
 )
+from data_pipeline.stream.encode import IGNORE_INDEX
 from data_pipeline.stream.pack import pack_examples
 from tests.reference import tensors
 from tests.tiny import CPU, examples, gemma2_config, objective, save_model
@@ -28,32 +32,36 @@ def folder(tmp_path_factory):
 
 
 def test_the_loss_is_transformers_own_on_one_document(folder):
-    (row,) = pack_examples(examples(1), 48)
-    labels = np.concatenate([[-100], row.targets[:-1]])  # transformers shifts labels itself
+    (sequence,) = pack_examples(examples(1), 48)
+    labels = np.concatenate(
+        [[IGNORE_INDEX], sequence.targets[:-1]]
+    )  # transformers shifts labels itself
     reference = Gemma2ForCausalLM.from_pretrained(folder, attn_implementation="eager")
     with torch.no_grad():
-        theirs = reference(input_ids=torch.from_numpy(row.input_ids)[None].long(),
+        theirs = reference(input_ids=torch.from_numpy(sequence.input_ids)[None].long(),
                            labels=torch.from_numpy(labels)[None].long()).loss  # fmt: skip
     with torch.no_grad():
-        loss, count = objective(folder, kind="none")(**tensors(row))
+        loss, count = objective(folder, kind="none")(**tensors(sequence))
     assert float(loss / count) == pytest.approx(float(theirs), rel=1e-5)
 
 
 @pytest.mark.parametrize(
     ("kind", "attention"), [("none", "eager"), ("nf4", "eager"), ("nf4", "blockwise")]
 )
-def test_a_packed_row_is_as_if_its_documents_had_been_run_alone(folder, kind, attention):
+def test_a_packed_sequence_is_as_if_its_documents_had_been_run_alone(folder, kind, attention):
     documents = examples(5, seed=3)
-    (row,) = pack_examples(documents, 200)
+    (sequence,) = pack_examples(documents, 200)
     loss = objective(folder, kind=kind, attention=attention, train_embeddings=True)
-    together, count = loss(**tensors(row))
+    together, count = loss(**tensors(sequence))
     together.backward()
     gradients = {name: p.grad.clone() for name, p in loss.named_parameters() if p.grad is not None}
     loss.zero_grad()
     unwrap_gemma(loss.model).set_attn_implementation("eager")
     alone = sum(loss(**tensors(pack_examples([document], 200)[0]))[0] for document in documents)
     alone.backward()
-    assert int(count) == sum(int((document.targets != -100).sum()) for document in documents)
+    assert int(count) == sum(
+        int((document.targets != IGNORE_INDEX).sum()) for document in documents
+    )
     assert together.item() == pytest.approx(alone.item(), rel=1e-5)
     assert gradients
     for name, parameter in loss.named_parameters():
@@ -62,21 +70,21 @@ def test_a_packed_row_is_as_if_its_documents_had_been_run_alone(folder, kind, at
 
 
 def test_the_tiny_base_is_a_gemma_2_in_every_respect():
-    base = load_base_model(
+    base_model = load_base_model(
         ModelConfig(name="tiny"), QuantizationConfig(), device=CPU, dtype=torch.bfloat16
     )
-    config = base.config
+    config = base_model.config
     assert (config.attn_logit_softcapping, config.final_logit_softcapping) == (50.0, 30.0)
     assert config.layer_types == ["sliding_attention", "full_attention"] * 2
     assert config.num_key_value_heads < config.num_attention_heads
     assert config.head_dim * config.num_attention_heads != config.hidden_size
     assert config.tie_word_embeddings
-    assert base.lm_head.weight.data_ptr() == base.model.embed_tokens.weight.data_ptr()
-    assert 1.5e6 < count_parameters(base)[1] < 2.5e6
-    assert count_parameters(base)[0] == 0
+    assert base_model.lm_head.weight.data_ptr() == base_model.model.embed_tokens.weight.data_ptr()
+    assert 1.5e6 < count_parameters(base_model)[1] < 2.5e6
+    assert count_parameters(base_model)[0] == 0
     assert sum(file.stat().st_size for file in TINY.iterdir()) < 5 * 2**20
-    assert base.model.layers[0].mlp.up_proj.weight.dtype == torch.uint8
-    assert base.model.embed_tokens.weight.dtype == torch.bfloat16
+    assert base_model.model.layers[0].mlp.up_proj.weight.dtype == torch.uint8
+    assert base_model.model.embed_tokens.weight.dtype == torch.bfloat16
 
 
 def test_trained_embeddings_stay_one_weight_and_fp32(folder):
@@ -94,23 +102,23 @@ def test_trained_embeddings_stay_one_weight_and_fp32(folder):
 
 
 def test_a_new_adapter_changes_nothing_and_is_the_same_on_every_worker(folder):
-    (row,) = pack_examples(examples(4), 200)
+    (sequence,) = pack_examples(examples(4), 200)
     one, two = objective(folder, rank=8), objective(folder, rank=8)
     for ours, theirs in zip(one.parameters(), two.parameters(), strict=True):
         if ours.requires_grad:
             assert torch.equal(ours, theirs)
     with torch.no_grad():
-        adapted = one(**tensors(row))[0]
+        adapted = one(**tensors(sequence))[0]
         with one.model.disable_adapter():
-            assert torch.equal(one(**tensors(row))[0], adapted)
+            assert torch.equal(one(**tensors(sequence))[0], adapted)
 
 
 def test_evaluating_leaves_every_module_as_it_was(folder):
     loss = objective(folder, dropout=0.5)
-    (row,) = pack_examples(examples(4), 200)
+    (sequence,) = pack_examples(examples(4), 200)
     modes = [module.training for module in loss.modules()]
     with evaluation_mode(loss):
-        first, second = loss(**tensors(row))[0], loss(**tensors(row))[0]
+        first, second = loss(**tensors(sequence))[0], loss(**tensors(sequence))[0]
         assert torch.equal(first, second)
         assert not first.requires_grad
     assert [module.training for module in loss.modules()] == modes
@@ -118,7 +126,7 @@ def test_evaluating_leaves_every_module_as_it_was(folder):
 
 
 def test_rank_64_on_the_9b_has_216_million_trained_parameters():
-    """Counted on the real dimensions without weights: the user's document says about 75 million."""
+    """Counted at the real dimensions without weights; the user's document has about 75 million."""
     lora = load_config("gemma2-9b").lora
     config = gemma2_config(
         vocab_size=256_000, hidden_size=3584, intermediate_size=14336, num_hidden_layers=42,
@@ -162,9 +170,9 @@ def test_a_softcap_can_be_switched_off_in_loss_and_generation_alike(
         tmp_path
     )  # so large that caps matter
     folder = str(tmp_path)
-    (row,) = pack_examples(examples(1), 48)
-    labels = torch.from_numpy(np.concatenate([[-100], row.targets[:-1]]))[None].long()
-    ids = tensors(row)["input_ids"]
+    (sequence,) = pack_examples(examples(1), 48)
+    labels = torch.from_numpy(np.concatenate([[IGNORE_INDEX], sequence.targets[:-1]]))[None].long()
+    ids = tensors(sequence)["input_ids"]
     reference = Gemma2ForCausalLM.from_pretrained(folder, attn_implementation="eager")
     with torch.no_grad():
         capped = reference(input_ids=ids).logits
@@ -173,15 +181,19 @@ def test_a_softcap_can_be_switched_off_in_loss_and_generation_alike(
     )
     for attention in ("eager", "blockwise"):
         capsys.readouterr()
-        base = load_base_model(ModelConfig(name=folder, attention=attention, **{switched_off: False}),
-                         QuantizationConfig(kind="none"), device=CPU, dtype=torch.float32)  # fmt: skip
+        base_model = load_base_model(
+            ModelConfig(name=folder, attention=attention, **{switched_off: False}),
+            QuantizationConfig(kind="none"),
+            device=CPU,
+            dtype=torch.float32,
+        )
         assert said in capsys.readouterr().err
-        loss = CaptionLoss(add_lora(base, LoraConfig(), seed=0), torch.float32)
+        loss = CaptionLoss(add_lora(base_model, LoraConfig(), seed=0), torch.float32)
         with torch.no_grad():
             theirs = reference(input_ids=ids, labels=labels)
-            ours, count = loss(**tensors(row))
-            base.set_attn_implementation("eager")  # as evaluate does for captions
-            generated = base(input_ids=ids).logits
+            ours, count = loss(**tensors(sequence))
+            base_model.set_attn_implementation("eager")  # as evaluate does for captions
+            generated = base_model(input_ids=ids).logits
         assert float(ours / count) == pytest.approx(float(theirs.loss), rel=1e-5)
         torch.testing.assert_close(generated, theirs.logits)
         assert not torch.allclose(generated, capped, atol=1e-2)

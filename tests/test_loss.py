@@ -1,4 +1,7 @@
-"""The tiled, softcapped loss against the naive one (all logits, softcap, cross-entropy): gradients and memory too."""
+"""The tiled, softcapped loss against the naive one: values, gradients and memory.
+
+The naive loss computes all logits, their softcap, and the cross-entropy.
+"""
 
 import pytest
 import torch
@@ -6,7 +9,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from app.gemma.loss import BUDGET, IGNORE_INDEX, choose_tile, softcapped_cross_entropy
+from app.gemma.loss import BUDGET, choose_tile, softcapped_cross_entropy
+from data_pipeline.stream.encode import IGNORE_INDEX
 
 WORDS, WIDTH = 50, 8
 
@@ -32,7 +36,7 @@ def problem(
 
 
 BUDGETS = [BUDGET, 12 * WORDS * 33, 12 * 40 * 7, 1]
-"""All at once; whole rows, 33 at a time; 7 words of all rows; one word at a time."""
+"""All at once; 33 tokens with all words; 7 words of all tokens; one word at a time."""
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
@@ -54,7 +58,8 @@ def test_loss_and_gradients_equal_the_naive_reference(cap, budget):
     [
         (torch.float32, torch.float32, 1e-5),
         (torch.bfloat16, torch.bfloat16, 2e-2),
-        (torch.bfloat16, torch.float32, 2e-2),  # a trained head is fp32, whatever computes
+        # a trained head is fp32, whatever the dtype of products
+        (torch.bfloat16, torch.float32, 2e-2),
     ],
 )
 def test_low_precision_is_as_near_the_truth_as_its_rounding(dtype, weight_dtype, tolerance, budget):
@@ -72,7 +77,7 @@ def test_low_precision_is_as_near_the_truth_as_its_rounding(dtype, weight_dtype,
 @pytest.mark.parametrize(
     ("for_hidden", "for_weight"), [(True, False), (False, True), (False, False)]
 )
-def test_only_what_is_trained_gets_a_gradient(for_hidden, for_weight):
+def test_only_trained_tensors_get_a_gradient(for_hidden, for_weight):
     hidden, weight, labels = problem()
     both = torch.autograd.grad(naive(hidden, weight, labels, 5.0), (hidden, weight))
     hidden, weight = (
@@ -109,7 +114,7 @@ def test_a_second_backward_pass_is_refused_rather_than_wrong():
 
 
 class LargestTensor(TorchDispatchMode):
-    """Bytes of the largest tensor that any operation makes, and the dtypes of those that have the head's shape."""
+    """Bytes of the largest result of any operation, and the dtypes of those of the head's shape."""
 
     def __init__(self, head):
         super().__init__()
@@ -151,5 +156,5 @@ def test_small_problems_are_one_tile_and_large_ones_fit_the_budget():
         (8192, 256_000, 0, 2**26),
         (10, 256_000, 0, 2**20),
     ):
-        rows, columns = choose_tile(num_tokens, words, per_word, budget)
-        assert 0.5 * budget < columns * (12 * rows + per_word) <= budget
+        tile_tokens, tile_words = choose_tile(num_tokens, words, per_word, budget)
+        assert 0.5 * budget < tile_words * (12 * tile_tokens + per_word) <= budget

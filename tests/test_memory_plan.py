@@ -1,4 +1,4 @@
-"""The plan: the same bytes as a real step, the same for all layers as for a few, and the longest row that fits."""
+"""The plan has the bytes of a real step, for few layers as for all, and the longest sequence."""
 
 import dataclasses
 import itertools
@@ -24,19 +24,26 @@ SETTINGS = {
     "last layer kept": ["memory.keep_layers=1"],
     "embedding on the host": ["memory.embedding=host"],
     "8-bit optimizer": ["optim.kind=adamw_8bit"],
-    "16-bit base": ["quantization.kind=none"],
+    "16-bit base model": ["quantization.kind=none"],
     "single quantisation": ["quantization.double_quant=false"],
     "accumulated": ["train.gradient_accumulation_steps=4"],
     "dropout": ["lora.dropout=0.1"],
     "fp16": ["train.precision=fp16"],
     "fp32": ["train.precision=fp32"],
-    "two rows": ["train.micro_batch_size=2"],
+    "two sequences": ["train.micro_batch_size=2"],
 }
 
 
 def job(model, *overrides):
-    return load_config(None, [f"model.name={model}", "model.attention=blockwise", "data.sequence_tokens=48",
-                       "scaling.num_workers=1", "lora.rank=4", "lora.alpha=8", *overrides])  # fmt: skip
+    small = [
+        f"model.name={model}",
+        "model.attention=blockwise",
+        "data.sequence_tokens=48",
+        "scaling.num_workers=1",
+        "lora.rank=4",
+        "lora.alpha=8",
+    ]
+    return load_config(None, [*small, *overrides])
 
 
 @pytest.mark.parametrize(
@@ -45,11 +52,11 @@ def job(model, *overrides):
 def test_the_published_sizes_have_as_many_parameters_as_published(size, parameters, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     model = find_model_config(ModelConfig(name=f"google/gemma-2-{size}-it"))
-    base = build_meta_model(
+    base_model = build_meta_model(
         model, load_config(None).quantization, attention="eager", dtype=torch.bfloat16
     )
-    assert sum(p.numel() for p in base.parameters()) == parameters
-    assert count_parameters(base)[0] == 0
+    assert sum(p.numel() for p in base_model.parameters()) == parameters
+    assert count_parameters(base_model)[0] == 0
     assert (model.sliding_window, model.attn_logit_softcapping, model.final_logit_softcapping) == (
         4096,
         50.0,
@@ -61,18 +68,23 @@ def test_the_published_sizes_have_as_many_parameters_as_published(size, paramete
 def test_a_simulated_step_holds_the_bytes_of_a_real_one(overrides, tmp_path):
     """Every storage of a real step on real weights is counted by the same rules."""
     config = job(save_model(tmp_path), *overrides)
-    rows, tokens = config.train.micro_batch_size, config.data.sequence_tokens
-    loss = objective(config.model.name, kind=config.quantization.kind, double_quant=config.quantization.double_quant,
-                     dtype=DTYPES[config.train.precision],
-                     attention=config.model.attention, memory=config.memory,
-                     **config.lora.model_dump(include={"rank", "alpha", "dropout"}))  # fmt: skip
+    num_sequences, tokens = config.train.micro_batch_size, config.data.sequence_tokens
+    loss = objective(
+        config.model.name,
+        kind=config.quantization.kind,
+        double_quant=config.quantization.double_quant,
+        dtype=DTYPES[config.train.precision],
+        attention=config.model.attention,
+        memory=config.memory,
+        **config.lora.model_dump(include={"rank", "alpha", "dropout"}),
+    )
     batch = {
         name: column.copy()
-        for name, column in next(iter(batches(30, micro_batch_size=rows)))[0].items()
+        for name, column in next(iter(batches(30, micro_batch_size=num_sequences)))[0].items()
     }
     batch["targets"][:] = batch["input_ids"]
     batch["position_ids"][:] = range(tokens)
-    with MemoryTimeline(rows * tokens) as timeline:
+    with MemoryTimeline(num_sequences * tokens) as timeline:
         stages = peak.trace_step(get_step_settings(config), loss, timeline, batch)
     real = max(
         (peak._find_highest(name, live) for name, live in stages.items()),
@@ -84,9 +96,9 @@ def test_a_simulated_step_holds_the_bytes_of_a_real_one(overrides, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "names", [("as shipped",), ("no checkpointing", "eager", "two rows")], ids="+".join
+    "names", [("as shipped",), ("no checkpointing", "eager", "two sequences")], ids="+".join
 )
-def test_few_layers_say_what_all_of_them_take(names, tmp_path):
+def test_few_layers_give_the_memory_of_all_layers(names, tmp_path):
     gemma2_config(num_hidden_layers=8).save_pretrained(tmp_path)
     config = job(tmp_path, *itertools.chain.from_iterable(SETTINGS[name] for name in names))
     model = find_model_config(config.model)
@@ -116,7 +128,7 @@ def test_a_gpu_kernel_keeps_no_scores(tmp_path):
 
 
 def test_a_gpu_multiplies_scores_and_gradients_apart_in_the_softmax(tmp_path):
-    """As measured on one: its backward pass holds [heads, S, S] once more than a CPU's."""
+    """As measured: the backward pass on a GPU holds one more [heads, S, S] than on a CPU."""
     gemma2_config(num_hidden_layers=2).save_pretrained(tmp_path)
     config = job(tmp_path, "model.attention=eager")
     settings = get_step_settings(config, sequence_tokens=512)
@@ -132,21 +144,21 @@ def test_a_gpu_multiplies_scores_and_gradients_apart_in_the_softmax(tmp_path):
     lambda tokens: max(600_000 + tokens // 64, 200_000 + 8 * tokens),
     lambda tokens: max(10**6, 5 * tokens + tokens**2 // 1000),
 ])  # fmt: skip
-def test_the_longest_row_is_the_longest_that_fits(peak_bytes):
+def test_the_longest_sequence_is_the_longest_that_fits(peak_bytes):
     known = {}
-    asked = []
+    simulated = []
     for limit in (10**9, 3_000_000, 650_000, 90_000, 700, 0):
         found = peak.find_longest_sequence(
-            lambda tokens: asked.append(tokens) or peak_bytes(tokens), limit, known, most=2**18
+            lambda tokens: simulated.append(tokens) or peak_bytes(tokens), limit, known, most=2**18
         )
         fitting = [tokens for tokens in range(64, 2**18 + 1, 64) if peak_bytes(tokens) <= limit]
         assert found in fitting or found == 0
         assert max(fitting, default=0) - found <= 64
-    assert len(asked) == len(set(asked)) < 40
+    assert len(simulated) == len(set(simulated)) < 40
 
 
 def test_categories_are_the_bytes_that_they_name(tmp_path):
-    """Counted by hand: rank 4 on seven modules of two layers of the tiny model."""
+    """Compare with a count by hand: rank 4 on seven modules of two layers of the tiny model."""
     save_model(tmp_path)
     config = job(tmp_path, "quantization.kind=none", "train.gradient_accumulation_steps=2")
     found = peak.simulate_peak(get_step_settings(config)).by_category

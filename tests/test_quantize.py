@@ -1,4 +1,7 @@
-"""A base in 4 bits on disk: the same bits as quantised while loading, refused where it is not what was asked for."""
+"""A base model stored in 4 bits has the same bits as one that is quantised while loading.
+
+It is refused if it is not stored as configured.
+"""
 
 import json
 import resource
@@ -26,7 +29,7 @@ NF4 = QuantizationConfig()
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory):
-    """Stored in fp32: in bf16 it is another model, and must not be quantised after a rounding."""
+    """A model stored in fp32: it must not be rounded to bf16 before it is quantised."""
     return save_model(tmp_path_factory.mktemp("model"))
 
 
@@ -38,15 +41,17 @@ def small(full):
 
 
 def loss_and_gradients(name, dtype, quantization=NF4):
-    base = load_base_model(ModelConfig(name=name), quantization, device=CPU, dtype=dtype)
-    layers = [module for module in base.modules() if isinstance(module, Linear4bit)]
+    base_model = load_base_model(ModelConfig(name=name), quantization, device=CPU, dtype=dtype)
+    layers = [module for module in base_model.modules() if isinstance(module, Linear4bit)]
     assert (
         {layer.compute_dtype for layer in layers}
         == {layer.weight.quant_state.dtype for layer in layers}
         == {dtype}
     )
-    assert {p.dtype for p in base.parameters()} == {torch.uint8, dtype}
-    objective = CaptionLoss(add_lora(base, LoraConfig(rank=4, alpha=8), seed=3), dtype).train()
+    assert {p.dtype for p in base_model.parameters()} == {torch.uint8, dtype}
+    objective = CaptionLoss(
+        add_lora(base_model, LoraConfig(rank=4, alpha=8), seed=3), dtype
+    ).train()
     loss, _ = objective(**tensors(pack_examples(examples(5), 200)[0]))
     loss.backward()
     return loss.item(), {
@@ -84,7 +89,7 @@ def test_transformers_reads_it_without_us(small):
         assert torch.equal(ours(input_ids=ids).logits, theirs(input_ids=ids).logits)
 
 
-def test_the_command_writes_weights_config_and_tokenizer_and_says_what(tmp_path):
+def test_the_command_writes_weights_config_and_tokenizer_and_prints_a_summary(tmp_path):
     out = tmp_path / "new" / "tiny4"
     done = command("tiny", "--out", str(out), "--double-quant", "false")
     assert done.returncode == 0, done.stderr
@@ -101,7 +106,7 @@ def test_the_command_writes_weights_config_and_tokenizer_and_says_what(tmp_path)
     assert [file.name for file in out.parent.iterdir()] == ["tiny4"]
 
 
-def test_the_hash_is_what_sha256sum_prints(small):
+def test_the_hash_is_the_one_that_sha256sum_prints(small):
     printed = subprocess.run(
         "sha256sum *.safetensors | sha256sum",
         shell=True,
@@ -125,25 +130,25 @@ def test_shards_are_hashed_together_and_one_changed_bit_is_another_base(full, tm
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("configured", "message"),
     [
         (
             QuantizationConfig(kind="none"),
-            "stored as nf4, double, but the config says none: set quantization.kind=nf4",
+            "stored as nf4, double, but the config has none: set quantization.kind=nf4",
         ),
-        (QuantizationConfig(kind="fp4"), "but the config says fp4, double"),
+        (QuantizationConfig(kind="fp4"), "but the config has fp4, double"),
         (
             QuantizationConfig(double_quant=False),
-            "config says nf4: set quantization.kind=nf4 quantization.double_quant=true",
+            "config has nf4: set quantization.kind=nf4 quantization.double_quant=true",
         ),
     ],
 )
-def test_a_config_that_says_another_kind_is_refused(small, said, message):
+def test_a_config_with_another_kind_is_refused(small, configured, message):
     with pytest.raises(UserError, match=message):
-        load_base_model(ModelConfig(name=small), said, device=CPU, dtype=torch.float32)
+        load_base_model(ModelConfig(name=small), configured, device=CPU, dtype=torch.float32)
 
 
-def test_what_cannot_be_quantised_is_named(full, small, tmp_path):
+def test_models_that_cannot_be_quantised_are_named(full, small, tmp_path):
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "file").touch()
     (tmp_path / "gptq").mkdir()
@@ -176,8 +181,8 @@ def test_mistakes_on_the_command_line_are_one_sentence(full, tmp_path):
     assert not out.exists()
 
 
-def test_a_disk_that_takes_no_more_is_named_and_nothing_is_left(full, tmp_path):
-    """The kernel refuses to let files grow beyond 64 KiB: what a full disk does, without filling one."""
+def test_a_full_disk_is_named_and_nothing_is_left(full, tmp_path):
+    """The kernel limits files to 64 KiB, which fails like a full disk without filling one."""
     out = tmp_path / "out"
     done = command(
         full,

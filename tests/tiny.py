@@ -1,4 +1,7 @@
-"""A very small real Gemma 2 (both softcaps, sliding window, grouped queries, tied) and rows to feed it."""
+"""A very small real Gemma 2, and sequences to train it on.
+
+It has both softcaps, sliding window, grouped queries and tied embeddings.
+"""
 
 from pathlib import Path
 
@@ -9,7 +12,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 from app.gemma.activation_checkpoint import apply_memory_config
 from app.gemma.config import LoraConfig, ModelConfig, QuantizationConfig
 from app.gemma.load import CaptionLoss, add_lora, load_base_model
-from data_pipeline.stream.encode import Example
+from data_pipeline.stream.encode import IGNORE_INDEX, Example
 from data_pipeline.stream.pack import pack_examples
 from data_pipeline.stream.token_stream import Position
 
@@ -20,11 +23,13 @@ CPU = torch.device("cpu")
 def gemma2_config(**changes):
     return Gemma2Config(
         **{
-            "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "query_pre_attn_scalar": 32,
-            "sliding_window": 8, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 10.0,
-            "max_position_embeddings": 256, "tie_word_embeddings": True, "pad_token_id": 0, "eos_token_id": 1,
-            "bos_token_id": 2, "attn_implementation": "eager", **changes,
+            "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 128,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8,
+            "attn_logit_softcapping": 5.0, "final_logit_softcapping": 10.0,
+            "max_position_embeddings": 256, "tie_word_embeddings": True,
+            "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2,
+            "attn_implementation": "eager", **changes,
         }
     )  # fmt: skip
 
@@ -46,27 +51,30 @@ def objective(
     device=CPU,
     **lora,
 ) -> CaptionLoss:
-    """memory: a MemoryConfig to save activations by; None: transformers' and PEFT's modules as they are."""
-    base = load_base_model(
+    """Return the loss of a saved model with a new adapter.
+
+    Without a MemoryConfig transformers' and PEFT's modules stay as they are.
+    """
+    base_model = load_base_model(
         ModelConfig(name=folder, attention=attention),
         QuantizationConfig(kind=kind, double_quant=double_quant),
         device=device,
         dtype=dtype,
     )
-    model = add_lora(base, LoraConfig(**{"rank": 4, "alpha": 8, **lora}), seed=3)
+    model = add_lora(base_model, LoraConfig(**{"rank": 4, "alpha": 8, **lora}), seed=3)
     if memory is not None:
-        apply_memory_config(base, memory)
+        apply_memory_config(base_model, memory)
     return CaptionLoss(model, dtype).train()
 
 
 def examples(num: int, *, seed: int = 0) -> list[Example]:
-    """Learnable documents: a counter with a random start, trained on in its second half."""
+    """Return learnable examples: a counter with a random start, with targets in its second half."""
     random = np.random.default_rng(seed)
     made = []
     for _ in range(num):
         length = int(random.integers(8, 20))
         ids = ((random.integers(3, 60) + np.arange(length)) % VOCABULARY).astype(np.int32)
-        targets = np.full(length, -100, np.int32)
+        targets = np.full(length, IGNORE_INDEX, np.int32)
         targets[length // 2 : -1] = ids[length // 2 + 1 :]
         made.append(Example(ids, targets))
     return made
@@ -81,41 +89,35 @@ def batches(
     seed: int = 0,
     sequence_tokens: int = 48,
 ):
-    """(batch, position) pairs as the stream gives them; every global micro-batch is one window's rows."""
-    rows = pack_examples(examples(num, seed=seed), sequence_tokens)
+    """Return (batch, position) pairs as the stream does.
+
+    The sequences of one micro-batch of all workers are one shuffle block.
+    """
+    packed = pack_examples(examples(num, seed=seed), sequence_tokens)
     group = micro_batch_size * num_workers
     made = []
-    for start in range(0, len(rows) - len(rows) % group, group):
-        own = rows[start + rank * micro_batch_size : start + (rank + 1) * micro_batch_size]
-        pad = [(0, sequence_tokens - len(row.input_ids)) for row in own]
-        made.append(
-            (
-                {
-                    "input_ids": np.stack(
-                        [np.pad(r.input_ids, p) for r, p in zip(own, pad, strict=True)]
-                    ),
-                    "position_ids": np.stack(
-                        [np.pad(r.position_ids, p) for r, p in zip(own, pad, strict=True)]
-                    ),
-                    "targets": np.stack(
-                        [
-                            np.pad(r.targets, p, constant_values=-100)
-                            for r, p in zip(own, pad, strict=True)
-                        ]
-                    ),
-                    "num_tokens": np.array([len(r.input_ids) for r in own]),
-                    "num_examples": np.array([len(r.members) for r in own]),
-                    "num_dropped": np.zeros(len(own), np.int32),
-                    "num_truncated": np.zeros(len(own), np.int32),
-                },
-                Position(0, start + group, len(rows)),
-            )
-        )
+    for start in range(0, len(packed) - len(packed) % group, group):
+        own = packed[start + rank * micro_batch_size : start + (rank + 1) * micro_batch_size]
+        batch = {
+            "input_ids": _stack([s.input_ids for s in own], sequence_tokens),
+            "position_ids": _stack([s.position_ids for s in own], sequence_tokens),
+            "targets": _stack([s.targets for s in own], sequence_tokens, fill=IGNORE_INDEX),
+            "num_tokens": np.array([len(s.input_ids) for s in own]),
+            "num_examples": np.array([len(s.members) for s in own]),
+            "num_dropped": np.zeros(len(own), np.int32),
+            "num_truncated": np.zeros(len(own), np.int32),
+        }
+        made.append((batch, Position(0, start + group, len(packed))))
     return made
 
 
+def _stack(columns, length, *, fill=0):
+    padded = [np.pad(column, (0, length - len(column)), constant_values=fill) for column in columns]
+    return np.stack(padded)
+
+
 class Recorder:
-    """A World that keeps what it is told."""
+    """A TrainContext that keeps every metric and report."""
 
     def __init__(self, rank=0, size=1, device=CPU):
         self.rank, self.size, self.device = rank, size, device

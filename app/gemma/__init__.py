@@ -1,6 +1,6 @@
-"""The model: loading in NF4 with LoRA, attention, loss. Knows torch; never Ray, never MLflow."""
+"""Gemma 2: loading in NF4 with LoRA, attention, loss. Imports torch, never Ray or MLflow."""
 
 import logging
 
-# Before any submodule imports bitsandbytes, which reports every optional kernel that is not there.
+# bitsandbytes logs each missing optional kernel at import, hence before any submodule imports it
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

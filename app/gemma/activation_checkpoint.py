@@ -1,8 +1,9 @@
-"""What a layer keeps between forward and backward: its input alone, on the device or on the host, the rest recomputed.
+"""Keep only each layer's input between forward and backward, and recompute the rest.
 
-Chen et al. 2016 (arXiv:1604.06174) by whole layers; what follows attention is recomputed tile by tile of tokens, as
-in Luo et al. 2024 (arXiv:2407.15892), so that no tensor of the MLP's width has all the tokens of a row. transformers'
-layers stay in place: only their `forward` is replaced.
+Whole layers are recomputed as in Chen et al. 2016 (arXiv:1604.06174). The part after attention is
+recomputed tile by tile of tokens, as in Luo et al. 2024 (arXiv:2407.15892): no tensor of the MLP's
+width holds all tokens of a micro-batch. The input may wait in host memory. transformers' layers
+stay in place: only their `forward` is replaced.
 """
 
 from collections.abc import Iterator
@@ -22,76 +23,101 @@ from app.gemma.tiles import iterate_tiles
 
 
 def apply_memory_config(
-    model: Gemma2ForCausalLM, memory: MemoryConfig, *, where: str = "cpu"
+    model: Gemma2ForCausalLM, memory: MemoryConfig, *, host_device: str = "cpu"
 ) -> None:
-    """Make a frozen base with its adapter keep no more than `memory` says; loss and gradients stay what they are.
+    """Patch a base model with its adapter so that it keeps only as much memory as `memory` allows.
 
-    where: the device that is the host; in a simulation of a GPU's memory it is `meta`. Raises UserError where `memory`
-    cannot be had.
+    Loss and gradients stay the same. `host_device` is the torch device of the host: `meta` in a
+    simulation of a GPU's memory. Raises UserError if the embedding is trained but shall be on the
+    host.
     """
     patch_layers(model)
     layers = model.model.layers
-    host = HostOffload(where) if memory.offload else None
+    offload = HostOffload(host_device) if memory.offload else None
+
     if memory.embedding == "host":
-        _embed_on_host(model, where)
+        _move_embedding_to_host(model, host_device)
     if not memory.gradient_checkpointing:
         return
     for layer in layers[: max(0, len(layers) - memory.keep_layers)]:
-        patch_forward(layer, _forward, host, memory.tile_tokens)
+        patch_forward(layer, _checkpointed_forward, offload, memory.tile_tokens)
 
 
-def _embed_on_host(model: Gemma2ForCausalLM, where: str) -> None:
-    """The tied embedding and head in page-locked memory. No parameter any more: DDP wants all of them on one device."""
+def _move_embedding_to_host(model: Gemma2ForCausalLM, host_device: str) -> None:
+    """Move the tied embedding and head to page-locked host memory.
+
+    The weight stops being a parameter, because DDP requires all parameters on one device.
+    """
     embedding: Any = model.model.embed_tokens
     if embedding.weight.requires_grad:
         raise UserError(
-            "memory.embedding=host is for a frozen embedding: set lora.train_embeddings=false, or device"
+            "memory.embedding=host needs a frozen embedding: set lora.train_embeddings=false, "
+            "or memory.embedding=device"
         )
-    weight, scale = embedding.weight.detach().to(where), embedding.embed_scale
+    weight, scale = embedding.weight.detach().to(host_device), embedding.embed_scale
     if embedding.weight.device.type == "cuda":
         weight = weight.pin_memory()
+
     for module, name, tensor in (
-        (embedding, "weight", weight), (model.lm_head, "weight", weight), (embedding, "embed_scale", scale.to(where)),
-    ):  # fmt: skip
+        (embedding, "weight", weight),
+        (model.lm_head, "weight", weight),
+        (embedding, "embed_scale", scale.to(host_device)),
+    ):
         delattr(module, name)
         setattr(module, name, tensor)
-    patch_forward(embedding, lambda _, plain, ids: plain(ids.to(where)).to(ids.device))
+    patch_forward(embedding, lambda _, plain, ids: plain(ids.to(host_device)).to(ids.device))
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _forward(
-    layer: Any, plain: Any, host: HostOffload | None, tile: int, hidden: Tensor, **context: Any
+def _checkpointed_forward(
+    layer: Any,
+    plain: Any,
+    offload: HostOffload | None,
+    tile_tokens: int,
+    hidden: Tensor,
+    **context: Any,
 ) -> Tensor:
-    """hidden [B, S, H] → [B, S, H]; whoever evaluates or generates gets transformers' own forward."""
+    """Return the layer's output [B, S, H] for hidden [B, S, H].
+
+    Evaluation and generation use transformers' own forward, `plain`.
+    """
     if not (layer.training and torch.is_grad_enabled()):
         unchanged: Tensor = plain(hidden, **context)
         return unchanged
-    attention, rest = (
+
+    attention, feed_forward = (
         [p for p in part.parameters() if p.requires_grad] for part in (layer.self_attn, layer.mlp)
     )
-    out: Tensor = _Recomputed.apply(
-        hidden, layer, context, host, tile, len(attention), *attention, *rest
+    out: Tensor = _CheckpointedLayer.apply(
+        hidden, layer, context, offload, tile_tokens, len(attention), *attention, *feed_forward
     )  # type: ignore[no-untyped-call]
     return out
 
 
 def _attend(layer: Any, hidden: Tensor, context: dict[str, Any]) -> Tensor:
-    """The first half of Gemma2DecoderLayer.forward."""
+    """Compute the first half of Gemma2DecoderLayer.forward: norms, attention, residual."""
     attended = layer.self_attn(hidden_states=layer.input_layernorm(hidden), **context)[0]
     added: Tensor = layer.post_attention_layernorm(attended)
     return hidden + added
 
 
 def _feed_forward(layer: Any, hidden: Tensor) -> Tensor:
-    """The second half, of any tokens [T, H]: none of them sees another."""
+    """Compute the second half of Gemma2DecoderLayer.forward for any tokens [T, H].
+
+    It treats each token alone, so tokens can be computed in tiles.
+    """
     added: Tensor = layer.post_feedforward_layernorm(
         layer.mlp(layer.pre_feedforward_layernorm(hidden))
     )
     return hidden + added
 
 
-class _Recomputed(torch.autograd.Function):
-    """One layer. Its trained parameters are arguments, so that each has one gradient a backward pass (DDP, FSDP)."""
+class _CheckpointedLayer(torch.autograd.Function):
+    """One layer, recomputed in the backward pass.
+
+    Its trained parameters are arguments, so that each gets one gradient in a backward pass: DDP and
+    FSDP need that.
+    """
 
     @staticmethod
     def forward(
@@ -99,75 +125,90 @@ class _Recomputed(torch.autograd.Function):
         hidden: Tensor,
         layer: nn.Module,
         context: dict[str, Any],
-        host: HostOffload | None,
-        tile: int,
+        offload: HostOffload | None,
+        tile_tokens: int,
         num_attention: int,
         *parameters: Tensor,
     ) -> Tensor:
-        ctx.layer, ctx.context, ctx.tile = layer, context, tile
-        ctx.state = _State(hidden.device)
-        ctx.host, ctx.copy = host, None if host is None else host.put(hidden)
-        ctx.save_for_backward(hidden if host is None else None)
+        ctx.layer, ctx.context, ctx.tile_tokens = layer, context, tile_tokens
+        ctx.state = _SavedState(hidden.device)
+        ctx.offload = offload
+        ctx.offloaded = None if offload is None else offload.put(hidden)
+        ctx.save_for_backward(hidden if offload is None else None)
         ctx.parameters = parameters[:num_attention], parameters[num_attention:]
+
         out = _attend(layer, hidden, context).contiguous()
-        for tokens in iterate_tiles(out.flatten(0, 1).split(tile), out):
+        for tokens in iterate_tiles(out.flatten(0, 1).split(tile_tokens), out):
             tokens.copy_(_feed_forward(layer, tokens))
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         (hidden,) = ctx.saved_tensors
         if hidden is None:
-            hidden = ctx.host.get(ctx.copy)
+            hidden = ctx.offload.get(ctx.offloaded)
         hidden = hidden.detach().requires_grad_(ctx.needs_input_grad[0])
-        of_attention, of_rest = ctx.parameters
-        with ctx.state.again(), torch.enable_grad():
+        attention_parameters, _ = ctx.parameters
+
+        # recompute attention, then the MLP tile by tile
+        with ctx.state.restore(), torch.enable_grad():
             middle = _attend(ctx.layer, hidden, ctx.context)
-            of_middle = upstream.new_empty(upstream.shape)
-            sums: list[Tensor] = []
-            each = (
-                tensor.flatten(0, 1).split(ctx.tile)
-                for tensor in (middle.detach(), upstream, of_middle)
-            )
-            for tokens, up, out in iterate_tiles([*zip(*each, strict=True)], middle):
-                tokens = tokens.detach().requires_grad_()
-                first, *rest = torch.autograd.grad(
-                    _feed_forward(ctx.layer, tokens), (tokens, *of_rest), up
-                )
-                out.copy_(first)
-                sums = (
-                    [total.add_(part) for total, part in zip(sums, rest, strict=True)]
-                    if sums
-                    else rest
-                )
-        wanted = [tensor for tensor in (hidden, *of_attention) if tensor.requires_grad]
-        gradients = list(torch.autograd.grad(middle, wanted, of_middle)) if wanted else []
-        of_hidden = gradients.pop(0) if ctx.needs_input_grad[0] else None
-        return of_hidden, None, None, None, None, None, *gradients, *sums
+            grad_middle, grad_feed_forward = _backward_feed_forward(ctx, middle, grad_output)
+
+        # backward through attention
+        inputs = [tensor for tensor in (hidden, *attention_parameters) if tensor.requires_grad]
+        grads = list(torch.autograd.grad(middle, inputs, grad_middle)) if inputs else []
+        grad_hidden = grads.pop(0) if ctx.needs_input_grad[0] else None
+        return grad_hidden, None, None, None, None, None, *grads, *grad_feed_forward
 
 
-class _State:
-    """Random numbers and autocast as they are now, for a second run that must not differ."""
+def _backward_feed_forward(
+    ctx: Any, middle: Tensor, grad_output: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """Recompute the second half of the layer in tiles, and return its gradients.
+
+    Return the gradient of its input `middle` [B, S, H], and that of each of its parameters.
+    """
+    _, parameters = ctx.parameters
+    grad_middle = grad_output.new_empty(grad_output.shape)
+    grad_parameters: list[Tensor] = []
+    tiled = (
+        tensor.flatten(0, 1).split(ctx.tile_tokens)
+        for tensor in (middle.detach(), grad_output, grad_middle)
+    )
+    for tokens, grad_tile, grad_tokens in iterate_tiles([*zip(*tiled, strict=True)], middle):
+        tokens = tokens.detach().requires_grad_()
+        grad_input, *grads = torch.autograd.grad(
+            _feed_forward(ctx.layer, tokens), (tokens, *parameters), grad_tile
+        )
+        grad_tokens.copy_(grad_input)
+        if grad_parameters:
+            for total, grad in zip(grad_parameters, grads, strict=True):
+                total.add_(grad)
+        else:
+            grad_parameters = grads
+    return grad_middle, grad_parameters
+
+
+class _SavedState:
+    """Random numbers and autocast at the forward pass, so that the second run repeats it."""
 
     def __init__(self, device: torch.device) -> None:
         self._kind = device.type
-        self._random = torch.get_rng_state()
-        self._random_of = (
-            {device: torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
-        )
-        self._enabled, self._dtype = (
-            torch.is_autocast_enabled(self._kind),
-            torch.get_autocast_dtype(self._kind),
-        )
+        self._cpu_rng = torch.get_rng_state()
+        self._cuda_rng = {device: torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
+        self._autocast_enabled = torch.is_autocast_enabled(self._kind)
+        self._autocast_dtype = torch.get_autocast_dtype(self._kind)
 
     @contextmanager
-    def again(self) -> Iterator[None]:
+    def restore(self) -> Iterator[None]:
+        """Run the block in the saved state, and restore the present one after it."""
         with (
-            torch.random.fork_rng(self._random_of),
-            torch.autocast(self._kind, self._dtype, self._enabled),
+            torch.random.fork_rng(self._cuda_rng),
+            torch.autocast(self._kind, self._autocast_dtype, self._autocast_enabled),
         ):
-            torch.set_rng_state(self._random)
-            for device, state in self._random_of.items():
+            torch.set_rng_state(self._cpu_rng)
+            for device, state in self._cuda_rng.items():
                 torch.cuda.set_rng_state(state, device)
             yield

@@ -1,4 +1,7 @@
-"""What a base is before it is loaded: its config, how its weights are stored, and the hash that checkpoints pin."""
+"""Look up a base model before it is loaded: its config, how its weights are stored, their hash.
+
+Checkpoints pin the hash.
+"""
 
 import hashlib
 import json
@@ -14,29 +17,33 @@ from app.gemma.config import ModelConfig, QuantizationConfig
 
 TINY = Path(__file__).parent / "tiny"
 BaseModelPin = dict[str, str]
-"""name, quantization, sha256: what a checkpoint says of the base that it was trained on."""
+"""Keys name, quantization, sha256: the base model that a checkpoint was trained on."""
 
 
 def resolve_model_source(name: str) -> str:
-    """Folder or hub name of a configured model; `tiny` is the shipped one."""
+    """Return the folder or hub name of a configured model; `tiny` is the shipped one."""
     return str(TINY) if name == "tiny" else name
 
 
 def load_model_config(model: ModelConfig) -> Gemma2Config:
-    """The model's own config, without the softcaps that are switched off. Raises UserError for a model that is not to
-    be had or not a Gemma 2."""
+    """Return the model's own config, without the softcaps that are switched off.
+
+    Raises UserError for a model that is missing or is not a Gemma 2.
+    """
     try:
         config = AutoConfig.from_pretrained(
             resolve_model_source(model.name), revision=model.revision
         )
     except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
         raise UserError(
-            f"model.name={model.name!r} is neither a model folder nor to be had from the hub: "
-            f"{str(error).splitlines()[0]}"
+            f"model.name={model.name!r} is neither a model folder nor a model on the hub: {reason}"
         ) from error
+
     if not isinstance(config, Gemma2Config):
         raise UserError(
-            f"model.name={model.name!r} is a {config.model_type!r} model: give a Gemma 2, such as google/gemma-2-9b-it"
+            f"model.name={model.name!r} is a {config.model_type!r} model: "
+            "give a Gemma 2, such as google/gemma-2-9b-it"
         )
     if not model.attention_softcap:
         config.attn_logit_softcapping = None
@@ -46,14 +53,17 @@ def load_model_config(model: ModelConfig) -> Gemma2Config:
 
 
 def get_stored_quantization(model: ModelConfig, config: Gemma2Config) -> QuantizationConfig | None:
-    """How a pre-quantised model's weights are stored, None for full ones. Raises UserError for what is not 4-bit."""
+    """Return how a pre-quantised model's weights are stored, or None for full weights.
+
+    Raises UserError for weights that are quantised in another way than 4-bit bitsandbytes.
+    """
     stored: dict[str, Any] | None = getattr(config, "quantization_config", None)
     if stored is None:
         return None
     if not stored.get("load_in_4bit"):
         raise UserError(
-            f"model.name={model.name!r} is quantised by {stored.get('quant_method')!r}, not in 4 bits by bitsandbytes: "
-            "give the full model"
+            f"model.name={model.name!r} is quantised by {stored.get('quant_method')!r}, "
+            "not in 4 bits by bitsandbytes: give the full model"
         )
     return QuantizationConfig(
         kind=stored["bnb_4bit_quant_type"], double_quant=stored["bnb_4bit_use_double_quant"]
@@ -61,35 +71,40 @@ def get_stored_quantization(model: ModelConfig, config: Gemma2Config) -> Quantiz
 
 
 def require_unquantised(model: ModelConfig, config: Gemma2Config) -> None:
-    """Raises UserError for a pre-quantised model."""
+    """Raise UserError for a pre-quantised model."""
     stored = get_stored_quantization(model, config)
     if stored is not None:
         raise UserError(
-            f"{model.name!r} is quantised already ({describe_quantization(stored)}): it can be trained on as it is"
+            f"{model.name!r} is quantised already ({describe_quantization(stored)}): "
+            "it can be trained on as it is"
         )
 
 
 def require_same_quantization(
     model: ModelConfig, quantization: QuantizationConfig, stored: QuantizationConfig
 ) -> None:
-    """Raises UserError if a pre-quantised model is not stored as the config says."""
+    """Raise UserError if a pre-quantised model is not stored as configured."""
     if quantization != stored:
         raise UserError(
-            f"model.name={model.name!r} is stored as {describe_quantization(stored)}, but the config says {describe_quantization(quantization)}: "
-            f"set quantization.kind={stored.kind} quantization.double_quant={str(stored.double_quant).lower()}, "
+            f"model.name={model.name!r} is stored as {describe_quantization(stored)}, "
+            f"but the config has {describe_quantization(quantization)}: "
+            f"set quantization.kind={stored.kind} "
+            f"quantization.double_quant={str(stored.double_quant).lower()}, "
             "or give the full model"
         )
 
 
 def describe_quantization(quantization: QuantizationConfig) -> str:
-    """`nf4, double`, `fp4`, `none`."""
-    return quantization.kind + (
-        ", double" if quantization.double_quant and quantization.kind != "none" else ""
-    )
+    """Return `nf4, double`, `nf4`, `fp4, double`, `fp4` or `none`."""
+    doubled = quantization.double_quant and quantization.kind != "none"
+    return f"{quantization.kind}, double" if doubled else quantization.kind
 
 
 def pin_base_model(model: ModelConfig, quantization: QuantizationConfig) -> BaseModelPin:
-    """What a checkpoint says of its base. Reads every byte of its weights: 1.2 GB/s a core where it was measured."""
+    """Return the pin that a checkpoint stores of its base model.
+
+    It reads every byte of the weights: 1.2 GB/s per core, as measured.
+    """
     return {
         "name": model.name,
         "quantization": describe_quantization(quantization),
@@ -98,35 +113,39 @@ def pin_base_model(model: ModelConfig, quantization: QuantizationConfig) -> Base
 
 
 def hash_weights(model: ModelConfig) -> str:
-    """What `sha256sum *.safetensors | sha256sum` prints in the model's folder: of the weights as they are stored.
+    """Return the hash of the weights as they are stored.
 
-    A pre-quantised copy is another base than its original, even where both compute the same.
+    `sha256sum *.safetensors | sha256sum` in the model's folder prints the same. A pre-quantised
+    copy has another hash than its original, even if both compute the same.
     """
     files = find_weight_files(model)
-    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter: one core a file
-        sums = pool.map(_sha256, files)
-    lines = [f"{sum_}  {file.name}\n" for file, sum_ in zip(files, sums, strict=True)]
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock: one core per file
+        digests = pool.map(_hash_file, files)
+    lines = [f"{digest}  {file.name}\n" for file, digest in zip(files, digests, strict=True)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def find_weight_files(model: ModelConfig) -> list[Path]:
-    """The model's safetensors by name, in its folder or in the hub's cache."""
+    """Return the model's safetensors in order of name, in its folder or in the hub's cache.
+
+    Raises UserError if one is missing.
+    """
     index = find_local_file(model, "model.safetensors.index.json")
-    names = (
-        ["model.safetensors"]
-        if index is None
-        else set(json.loads(index.read_text())["weight_map"].values())
-    )
-    files = [find_local_file(model, name) for name in sorted(names)]
+    if index is None:
+        names = ["model.safetensors"]
+    else:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+
+    files = [find_local_file(model, name) for name in names]
     if None in files:
         raise UserError(
-            f"model.name={model.name!r} holds no {', '.join(sorted(names))}: give a model in safetensors"
+            f"model.name={model.name!r} holds no {', '.join(names)}: give a model in safetensors"
         )
     return [file for file in files if file is not None]
 
 
 def find_local_file(model: ModelConfig, name: str) -> Path | None:
-    """One of the model's files, in its folder or in the hub's cache; None where it has none of that name."""
+    """Return one of the model's files, in its folder or in the hub's cache, or None without it."""
     found = cached_file(
         resolve_model_source(model.name),
         name,
@@ -136,6 +155,6 @@ def find_local_file(model: ModelConfig, name: str) -> Path | None:
     return None if found is None else Path(found)
 
 
-def _sha256(file: Path) -> str:
+def _hash_file(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

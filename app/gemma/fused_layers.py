@@ -1,6 +1,7 @@
-"""Gemma 2's norm and PEFT's LoRA layer, with a backward pass that keeps and copies only what it needs.
+"""Compute Gemma 2's norm and PEFT's LoRA layer with a backward pass that keeps and copies less.
 
-The same arithmetic as transformers' and PEFT's modules, which stay in place: only their `forward` is replaced.
+The arithmetic is that of transformers' and PEFT's modules. They stay in place: only their `forward`
+is replaced.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,11 +21,11 @@ from app.gemma.kernels import compile_kernel
 from app.gemma.tiles import iterate_tiles
 
 ROWS = 1024
-"""Tokens that a norm takes at a time: its fp32 copies have this many rows."""
+"""Tokens that a norm processes at a time: its fp32 copies have this many rows."""
 
 
 def patch_layers(model: nn.Module) -> None:
-    """Replace the forward of every norm and LoRA layer of a model with a frozen base."""
+    """Replace the forward of every frozen norm and every LoRA layer of a model."""
     for module in model.modules():
         if isinstance(module, Gemma2RMSNorm) and not module.weight.requires_grad:
             patch_forward(module, _norm_forward)
@@ -32,15 +33,19 @@ def patch_layers(model: nn.Module) -> None:
             patch_forward(module, _lora_forward)
 
 
-def patch_forward(module: Any, forward: Callable[..., Tensor], *more: Any) -> None:
-    """Calling this one module calls `forward(module, its forward until now, *more, …)`; its class stays as it is."""
-    module.forward = partial(forward, module, module.forward, *more)
+def patch_forward(module: Any, forward: Callable[..., Tensor], *arguments: Any) -> None:
+    """Replace the forward of one module; its class does not change.
+
+    A call of the module calls `forward(module, its forward until now, *arguments, …)`.
+    """
+    module.forward = partial(forward, module, module.forward, *arguments)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Gemma 2's norm of x [.., H] with a frozen weight [H]: x / rms(x) · (1 + weight), computed in fp32 at least.
+    """Return Gemma 2's norm of x [.., H] with a frozen weight [H]: x / rms(x) · (1 + weight).
 
-    Kept for the backward pass: x as it came, and one number a token.
+    It is computed in fp32 at least. For the backward pass it keeps x in its own dtype, and one
+    number per token.
     """
     normed: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
     return normed
@@ -49,10 +54,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def lora_linear(
     x: Tensor, base: nn.Linear, a: Tensor, b: Tensor, *, scale: float, dropped: Tensor | None = None
 ) -> Tensor:
-    """x W^T + scale · (x A^T) B^T with a frozen W: x [.., in], a [rank, in], b [out, rank] → [.., out].
+    """Return x W^T + scale · (x A^T) B^T with the frozen weight W of `base`: [.., out].
 
-    `dropped`: x after the adapter's dropout, where it has one. Products are in x's dtype. A 4-bit W is dequantised in
-    either pass and never kept; the update is added to the base's product in place.
+    x is [.., in], a [rank, in], b [out, rank]. `dropped` is x after the adapter's dropout, if any.
+    Products are in x's dtype. A 4-bit W is dequantised in both passes and never kept. The
+    update is added to the base layer's product in place.
     """
     product: Tensor = _LoraLinear.apply(x, dropped, a, b, base, scale)  # type: ignore[no-untyped-call]
     return product
@@ -63,81 +69,94 @@ def _norm_forward(module: Gemma2RMSNorm, _plain: Any, x: Tensor) -> Tensor:
 
 
 def _lora_forward(module: Any, plain: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """In training, with the one adapter; in every other case PEFT's own forward."""
+    """Apply `lora_linear` in training with the one adapter, and PEFT's own forward otherwise."""
     if not module.training or module.disable_adapters or module.merged or args or kwargs:
         unchanged: Tensor = plain(x, *args, **kwargs)
         return unchanged
+
     (name,) = module.active_adapters
     dropout, kind = module.lora_dropout[name], x.device.type
     inner = x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
     return lora_linear(
-        inner, module.get_base_layer(), module.lora_A[name].weight, module.lora_B[name].weight,
-        scale=module.scaling[name], dropped=None if isinstance(dropout, nn.Identity) else dropout(inner),
-    ).to(x.dtype)  # fmt: skip
+        inner,
+        module.get_base_layer(),
+        module.lora_A[name].weight,
+        module.lora_B[name].weight,
+        scale=module.scaling[name],
+        dropped=None if isinstance(dropout, nn.Identity) else dropout(inner),
+    ).to(x.dtype)
 
 
 class _RMSNorm(torch.autograd.Function):
+    """Keeps x, its weight and 1 / rms(x)."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        exact = torch.promote_types(x.dtype, torch.float32)
-        out, scales = _by_rows(
-            _norm, (x,), (1.0 + weight.to(exact), eps), ((x.shape[-1], x.dtype), (1, exact))
-        )
+        compute_dtype = torch.promote_types(x.dtype, torch.float32)
+        factor = 1.0 + weight.to(compute_dtype)
+        results = ((x.shape[-1], x.dtype), (1, compute_dtype))
+        out, scales = _apply_by_rows(_normalise, (x,), (factor, eps), results)
         ctx.save_for_backward(x, scales, weight)
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
         x, scales, weight = ctx.saved_tensors
         factor = 1.0 + weight.to(scales.dtype)
-        (gradient,) = _by_rows(
-            _norm_gradient, (upstream, x, scales), (factor,), ((x.shape[-1], x.dtype),)
-        )
-        return gradient, None, None
+        inputs, results = (grad_output, x, scales), ((x.shape[-1], x.dtype),)
+        (grad_x,) = _apply_by_rows(_compute_norm_gradient, inputs, (factor,), results)
+        return grad_x, None, None
 
 
-def _norm(x: Tensor, factor: Tensor, eps: float) -> tuple[Tensor, ...]:
-    """Of rows [T, H]: x / rms(x) · factor, and 1 / rms(x) [T, 1]."""
+def _normalise(x: Tensor, factor: Tensor, eps: float) -> tuple[Tensor, ...]:
+    """Return x / rms(x) · factor [T, H] and 1 / rms(x) [T, 1] for x [T, H]."""
     wide = x.to(factor.dtype)
     scale = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
     return (wide * scale).mul_(factor).to(x.dtype), scale
 
 
-def _norm_gradient(
-    upstream: Tensor, x: Tensor, scale: Tensor, factor: Tensor
+def _compute_norm_gradient(
+    grad_output: Tensor, x: Tensor, scale: Tensor, factor: Tensor
 ) -> tuple[Tensor, ...]:
-    """Of upstream and x [T, H], scale [T, 1]."""
+    """Return the gradient of x [T, H] for grad_output [T, H] and scale = 1 / rms(x) [T, 1]."""
     normed = x.to(scale.dtype) * scale
-    own = upstream.to(scale.dtype) * factor
-    inner = (own * normed).mean(-1, keepdim=True)
-    return (own.addcmul_(normed, inner, value=-1).mul_(scale).to(x.dtype),)
+    grad_normed = grad_output.to(scale.dtype) * factor
+    projection = (grad_normed * normed).mean(-1, keepdim=True)
+    grad_x = grad_normed.addcmul_(normed, projection, value=-1).mul_(scale)
+    return (grad_x.to(x.dtype),)
 
 
-def _by_rows(
-    function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor], fixed: tuple[Any, ...],
+def _apply_by_rows(
+    function: Callable[..., tuple[Tensor, ...]],
+    inputs: Sequence[Tensor],
+    constants: tuple[Any, ...],
     results: Sequence[tuple[int, torch.dtype]],
-) -> list[Tensor]:  # fmt: skip
-    """function(*inputs, *fixed) of inputs [.., n]; `results`: width and dtype of each.
+) -> list[Tensor]:
+    """Return function(*inputs, *constants) for inputs [.., n].
 
-    On a GPU one compiled kernel without fp32 copies; elsewhere ROWS rows at a time.
+    `results` holds width and dtype of each result. On a GPU this is one compiled kernel without
+    fp32 copies; elsewhere it processes ROWS rows at a time.
     """
     shape, device = inputs[0].shape[:-1], inputs[0].device
     flat = [tensor.detach().reshape(-1, tensor.shape[-1]) for tensor in inputs]
     if device.type == "cuda" or len(flat[0]) <= ROWS:
         run = compile_kernel(function) if device.type == "cuda" else function
-        return [result.view(*shape, -1) for result in run(*flat, *fixed)]
-    made = [torch.empty(*shape, width, dtype=dtype, device=device) for width, dtype in results]
-    parts = [tensor.split(ROWS) for tensor in (*flat, *(result.flatten(0, -2) for result in made))]
+        return [result.view(*shape, -1) for result in run(*flat, *constants)]
+
+    outputs = [torch.empty(*shape, width, dtype=dtype, device=device) for width, dtype in results]
+    flat_outputs = [output.flatten(0, -2) for output in outputs]
+    parts = [tensor.split(ROWS) for tensor in (*flat, *flat_outputs)]
     for rows in iterate_tiles([*zip(*parts, strict=True)], inputs[0]):
-        for into, result in zip(
-            rows[len(flat) :], function(*rows[: len(flat)], *fixed), strict=True
-        ):
-            into.copy_(result)
-    return made
+        row_inputs, row_outputs = rows[: len(flat)], rows[len(flat) :]
+        for output, result in zip(row_outputs, function(*row_inputs, *constants), strict=True):
+            output.copy_(result)
+    return outputs
 
 
 class _LoraLinear(torch.autograd.Function):
+    """Keeps the adapter's input, its product with A, and the adapter's weights."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -148,48 +167,54 @@ class _LoraLinear(torch.autograd.Function):
         base: nn.Linear,
         scale: float,
     ) -> Tensor:
-        seen = x if dropped is None else dropped
+        adapter_input = x if dropped is None else dropped
         with torch.autocast(x.device.type, enabled=False):
-            product = _base_product(x, base)
-            low = seen.flatten(0, -2) @ a.to(x.dtype).T  # [tokens, rank]
-            product.view(-1, len(b)).addmm_(low, b.to(x.dtype).T, alpha=scale)
-        ctx.save_for_backward(seen, low, a, b)
-        ctx.base, ctx.scale, ctx.drops = base, scale, dropped is not None
+            product = _multiply_base(x, base)
+            low_rank = adapter_input.flatten(0, -2) @ a.to(x.dtype).T  # [tokens, rank]
+            product.view(-1, len(b)).addmm_(low_rank, b.to(x.dtype).T, alpha=scale)
+        ctx.save_for_backward(adapter_input, low_rank, a, b)
+        ctx.base, ctx.scale, ctx.has_dropout = base, scale, dropped is not None
         return product
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        seen, low, a, b = ctx.saved_tensors
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        adapter_input, low_rank, a, b = ctx.saved_tensors
         needs_x, needs_dropped, *_ = ctx.needs_input_grad
-        up = upstream.flatten(0, -2)
-        with torch.autocast(up.device.type, enabled=False):
-            up_low = (up @ b.to(up.dtype)).mul_(ctx.scale)
-            of_a = up_low.T @ seen.flatten(0, -2)
-            of_b = (up.T @ low).mul_(ctx.scale)
-            of_x = (up @ _weight(ctx.base, up.dtype)) if needs_x else None
-            of_dropped = None
-            if ctx.drops and needs_dropped:
-                of_dropped = (up_low @ a.to(up.dtype)).view(seen.shape)
-            elif not ctx.drops and of_x is not None:
-                of_x.addmm_(up_low, a.to(up.dtype))
-        if of_x is not None:
-            of_x = of_x.view(seen.shape)
-        return of_x, of_dropped, of_a.to(a.dtype), of_b.to(b.dtype), None, None
+        grad_output = grad_output.flatten(0, -2)
+        dtype = grad_output.dtype
+
+        with torch.autocast(grad_output.device.type, enabled=False):
+            # adapter
+            grad_low_rank = (grad_output @ b.to(dtype)).mul_(ctx.scale)
+            grad_a = grad_low_rank.T @ adapter_input.flatten(0, -2)
+            grad_b = (grad_output.T @ low_rank).mul_(ctx.scale)
+
+            # input
+            grad_x = (grad_output @ _get_weight(ctx.base, dtype)) if needs_x else None
+            grad_dropped = None
+            if ctx.has_dropout and needs_dropped:
+                grad_dropped = (grad_low_rank @ a.to(dtype)).view(adapter_input.shape)
+            elif not ctx.has_dropout and grad_x is not None:
+                grad_x.addmm_(grad_low_rank, a.to(dtype))
+
+        if grad_x is not None:
+            grad_x = grad_x.view(adapter_input.shape)
+        return grad_x, grad_dropped, grad_a.to(a.dtype), grad_b.to(b.dtype), None, None
 
 
-def _base_product(x: Tensor, base: nn.Linear) -> Tensor:
-    constants: Any = (
-        base.quant_state if isinstance(base, Linear4bit) else None
-    )  # FSDP's gathered weight has none
-    if constants is None:
+def _multiply_base(x: Tensor, base: nn.Linear) -> Tensor:
+    """Return the base layer's product x W^T."""
+    # A weight that FSDP gathered has no quantisation state.
+    quant_state: Any = base.quant_state if isinstance(base, Linear4bit) else None
+    if quant_state is None:
         return nn.functional.linear(x, base.weight.to(x.dtype))
-    product: Tensor = matmul_4bit(x, base.weight, quant_state=constants)
+    product: Tensor = matmul_4bit(x, base.weight, quant_state=quant_state)
     return product
 
 
-def _weight(base: nn.Linear, dtype: torch.dtype) -> Tensor:
-    """[out, in], dequantised where it is stored in 4 bits."""
+def _get_weight(base: nn.Linear, dtype: torch.dtype) -> Tensor:
+    """Return the base layer's weight [out, in], dequantised if it is stored in 4 bits."""
     weight: Tensor = (
         dequantize_4bit(base.weight, base.quant_state)
         if isinstance(base, Linear4bit)

@@ -1,4 +1,4 @@
-"""Functions that become one kernel on a GPU."""
+"""Compile a function into one GPU kernel."""
 
 from collections.abc import Callable
 from functools import cache
@@ -9,15 +9,15 @@ import torch
 F = TypeVar("F", bound=Callable[..., Any])
 
 MAX_VERSIONS = 64
-"""Of one function: for lengths that are known and not, precisions, training and evaluation."""
+"""Most versions of one function: static and dynamic lengths, precisions, training, evaluation."""
 
 
 @cache
 def compile_kernel(function: F) -> F:
-    """Compiled at its first call, as one whole graph.
+    """Return the function, to be compiled at its first call as one whole graph.
 
-    After 8 versions torch would run the function uncompiled from then on, with no more than a warning; here it takes
-    VERSIONS, and then it raises.
+    By default torch compiles 8 versions, then warns and runs the function uncompiled. This one
+    allows MAX_VERSIONS, and then it raises.
     """
-    how: dict[str, Any] = {"fullgraph": True, "recompile_limit": MAX_VERSIONS}
-    return cast(F, torch.compile(function, **how))
+    options: dict[str, Any] = {"fullgraph": True, "recompile_limit": MAX_VERSIONS}
+    return cast(F, torch.compile(function, **options))

@@ -1,4 +1,4 @@
-"""The model: Gemma 2 from a hub name, a folder or the shipped tiny one, in NF4, with a LoRA adapter."""
+"""Load Gemma 2 from a hub name, a folder or the shipped tiny model, in NF4, with a LoRA adapter."""
 
 import sys
 import warnings
@@ -25,7 +25,7 @@ from app.gemma.base_model import (
 from app.gemma.config import LoraConfig, ModelConfig, QuantizationConfig
 from app.gemma.loss import softcapped_cross_entropy
 
-transformers.utils.logging.disable_progress_bar()  # one bar per worker, on top of one another
+transformers.utils.logging.disable_progress_bar()  # the bars of several workers would overlap
 warnings.filterwarnings(
     "ignore", "`is_gradient_checkpointing` is deprecated"
 )  # peft 0.21 on transformers 5
@@ -40,77 +40,97 @@ def load_base_model(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Gemma2ForCausalLM:
-    """The frozen base on one device: linear layers in 4 bits, everything else and all products in dtype.
+    """Load the frozen base model on one device.
 
-    4-bit weights are read as they are where the model is stored so (`python -m app quantize`), else quantised from
-    the stored weights one by one: both give the same bits, in any dtype, on one kind of device. Sliding window, layer
-    types and query scale are the checkpoint's own, and so are the softcaps that the config does not switch off. Raises
-    UserError for a model that is not to be had, not a Gemma 2, or stored in another kind of 4 bits than the config
-    says.
+    Linear layers are in 4 bits; everything else and all products are in dtype. 4-bit weights are
+    read as they are if the model is stored in 4 bits (`python -m app quantize`). Otherwise the
+    stored weights are quantised one by one. Both ways give the same bits, in any dtype, on one kind
+    of device. Sliding window, layer types, query scale, and the softcaps that are not switched off,
+    come from the checkpoint's config.
+
+    Raises UserError for a model that is missing, is not a Gemma 2, or is stored in another kind of
+    4 bits than configured.
     """
+    # how the weights are stored
     config = load_model_config(model)
-    find_weight_files(model)  # safetensors or a UserError
+    find_weight_files(model)  # raises UserError without safetensors
     stored = get_stored_quantization(model, config)
     if stored is not None:
         require_same_quantization(model, quantization, stored)
-    quantized = None
+    quantize_while_loading = None
     if quantization.kind != "none" and stored is None:
-        quantized = BitsAndBytesConfig(
+        quantize_while_loading = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type=quantization.kind,
             bnb_4bit_use_double_quant=quantization.double_quant,
             bnb_4bit_compute_dtype=dtype,
         )
-    base = Gemma2ForCausalLM.from_pretrained(
+
+    # load
+    base_model = Gemma2ForCausalLM.from_pretrained(
         resolve_model_source(model.name),
         config=config,
         revision=model.revision or "main",
         dtype=dtype if quantization.kind == "none" else "auto",
         attn_implementation=model.attention,
-        quantization_config=quantized,
+        quantization_config=quantize_while_loading,
         device_map={"": device},
     )
-    _compute_in(base, dtype)
+    _freeze_in_dtype(base_model, dtype)
+
+    # log
     print(f"attention: {attention.describe_attention(model.attention)}", file=sys.stderr)
-    for on, what in (
+    for is_on, capped in (
         (model.attention_softcap, "attention scores"),
         (model.logit_softcap, "output logits"),
     ):
-        if not on:
+        if not is_on:
             print(
-                f"softcap of {what}: OFF, for study; the model was trained with it", file=sys.stderr
+                f"softcap of {capped}: OFF, for study; the model was trained with it",
+                file=sys.stderr,
             )
-    return base
+    return base_model
 
 
-def _compute_in(base: Gemma2ForCausalLM, dtype: torch.dtype) -> None:
-    """Freezes the base; what is not in 4 bits becomes dtype, and so do products, whatever dtype was stored."""
-    for module in base.modules():
+def _freeze_in_dtype(base_model: Gemma2ForCausalLM, dtype: torch.dtype) -> None:
+    """Freeze the base model, and set the dtype of its products and of all weights not in 4 bits.
+
+    The dtype in which it is stored does not matter.
+    """
+    for module in base_model.modules():
         if isinstance(module, Linear4bit):
             module.compute_dtype = dtype
             assert isinstance(module.weight, Params4bit)
             module.weight.quant_state.dtype = dtype
-    for parameter in base.parameters():
+
+    for parameter in base_model.parameters():
         parameter.requires_grad_(False)
         if not isinstance(parameter, Params4bit):
             parameter.data = parameter.data.to(dtype)
+
     if dtype == torch.float16:
-        base.get_input_embeddings().register_forward_hook(
+        base_model.get_input_embeddings().register_forward_hook(
             lambda _module, _inputs, output: output.float()
         )
 
 
 def get_residual_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Of what layers add to: fp16's range is too small for Gemma 2's sums, though its products fit."""
+    """Return the dtype of the residual stream: fp32 for fp16.
+
+    Gemma 2's sums exceed the range of fp16, though its products fit.
+    """
     return torch.float32 if dtype == torch.float16 else dtype
 
 
-def add_lora(base: Gemma2ForCausalLM, lora: LoraConfig, *, seed: int) -> PeftModel:
-    """A new adapter that changes nothing yet (B = 0). Trained weights are fp32, so that small updates survive."""
+def add_lora(base_model: Gemma2ForCausalLM, lora: LoraConfig, *, seed: int) -> PeftModel:
+    """Add a new adapter, which does not change the model's output yet (B = 0).
+
+    Trained weights are in fp32, so that small updates are not rounded away.
+    """
     torch.manual_seed(seed)  # every worker draws the same A
     embeddings = ["embed_tokens", "lm_head"] if lora.train_embeddings else None
     adapted = get_peft_model(
-        base,
+        base_model,
         PeftLoraConfig(
             r=lora.rank,
             lora_alpha=lora.alpha,  # type: ignore[arg-type]
@@ -123,22 +143,25 @@ def add_lora(base: Gemma2ForCausalLM, lora: LoraConfig, *, seed: int) -> PeftMod
         ),
     )
     assert isinstance(adapted, PeftModel)
-    return _trainable_in_fp32(adapted)
+    return _train_in_fp32(adapted)
 
 
-def load_adapter(base: Gemma2ForCausalLM, folder: str | Path) -> PeftModel:
-    """A saved adapter on a freshly loaded base."""
-    return _trainable_in_fp32(PeftModel.from_pretrained(base, str(folder), is_trainable=True))
+def load_adapter(base_model: Gemma2ForCausalLM, folder: str | Path) -> PeftModel:
+    """Load a saved adapter onto a freshly loaded base model."""
+    adapted = PeftModel.from_pretrained(base_model, str(folder), is_trainable=True)
+    return _train_in_fp32(adapted)
 
 
-def _trainable_in_fp32(model: PeftModel) -> PeftModel:
+def _train_in_fp32(model: PeftModel) -> PeftModel:
+    """Convert the trained weights to fp32; the residual stream keeps its dtype."""
     inner = unwrap_gemma(model)
     dtype = get_residual_dtype(inner.dtype)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
     if inner.get_input_embeddings().weight.requires_grad:
-        # A trained embedding is fp32; the residual stream that it feeds stays in its dtype.
+        # A trained embedding outputs fp32: convert its output to the residual stream's dtype.
         inner.get_input_embeddings().register_forward_hook(
             lambda _module, _inputs, output: output.to(dtype)
         )
@@ -146,7 +169,7 @@ def _trainable_in_fp32(model: PeftModel) -> PeftModel:
 
 
 def unwrap_gemma(model: nn.Module) -> Gemma2ForCausalLM:
-    """The Gemma 2 inside a PEFT wrapper, or the model itself."""
+    """Return the Gemma 2 inside a PEFT wrapper, or the model itself."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     assert isinstance(inner, Gemma2ForCausalLM)
     return inner
@@ -154,16 +177,17 @@ def unwrap_gemma(model: nn.Module) -> Gemma2ForCausalLM:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode (no dropout, no gradients) in which bitsandbytes' layers stay in training mode.
+    """Run a block in evaluation mode (no dropout, no gradients), then restore every module's mode.
 
-    In evaluation mode bitsandbytes repacks 4-bit weights in place on CPUs with AVX512-bf16, and training after
-    it would continue on other numbers.
+    bitsandbytes' layers stay in training mode. In evaluation mode bitsandbytes repacks 4-bit
+    weights in place on CPUs with AVX512-bf16, and later training would continue with other numbers.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     for module, _ in modes:
         if isinstance(module, Linear4bit):
             module.training = True
+
     try:
         with torch.no_grad():
             yield
@@ -173,12 +197,18 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Matrix products in dtype although the trained weights are fp32; a no-op for fp32."""
+    """Return a context that computes matrix products in dtype; a no-op for fp32.
+
+    The trained weights are fp32.
+    """
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """(trained, all) parameters; a 4-bit weight counts as the weights that it stores."""
+    """Return the number of trained and of all parameters.
+
+    A packed 4-bit tensor counts as the weights that it stores.
+    """
     trained = total = 0
     for parameter in model.parameters():
         size = parameter.numel()
@@ -190,7 +220,7 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 
 
 class CaptionLoss(nn.Module):
-    """The objective as one module, so that DDP sees one forward: packed rows in, (loss sum, target count) out."""
+    """The objective of a micro-batch as one module, so that DDP wraps one forward."""
 
     def __init__(self, model: PeftModel, dtype: torch.dtype) -> None:
         super().__init__()
@@ -200,7 +230,11 @@ class CaptionLoss(nn.Module):
     def forward(
         self, input_ids: Tensor, position_ids: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """All [B, S]. Documents are told apart by positions that restart: no attention mask may be passed."""
+        """Return the sum of the loss and the number of targets of packed sequences.
+
+        All arguments are [B, S]. A document begins where position_ids restart: there is no
+        attention mask.
+        """
         inner = unwrap_gemma(self.model)
         with autocast(input_ids.device, self.dtype):
             hidden = inner.model(

@@ -1,9 +1,11 @@
-"""Gemma 2's loss: cross-entropy over softcapped logits, only where there is a label and never all at once.
+"""Compute Gemma 2's loss: cross-entropy over softcapped logits of the labelled positions, in tiles.
 
-The gradient is computed with the loss, tile by tile, as in Wijmans et al. 2024 (arXiv:2411.09009) and Liger's fused
-linear cross-entropy (arXiv:2410.10989); here with the softcap and its derivative.
+The gradient is computed with the loss, tile by tile, as in Wijmans et al. 2024 (arXiv:2411.09009)
+and Liger's fused linear cross-entropy (arXiv:2410.10989); here with the softcap and its derivative.
+Letters of shapes: N positions, T labelled positions of a tile, H hidden width, V vocabulary.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,20 +13,23 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from app.gemma.tiles import iterate_tiles
+from data_pipeline.stream.encode import IGNORE_INDEX
 
-IGNORE_INDEX = -100
 BUDGET = 256 * 2**20
-"""What the logits and what is computed from them may take at a time (bytes)."""
+"""Memory for the logits and for tensors computed from them at a time (bytes)."""
 BYTES_PER_LOGIT = 12
-"""A tile's tanh, its weights and one copy of either, in fp32."""
+"""Memory of a logit: its tanh, its weight and one copy of either, in fp32 (bytes)."""
 FEW_TOKENS = 32
-"""Whole rows of logits are computed once; where fewer rows than this fit the budget, in parts and twice."""
+"""Least tokens in a tile of the whole vocabulary, whose logits are computed once.
+
+If fewer fit the budget, a tile has a part of the vocabulary, and its logits are computed twice.
+"""
 MANY_TOKENS = 512
-"""Rows of logits in one tile that has a part of the vocabulary."""
+"""Most tokens in a tile of a part of the vocabulary."""
 
 
 def apply_softcap(x: Tensor, cap: float | None) -> Tensor:
-    """`cap · tanh(x / cap)` (Gemma 2 report, arXiv:2408.00118, §2); None: x itself."""
+    """Return `cap · tanh(x / cap)` (Gemma 2 report, arXiv:2408.00118, §2), or x if cap is None."""
     return x if cap is None else cap * torch.tanh(x / cap)
 
 
@@ -36,39 +41,74 @@ def softcapped_cross_entropy(
     softcap: float | None,
     budget: int = BUDGET,
 ) -> tuple[Tensor, Tensor]:
-    """Sum of the negative log-likelihoods (nats) over the positions that have a label, and their number.
+    """Return the sum of the labels' negative log-likelihoods (nats), and the number of labels.
 
-    hidden [N, H], weight [V, H] (the output head), labels [N] with IGNORED where nothing is predicted. The sum
-    and the count stay apart: whoever reduces over micro-batches and workers divides once, at the end. Products are
-    computed in hidden's dtype, softcap and log-softmax in fp32 (fp64 for fp64), in tiles of tokens and vocabulary
-    that take `budget` bytes; of a frozen weight on the host, tiles are copied. The weight's gradient is summed in the
-    weight's dtype. One backward pass per forward.
+    hidden is [N, H], weight is [V, H] (the output head), labels is [N] with IGNORE_INDEX where
+    nothing is predicted. The caller reduces sum and number over micro-batches and workers, and then
+    divides once.
+
+    Products are computed in hidden's dtype, softcap and log-softmax in fp32 (fp64 for fp64), in
+    tiles of tokens and vocabulary that take `budget` bytes. Tiles of a frozen weight on the host
+    are copied to hidden's device. The weight's gradient is summed in the weight's dtype. Each
+    forward pass allows one backward pass.
     """
-    where = (labels != IGNORE_INDEX).nonzero(as_tuple=True)[0]
+    positions = (labels != IGNORE_INDEX).nonzero(as_tuple=True)[0]
     with_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     loss_sum: Tensor = _CrossEntropy.apply(
-        hidden, weight, labels, where, softcap, budget, with_gradient
+        hidden, weight, labels, positions, softcap, budget, with_gradient
     )  # type: ignore[no-untyped-call]
-    return loss_sum, torch.tensor(len(where), device=hidden.device)
+    return loss_sum, torch.tensor(len(positions), device=hidden.device)
 
 
 def choose_tile(
     num_tokens: int, vocabulary: int, bytes_per_word: int, budget: int
 ) -> tuple[int, int]:
-    """(tokens, words) of one tile; bytes_per_word: what a word takes besides its logits.
+    """Return the number of tokens and of words of one tile.
 
-    >>> tile_of(700, 1024, 0, 256 * 2**20), tile_of(8192, 256_000, 0, 256 * 2**20), tile_of(8192, 256_000, 0, 2**26)
-    ((700, 1024), (87, 256000), (512, 10922))
+    `bytes_per_word` is the memory of a word besides its logits.
+
+    >>> choose_tile(700, 1024, 0, 256 * 2**20)
+    (700, 1024)
+    >>> choose_tile(8192, 256_000, 0, 256 * 2**20)
+    (87, 256000)
+    >>> choose_tile(8192, 256_000, 0, 2**26)
+    (512, 10922)
     """
-    rows = (budget - vocabulary * bytes_per_word) // (vocabulary * BYTES_PER_LOGIT)
-    if rows >= min(num_tokens, FEW_TOKENS):
-        return min(num_tokens, rows), vocabulary
-    rows = min(num_tokens, MANY_TOKENS)
-    return rows, max(1, min(vocabulary, budget // (bytes_per_word + rows * BYTES_PER_LOGIT)))
+    tokens = (budget - vocabulary * bytes_per_word) // (vocabulary * BYTES_PER_LOGIT)
+    if tokens >= min(num_tokens, FEW_TOKENS):
+        return min(num_tokens, tokens), vocabulary
+
+    tokens = min(num_tokens, MANY_TOKENS)
+    words = budget // (bytes_per_word + tokens * BYTES_PER_LOGIT)
+    return tokens, max(1, min(vocabulary, words))
+
+
+@dataclass(frozen=True)
+class _Head:
+    """The output head [V, H], its softcap, and the number of words in one tile."""
+
+    weight: Tensor
+    softcap: float | None
+    tile_words: int
+
+    def list_parts(self) -> list[slice]:
+        """Return the parts of the vocabulary, one per tile."""
+        vocabulary = len(self.weight)
+        return [
+            slice(first, min(first + self.tile_words, vocabulary))
+            for first in range(0, vocabulary, self.tile_words)
+        ]
+
+    def compute_logits(self, hidden: Tensor, part: slice) -> Tensor:
+        """Return the logits [T, words], or their tanh in units of the softcap; fp32 at least."""
+        compute_dtype = torch.promote_types(hidden.dtype, torch.float32)
+        # a copied weight is freed after the product, before the logits' fp32 copy is made
+        logits = (hidden @ self.weight[part].to(hidden, non_blocking=True).T).to(compute_dtype)
+        return logits if self.softcap is None else logits.div_(self.softcap).tanh_()
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Keeps the gradients for the labelled rows of hidden and for the weight."""
+    """Keeps the gradients of the labelled positions of hidden and of the weight."""
 
     @staticmethod
     def forward(
@@ -76,106 +116,128 @@ class _CrossEntropy(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         labels: Tensor,
-        where: Tensor,
-        cap: float | None,
+        positions: Tensor,
+        softcap: float | None,
         budget: int,
         with_gradient: bool,
     ) -> Tensor:
-        rows, targets = hidden.index_select(0, where), labels.index_select(0, where).long()
-        of_rows = torch.empty_like(rows) if with_gradient and ctx.needs_input_grad[0] else None
-        of_weight = torch.zeros_like(weight) if with_gradient and ctx.needs_input_grad[1] else None
-        here = (weight.device, weight.dtype) == (hidden.device, hidden.dtype)
-        copied = 0 if here else hidden.shape[1] * hidden.element_size()
-        tokens, words = choose_tile(
-            len(rows), len(weight), copied * (1 if of_weight is None else 2), budget
-        )
-        loss_sum = rows.new_zeros((), dtype=torch.promote_types(rows.dtype, torch.float32))
+        # labelled positions, and their gradients
+        labelled = hidden.index_select(0, positions)
+        targets = labels.index_select(0, positions).long()
+        needs_hidden, needs_weight, *_ = ctx.needs_input_grad
+        grad_labelled = torch.empty_like(labelled) if with_gradient and needs_hidden else None
+        grad_weight = torch.zeros_like(weight) if with_gradient and needs_weight else None
+
+        # size of a tile
+        is_copied = (weight.device, weight.dtype) != (hidden.device, hidden.dtype)
+        bytes_per_word = hidden.shape[1] * hidden.element_size() if is_copied else 0
+        if grad_weight is not None:
+            bytes_per_word *= 2
+        tokens, words = choose_tile(len(labelled), len(weight), bytes_per_word, budget)
+
+        head = _Head(weight, softcap, words)
+        loss_sum = labelled.new_zeros((), dtype=torch.promote_types(labelled.dtype, torch.float32))
         with torch.autocast(hidden.device.type, enabled=False):
-            for first in iterate_tiles(range(0, len(rows), max(1, tokens)), hidden):
-                part = slice(first, first + tokens)
-                loss_sum += _chunk(
-                    rows[part], weight, targets[part], cap, words,
-                    of_rows=None if of_rows is None else of_rows[part], of_weight=of_weight,
-                )  # fmt: skip
-        ctx.save_for_backward(where, of_rows, of_weight)
-        ctx.num_rows = len(hidden)
+            for first in iterate_tiles(range(0, len(labelled), max(1, tokens)), hidden):
+                tile = slice(first, first + tokens)
+                loss_sum += _compute_tile(
+                    labelled[tile],
+                    head,
+                    targets[tile],
+                    grad_hidden=None if grad_labelled is None else grad_labelled[tile],
+                    grad_weight=grad_weight,
+                )
+
+        ctx.save_for_backward(positions, grad_labelled, grad_weight)
+        ctx.num_positions = len(hidden)
         return loss_sum
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        where, of_rows, of_weight = ctx.saved_tensors
-        of_hidden = None
-        if of_rows is not None:
-            of_hidden = of_rows.new_zeros(ctx.num_rows, of_rows.shape[1])
-            of_hidden.index_copy_(0, where, of_rows * upstream.to(of_rows.dtype))
-        if of_weight is not None:
-            of_weight *= upstream  # in place: the head's gradient exists once
-        return of_hidden, of_weight, None, None, None, None, None
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        positions, grad_labelled, grad_weight = ctx.saved_tensors
+        grad_hidden = None
+        if grad_labelled is not None:
+            grad_hidden = grad_labelled.new_zeros(ctx.num_positions, grad_labelled.shape[1])
+            scaled = grad_labelled * grad_output.to(grad_labelled.dtype)
+            grad_hidden.index_copy_(0, positions, scaled)
+        if grad_weight is not None:
+            grad_weight *= grad_output  # in place: the head's gradient exists once
+        return grad_hidden, grad_weight, None, None, None, None, None
 
 
-def _chunk(
-    rows: Tensor,
-    weight: Tensor,
+def _compute_tile(
+    hidden: Tensor,
+    head: _Head,
     targets: Tensor,
-    cap: float | None,
-    words: int,
     *,
-    of_rows: Tensor | None,
-    of_weight: Tensor | None,
+    grad_hidden: Tensor | None,
+    grad_weight: Tensor | None,
 ) -> Tensor:
-    """The loss of rows [T, H] with targets [T]; writes their gradient and adds the weight's, where wanted."""
-    parts = [
-        slice(first, min(first + words, len(weight))) for first in range(0, len(weight), words)
-    ]
-    kept = _tile(rows, weight, cap) if len(parts) == 1 else None
+    """Return the loss of hidden [T, H] with targets [T].
 
-    def tile(part: slice) -> Tensor:
-        return _tile(rows, weight[part], cap) if kept is None else kept
+    Write the gradient of hidden, and add to that of the weight, where they are given.
+    """
+    parts = head.list_parts()
+    whole = head.compute_logits(hidden, parts[0]) if len(parts) == 1 else None
 
-    lse = rows.new_full(
-        (len(rows), 1), -torch.inf, dtype=torch.promote_types(rows.dtype, torch.float32)
-    )
-    likely = torch.zeros_like(lse)  # logit of the target
+    def get_logits(part: slice) -> Tensor:
+        return head.compute_logits(hidden, part) if whole is None else whole
+
+    # loss
+    compute_dtype = torch.promote_types(hidden.dtype, torch.float32)
+    lse = hidden.new_full((len(hidden), 1), -torch.inf, dtype=compute_dtype)
+    target_logits = torch.zeros_like(lse)
     for part in parts:
-        logits = tile(part) if cap is None else tile(part) * cap
+        logits = get_logits(part) if head.softcap is None else get_logits(part) * head.softcap
         lse = torch.logaddexp(lse, logits.logsumexp(dim=1, keepdim=True))
-        own, inside = _own(targets, part)
-        likely = torch.where(inside, logits.gather(1, own), likely)
+        index, is_inside = _locate_targets(targets, part)
+        target_logits = torch.where(is_inside, logits.gather(1, index), target_logits)
         del logits
-    if of_rows is not None or of_weight is not None:
-        summed = torch.zeros_like(rows, dtype=lse.dtype)
+
+    # gradients
+    if grad_hidden is not None or grad_weight is not None:
+        grad_sum = torch.zeros_like(hidden, dtype=lse.dtype)
         for part in parts:
-            gradient = _gradient(tile(part), lse, *_own(targets, part), cap).to(rows.dtype)
-            if of_rows is not None:
-                summed += gradient @ weight[part].to(rows, non_blocking=True)
-            if of_weight is not None and of_weight.dtype == rows.dtype:
-                of_weight[part].addmm_(gradient.T, rows)
-            elif of_weight is not None:
-                of_weight[part] += gradient.T @ rows
-        if of_rows is not None:
-            of_rows.copy_(summed)
-    return (lse - likely).sum()
+            grad_logits = _compute_logit_gradient(
+                get_logits(part), lse, *_locate_targets(targets, part), head.softcap
+            ).to(hidden.dtype)
+            if grad_hidden is not None:
+                grad_sum += grad_logits @ head.weight[part].to(hidden, non_blocking=True)
+            if grad_weight is not None:
+                _add_weight_gradient(grad_weight[part], grad_logits, hidden)
+        if grad_hidden is not None:
+            grad_hidden.copy_(grad_sum)
+    return (lse - target_logits).sum()
 
 
-def _gradient(tile: Tensor, lse: Tensor, own: Tensor, inside: Tensor, cap: float | None) -> Tensor:
-    """Of the loss for the logits before the softcap: (softmax - 1 at the target) · (1 - tanh²)."""
-    gradient = torch.add(-lse, tile, alpha=1.0 if cap is None else cap).exp_()
-    gradient.scatter_add_(1, own, -inside.to(gradient.dtype))
-    if cap is not None:
-        torch.ops.aten.tanh_backward.grad_input(gradient, tile, grad_input=gradient)
-    return gradient
+def _add_weight_gradient(grad_weight: Tensor, grad_logits: Tensor, hidden: Tensor) -> None:
+    """Add the product of grad_logits [T, words] and hidden [T, H] to grad_weight [words, H]."""
+    if grad_weight.dtype == hidden.dtype:
+        grad_weight.addmm_(grad_logits.T, hidden)
+    else:
+        grad_weight += grad_logits.T @ hidden
 
 
-def _tile(rows: Tensor, weight: Tensor, cap: float | None) -> Tensor:
-    """Logits [T, words] before the softcap, or their tanh in units of cap; fp32 at least."""
-    logits = (rows @ weight.to(rows, non_blocking=True).T).to(
-        torch.promote_types(rows.dtype, torch.float32)
-    )
-    return logits if cap is None else logits.div_(cap).tanh_()
+def _compute_logit_gradient(
+    logits: Tensor, lse: Tensor, index: Tensor, is_inside: Tensor, softcap: float | None
+) -> Tensor:
+    """Return the gradient of the logits before the softcap.
+
+    It is (softmax - 1 at the target) · (1 - tanh²). With a softcap, `logits` is the tanh.
+    """
+    grad_logits = torch.add(-lse, logits, alpha=1.0 if softcap is None else softcap).exp_()
+    grad_logits.scatter_add_(1, index, -is_inside.to(grad_logits.dtype))
+    if softcap is not None:
+        torch.ops.aten.tanh_backward.grad_input(grad_logits, logits, grad_input=grad_logits)
+    return grad_logits
 
 
-def _own(targets: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-    """[T, 1] each: where in this part of the vocabulary the target is, and whether it is in it at all."""
-    inside = (targets >= part.start) & (targets < part.stop)
-    return (targets - part.start).clamp(0, part.stop - part.start - 1)[:, None], inside[:, None]
+def _locate_targets(targets: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+    """Return each target's index in this part of the vocabulary, and whether it is in the part.
+
+    Both are [T, 1]. The index is clamped to the part for a target outside.
+    """
+    is_inside = (targets >= part.start) & (targets < part.stop)
+    index = (targets - part.start).clamp(0, part.stop - part.start - 1)
+    return index[:, None], is_inside[:, None]

@@ -1,4 +1,4 @@
-"""What is known of a Gemma 2 without asking a hub: its dimensions."""
+"""Dimensions of the published Gemma 2 models, known without a request to the hub."""
 
 import re
 from dataclasses import asdict, dataclass
@@ -26,22 +26,27 @@ SIZES = {
     "9b": _Size(42, 3584, 14336, 16, 8, 256, 256),
     "27b": _Size(46, 4608, 36864, 32, 16, 128, 144),
 }
-"""Gemma 2 report (arXiv:2408.00118), table 1, whose feed-forward width counts gate and up together; query scale as in
-the published config.json. What the three have in common (vocabulary, windows, softcaps) are Gemma2Config's defaults."""
+"""Sizes by name, from table 1 of the Gemma 2 report (arXiv:2408.00118).
+
+The table's feed-forward width counts gate and up projection together; here it is the width of one.
+The query scale is that of the published config.json. Vocabulary, windows and softcaps are the same
+in all three models: they are the defaults of Gemma2Config.
+"""
 
 
 def find_model_config(model: ModelConfig) -> Gemma2Config:
-    """Return a model's own config, without a hub where its name says a published size.
+    """Return a model's own config, without a request to the hub if its name holds a published size.
 
-    `google/gemma-2-9b-it` is such a name. A folder is read, any other name is asked of the hub.
-    Raises UserError for a model that is missing or no Gemma 2.
+    `google/gemma-2-9b-it` is such a name. A folder is read; any other name is looked up on the hub.
+    Raises UserError for a model that is missing or is not a Gemma 2.
     """
     source = base_model.resolve_model_source(model.name)
-    named = re.search(r"gemma-2-(2b|9b|27b)\b", source)
-    if not named or Path(source).exists():
+    published_size = re.search(r"gemma-2-(2b|9b|27b)\b", source)
+    if not published_size or Path(source).exists():
         return base_model.load_model_config(model)
+
     return Gemma2Config(
-        **asdict(SIZES[named[1]]),
+        **asdict(SIZES[published_size[1]]),
         attn_logit_softcapping=50.0 if model.attention_softcap else None,
         final_logit_softcapping=30.0 if model.logit_softcap else None,
     )

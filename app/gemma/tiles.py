@@ -1,4 +1,4 @@
-"""Work that is done tile by tile, for the sake of memory."""
+"""Iterate over tiles: computing tile by tile saves memory."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -9,6 +9,9 @@ from torch._subclasses import FakeTensor
 T = TypeVar("T")
 
 
-def iterate_tiles(tiles: Sequence[T], of: Tensor) -> Sequence[T]:
-    """All of the tiles; where `of` is fake, in a simulation of memory, the first two: the others take no more."""
-    return tiles[:2] if isinstance(of, FakeTensor) else tiles
+def iterate_tiles(tiles: Sequence[T], tensor: Tensor) -> Sequence[T]:
+    """Return all tiles, or only the first two if `tensor` is fake.
+
+    Fake tensors simulate the memory of a step. The later tiles do not raise its peak.
+    """
+    return tiles[:2] if isinstance(tensor, FakeTensor) else tiles

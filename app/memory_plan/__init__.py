@@ -1,1 +1,4 @@
-"""Predict the memory of one optimizer step without weights or a GPU. Imports torch; never Ray, never MLflow."""
+"""Predict the memory of one optimizer step without weights or a GPU.
+
+Imports torch, never Ray or MLflow.
+"""

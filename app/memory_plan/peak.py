@@ -1,6 +1,6 @@
-"""What one optimizer step of a job takes in memory, and the longest row that fits: the real step on fake tensors.
+"""Simulate the memory peak of one optimizer step, and find the longest sequence that fits.
 
-Knows torch; never Ray, never MLflow.
+The simulation runs the real step on fake tensors.
 """
 
 from collections.abc import Callable
@@ -17,9 +17,9 @@ from app.gemma.activation_checkpoint import apply_memory_config
 from app.gemma.config import LoraConfig, MemoryConfig, ModelConfig, QuantizationConfig
 from app.gemma.load import DTYPES, CaptionLoss, add_lora, unwrap_gemma
 from app.gemma.published import find_model_config
+from app.memory_plan.fused_attention import FUSED_ATTENTION
 from app.memory_plan.simulate import (
     CATEGORIES,
-    FUSED_ATTENTION,
     Bytes,
     MemoryTimeline,
     allocate_fake_storage,
@@ -34,10 +34,12 @@ from app.training.step import StepInput, train_step
 from data_pipeline.stream.token_stream import Batch
 
 FEW_LAYERS, MORE_LAYERS = 4, 6
-"""Layers that are simulated: the first two, the last two, and two more for the slope of those in between. Layers come
-in pairs, since windows alternate."""
+"""Numbers of layers to simulate: the first two and the last two, and two more for the slope.
+
+Layers come in pairs, because sliding and full attention alternate.
+"""
 GRAIN = 64
-"""Longest rows are multiples of it (tokens)."""
+"""The longest sequence is a multiple of it (tokens)."""
 HOST = torch.device("cpu")
 
 
@@ -57,7 +59,7 @@ class StepSettings:
     labelled_share: float = 1.0
     """Share of the tokens that have a label."""
     on_gpu: bool = True
-    """Blockwise attention takes the memory of a GPU's fused kernel; otherwise that of the CPU code."""
+    """Whether blockwise attention takes the memory of a GPU's fused kernel or of the CPU code."""
 
     @property
     def num_labels(self) -> int:
@@ -68,12 +70,12 @@ class StepSettings:
 
 @dataclass(frozen=True)
 class MemoryPeak:
-    """The moment of a step at which most is live."""
+    """The moment of a step with the most live bytes."""
 
     by_category: dict[str, int]
-    """Bytes; they add up to the peak."""
+    """Bytes of each category, which add up to the peak."""
     stage: str
-    """Where in the step: `forward i`, `loss`, `backward i` (layers from 0), `update`."""
+    """Stage of the step: `forward i`, `loss`, `backward i` (layers from 0), `update`."""
 
     @property
     def num_bytes(self) -> int:
@@ -87,10 +89,13 @@ def simulate_peak(settings: StepSettings) -> MemoryPeak:
     """
     model = find_model_config(settings.model)
     num_layers: int = model.num_hidden_layers
-    alternating = _with_layers(model, num_layers).layer_types == model.layer_types
-    unlike = num_layers % 2 or not alternating or settings.memory.keep_layers > FEW_LAYERS // 2
 
-    if num_layers <= MORE_LAYERS or unlike:
+    # layers must alternate, and kept layers must be among the last two
+    alternating = _with_layers(model, num_layers).layer_types == model.layer_types
+    kept_fit = settings.memory.keep_layers <= FEW_LAYERS // 2
+    can_extrapolate = num_layers > MORE_LAYERS and num_layers % 2 == 0 and alternating and kept_fit
+
+    if not can_extrapolate:
         stages = _simulate_step(settings, model)
     else:
         few = _simulate_step(settings, _with_layers(model, FEW_LAYERS))
@@ -108,11 +113,12 @@ def find_longest_sequence(
     *,
     most: int = 2**20,
 ) -> int:
-    """The longest row (tokens, a multiple of GRAIN) whose peak is within a limit, 0 if none is.
+    """Return the longest sequence whose peak is within a limit, or 0 if none is.
 
-    The peak is the highest of moments that each grow evenly with the row, hence convex: below its chords, above its
-    chords' extensions. Rows are computed until both agree on the answer to GRAIN tokens. `known` keeps what was
-    computed, {tokens: bytes}, for other limits.
+    Lengths are in tokens, multiples of GRAIN, and at most `most`. The peak is the maximum of moments that each grow
+    linearly with the length, hence convex: it lies below its chords and above their extensions.
+    Peaks are computed until both bounds agree on the answer to GRAIN tokens. `known` keeps them,
+    {tokens: bytes}, for calls with other limits.
     """
 
     def fits(tokens: int) -> bool:
@@ -120,42 +126,49 @@ def find_longest_sequence(
             known[tokens] = peak_bytes(tokens)
         return known[tokens] <= limit_bytes
 
+    # find a length that does not fit
     if not fits(GRAIN):
         return 0
     high = 8192
     while fits(high):
         if high >= most:
             return most
-        high = min(most, 2 * GRAIN + int(_meets(known, GRAIN, high, limit_bytes)) // GRAIN * GRAIN)
+        crossing = _find_crossing(known, GRAIN, high, limit_bytes)
+        high = min(most, 2 * GRAIN + int(crossing) // GRAIN * GRAIN)
+
+    # narrow down between the longest that fits and the shortest that does not
     while True:
         below = sorted(tokens for tokens in known if fits(tokens))[-2:]
         above = sorted(tokens for tokens in known if not fits(tokens))[:2]
         low, high = below[-1], above[0]
-        surely = low + int((_meets(known, low, high, limit_bytes) - low) / GRAIN) * GRAIN
-        ends = [
-            _meets(known, pair[0], pair[1], limit_bytes)
+        crossing = _find_crossing(known, low, high, limit_bytes)
+        safe = low + int((crossing - low) / GRAIN) * GRAIN  # fits: the peak is below its chord
+        bounds = [
+            _find_crossing(known, pair[0], pair[1], limit_bytes)
             for pair in (below, above)
             if len(pair) == 2
         ]
-        if min([high - 1.0, *ends]) < surely + GRAIN:
-            return surely
-        fits(surely if surely > low else (low + high) // 2 // GRAIN * GRAIN)
+        if min([high - 1.0, *bounds]) < safe + GRAIN:
+            return safe
+        fits(safe if safe > low else (low + high) // 2 // GRAIN * GRAIN)
 
 
-def _meets(known: dict[int, int], left: int, right: int, limit_bytes: float) -> float:
-    """Where the line through two rows' peaks meets the limit (tokens)."""
-    risen = known[right] - known[left]
-    return left + (limit_bytes - known[left]) * (right - left) / risen if risen else float(2**30)
+def _find_crossing(known: dict[int, int], left: int, right: int, limit_bytes: float) -> float:
+    """Return the length at which the line through two known peaks crosses the limit (tokens)."""
+    rise = known[right] - known[left]
+    if not rise:
+        return float(2**30)
+    return left + (limit_bytes - known[left]) * (right - left) / rise
 
 
-def _with_layers(model: Gemma2Config, number: int) -> Gemma2Config:
-    return Gemma2Config.from_dict(
-        {**model.to_dict(), "num_hidden_layers": number, "layer_types": None}
-    )
+def _with_layers(model: Gemma2Config, num_layers: int) -> Gemma2Config:
+    changed = {"num_hidden_layers": num_layers, "layer_types": None}
+    return Gemma2Config.from_dict({**model.to_dict(), **changed})
 
 
 def _simulate_step(settings: StepSettings, model: Gemma2Config) -> dict[str, Bytes]:
     """Return the live bytes [moments, len(CATEGORIES)] of each stage of a simulated step."""
+    # model
     dtype = DTYPES[settings.train.precision]
     fused = settings.on_gpu and settings.model.attention != "eager"
     attention = FUSED_ATTENTION if fused else settings.model.attention
@@ -163,11 +176,12 @@ def _simulate_step(settings: StepSettings, model: Gemma2Config) -> dict[str, Byt
     with torch.device("meta"):
         adapted = add_lora(base_model, settings.lora, seed=settings.train.seed)
 
+    # step
     timeline = MemoryTimeline(settings.num_labels, on_gpu=settings.on_gpu)
     with FakeTensorMode(), timeline:
         allocate_fake_storage(adapted, dtype)
         host_device = "meta" if settings.on_gpu else "cpu"
-        apply_memory_config(base_model, settings.memory, where=host_device)
+        apply_memory_config(base_model, settings.memory, host_device=host_device)
         objective = CaptionLoss(adapted, dtype).train()
         return trace_step(settings, objective, timeline, _make_batch(settings))
 
@@ -177,9 +191,10 @@ def trace_step(
 ) -> dict[str, Bytes]:
     """Return the live bytes [moments, len(CATEGORIES)] of each stage of a real or fake step.
 
-    The caller has entered the timeline.
+    The caller enters the timeline first. Paged optimizer moments count as if all of them were on
+    the GPU.
     """
-    # optimizer; paged moments count as if all of them were on the GPU
+    # optimizer
     optim = settings.optim
     if optim.kind == "paged_adamw_8bit":
         optim = optim.model_copy(update={"kind": "adamw_8bit"})
@@ -187,7 +202,7 @@ def trace_step(
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     gradients = init_optimizer_state(settings, optimizer, trained)
 
-    # owners of all that lives before the step
+    # owners of the tensors that exist before the step
     for parameter in trained:
         parameter.register_post_accumulate_grad_hook(
             lambda done: timeline.assign(done.grad, "gradients")
@@ -219,9 +234,9 @@ def trace_step(
 def init_optimizer_state(
     settings: StepSettings, optimizer: torch.optim.Optimizer, trained: list[Any]
 ) -> list[Tensor]:
-    """Give the optimizer moments, as earlier steps would.
+    """Allocate the optimizer's moments, as earlier steps do.
 
-    Return the gradients that a micro-batch in the middle of the job finds already allocated.
+    Return the gradients that are allocated before a micro-batch in the middle of the job.
     """
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
@@ -231,7 +246,8 @@ def init_optimizer_state(
     if settings.train.gradient_accumulation_steps == 1:
         optimizer.zero_grad(set_to_none=True)
         gradients.clear()
-    if settings.num_workers > 1:  # DDP's buckets hold every gradient once more
+    if settings.num_workers > 1:
+        # DDP's buckets hold a copy of every gradient.
         gradients += [torch.empty_like(parameter) for parameter in trained]
     return gradients
 
@@ -243,28 +259,32 @@ def _make_batch(settings: StepSettings) -> Batch:
 
 
 def _extrapolate_layers(
-    layers: int, few: dict[str, Bytes], more: dict[str, Bytes]
+    num_layers: int, few: dict[str, Bytes], more: dict[str, Bytes]
 ) -> dict[str, Bytes]:
-    """The stages of `layers` layers from those of FEW_LAYERS and MORE_LAYERS.
+    """Return the stages of `num_layers` layers from those of FEW_LAYERS and MORE_LAYERS.
 
-    Every moment of the first two and last two layers takes so much more with each pair of layers between them, and
-    the moments of those between lie between theirs: this is exact, not a fit (tests/test_plan.py).
+    Each further pair of layers in the middle adds the same bytes to every moment of the first two
+    and the last two layers. The moments of the middle layers lie between theirs, so they cannot be
+    the peak. This is exact, not a fit (tests/test_memory_plan.py).
     """
-    added, times = MORE_LAYERS - FEW_LAYERS, (layers - FEW_LAYERS) / (MORE_LAYERS - FEW_LAYERS)
+    added_layers = MORE_LAYERS - FEW_LAYERS
+    factor = (num_layers - FEW_LAYERS) / added_layers
     stages = {}
     for name, live in few.items():
         kind, _, number = name.partition(" ")
-        back = number and int(number) >= FEW_LAYERS // 2  # counted from the last layer
-        other = more[f"{kind} {int(number) + added}" if back else name]
-        if kind == "update":  # a loop over the weights, of which there are more: its highest moment
+        from_end = number and int(number) >= FEW_LAYERS // 2  # counted from the last layer
+        other = more[f"{kind} {int(number) + added_layers}" if from_end else name]
+        if kind == "update":
+            # The update is a loop over more weights: take its highest moment.
             live, other = (stage[stage.sum(axis=1).argmax()][None] for stage in (live, other))
-        renamed = f"{kind} {int(number) + layers - FEW_LAYERS}" if back else name
-        stages[renamed] = live + (other - live) * times
+        renamed = f"{kind} {int(number) + num_layers - FEW_LAYERS}" if from_end else name
+        stages[renamed] = live + (other - live) * factor
     return stages
 
 
 def _find_highest(stage: str, live: Bytes) -> MemoryPeak:
     moment = live[live.sum(axis=1).argmax()]
-    return MemoryPeak(
-        {name: round(value) for name, value in zip(CATEGORIES, moment, strict=True)}, stage
-    )
+    by_category: dict[str, int] = {
+        name: round(value) for name, value in zip(CATEGORIES, moment, strict=True)
+    }
+    return MemoryPeak(by_category, stage)
