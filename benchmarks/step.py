@@ -198,7 +198,9 @@ def step(name: str, folder: str, examples: Sequence[Example]) -> Callable[[], fl
     if candidate.memory is not None:
         apply_memory_config(base, candidate.memory)
     if candidate.checkpointing:
-        base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        base.activation_checkpointing_enable(
+            activation_checkpointing_kwargs={"use_reentrant": False}
+        )
 
     num_labels = sum(len(example.input_ids) - example.num_prompt_tokens for example in examples)
 
