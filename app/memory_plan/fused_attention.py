@@ -38,6 +38,7 @@ def _attend(  # noqa: PLR0913 (the signature of transformers' attention interfac
     mask = flex_attention.build_flex_arguments(
         query, scale=scaling, softcap=softcap, window=sliding_window, document_ids=document_ids
     )["block_mask"]
+
     attended: Tensor = _FusedAttention.apply(query, key, value, mask)  # type: ignore[no-untyped-call]
     return attended.transpose(1, 2), None
 

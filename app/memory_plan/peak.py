@@ -115,10 +115,10 @@ def find_longest_sequence(
 ) -> int:
     """Return the longest sequence whose peak is within a limit, or 0 if none is.
 
-    Lengths are in tokens, and multiples of GRAIN. The peak is the maximum of moments that each grow
-    linearly with the length, hence convex: it lies below its chords and above their extensions.
-    Peaks are computed until both bounds agree on the answer to GRAIN tokens. `known` keeps them,
-    {tokens: bytes}, for calls with other limits.
+    Lengths are in tokens, multiples of GRAIN, and at most `most`. The peak is the maximum of
+    moments that each grow linearly with the length, hence convex: it lies below its chords and
+    above their extensions. Peaks are computed until both bounds agree to GRAIN tokens.
+    `known` keeps them, {tokens: bytes}, for calls with other limits.
     """
 
     def fits(tokens: int) -> bool:
