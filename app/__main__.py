@@ -18,7 +18,7 @@ from app.arguments import parse_arguments
 from app.config_reference import render_reference
 from app.errors import UserError
 from app.gemma.config import ModelConfig, QuantizationConfig
-from app.tracking import check_tracking, ui_command
+from app.tracking import build_ui_command, check_tracking
 from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import DataError
 from tune.errors import SearchError
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     """Train the job of the config, or continue it. Print its result as JSON."""
     config = _load_job_config(arguments)
-    from app.jobs.cluster import connect
+    from app.jobs.cluster import connect_ray
     from app.jobs.fit import get_memory_limit, require_fit
     from app.jobs.job import require_workers
     from app.jobs.train import train_job
@@ -54,7 +54,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
     shards = open_shards(config.data.shards)
     require_fit(config, get_memory_limit(config))
-    with connect():
+    with connect_ray():
         require_workers(config, config.scaling.num_workers)
         result = train_job(config, shards)
     print(json.dumps({**result.metrics, "adapter": result.adapter, "run_id": result.run_id}))
@@ -77,13 +77,13 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _tune(arguments: argparse.Namespace) -> int:
     """Search over `search.space`. Print the best trial as JSON."""
     config = _load_job_config(arguments)
-    from app.jobs.cluster import connect
+    from app.jobs.cluster import connect_ray
     from app.jobs.job import require_workers
     from app.jobs.tune import tune_job
     from data_pipeline.shards import open_shards
 
     shards = open_shards(config.data.shards)
-    with connect():
+    with connect_ray():
         require_workers(config, config.search.max_concurrent * config.search.workers_per_trial)
         searched = tune_job(config, shards)
 
@@ -102,13 +102,13 @@ def _tune(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     """Evaluate the base and the tuned model on the held-out split. Print the report as JSON."""
     config = _load_job_config(arguments)
-    from app.jobs.cluster import connect
+    from app.jobs.cluster import connect_ray
     from app.jobs.evaluate import evaluate_job, find_adapter
     from data_pipeline.shards import open_shards
 
     adapter = arguments.adapter or find_adapter(config)
     shards = open_shards(config.data.shards)
-    with connect():
+    with connect_ray():
         report = evaluate_job(config, shards, adapter)
     print(json.dumps(report))
     return 0
@@ -134,10 +134,10 @@ def _quantize(arguments: argparse.Namespace) -> int:
     quantization = configs.validate_values(
         QuantizationConfig, {"kind": arguments.kind, "double_quant": arguments.double_quant}
     )
-    from app.jobs.quantize import quantize
+    from app.jobs.quantize import quantize_model
 
     model = ModelConfig(name=arguments.model, revision=arguments.revision)
-    print(json.dumps(quantize(model, quantization, Path(arguments.out))))
+    print(json.dumps(quantize_model(model, quantization, Path(arguments.out))))
     return 0
 
 
@@ -171,7 +171,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _ui(arguments: argparse.Namespace) -> int:
     """Start the MLflow UI of the tracking database, or print the address of the server."""
-    command = ui_command(_load_config(arguments).tracking, port=arguments.port)
+    command = build_ui_command(_load_config(arguments).tracking, port=arguments.port)
     print(" ".join(command), flush=True)
     if len(command) > 1:
         os.execv(command[0], command)

@@ -39,25 +39,29 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_plan(commands)
     _add_quantize(commands)
 
-    _add_config_command(commands, "train", "train the job of a config, or continue it")
-    _add_config_command(commands, "tune", "search over search.space; ASHA stops bad trials early")
-    evaluate = _add_config_command(
+    _add_command_with_config(commands, "train", "train the job of a config, or continue it")
+    _add_command_with_config(
+        commands, "tune", "search over search.space; ASHA stops bad trials early"
+    )
+    evaluate = _add_command_with_config(
         commands, "evaluate", "compare base and tuned model on the held-out split"
     )
     evaluate.add_argument(
         "--adapter", help="folder of a checkpoint (default: the job's best checkpoint)"
     )
-    _add_config_command(
+    _add_command_with_config(
         commands, "doctor", "check that the job of a config can run on this machine"
     )
-    ui = _add_config_command(commands, "ui", "open the MLflow UI of the config's tracking database")
+    ui = _add_command_with_config(
+        commands, "ui", "open the MLflow UI of the config's tracking database"
+    )
     ui.add_argument("--port", type=int, default=5000, help="port of the UI (default: 5000)")
 
     demo = _add_command(
         commands, "demo", "prepare, search, train and evaluate on real icons, in minutes"
     )
     demo.add_argument("overrides", nargs="*", help="section.field=value")
-    _add_config(commands)
+    _add_config_show_and_docs(commands)
     return parser
 
 
@@ -67,7 +71,7 @@ def _add_command(commands: Commands, name: str, text: str) -> argparse.ArgumentP
     return added
 
 
-def _add_config_command(commands: Commands, name: str, text: str) -> argparse.ArgumentParser:
+def _add_command_with_config(commands: Commands, name: str, text: str) -> argparse.ArgumentParser:
     """Add a command whose positional arguments are a config and its overrides."""
     added = _add_command(commands, name, text)
     added.add_argument("config", help="YAML file, or the name of a shipped one: demo, gemma2-9b, …")
@@ -91,7 +95,7 @@ def _add_prepare(commands: Commands) -> None:
 
 
 def _add_plan(commands: Commands) -> None:
-    plan = _add_config_command(
+    plan = _add_command_with_config(
         commands,
         "plan",
         "simulate the memory of one optimizer step, without weights, hub or GPU",
@@ -126,7 +130,7 @@ def _add_quantize(commands: Commands) -> None:
         )
 
 
-def _add_config(commands: Commands) -> None:
+def _add_config_show_and_docs(commands: Commands) -> None:
     config = _add_command(
         commands, "config", "show a resolved config, or the reference of every setting"
     )

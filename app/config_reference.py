@@ -19,6 +19,15 @@ _TYPE_NAMES = {
     "integer": "whole number",
     "object": "mapping",
 }
+_WITHOUT_KEY = {
+    "logging_steps": "every step is logged",
+    "packing": "examples are always packed into sequences of data.sequence_tokens",
+    "resume_from_checkpoint": "a job with the same train.run_name resumes by itself",
+    "dataloader_num_workers": "Ray Data runs as many data tasks as data.cpus_per_task allows",
+    "load_best_model_at_end": "the best weights are always restored at the end",
+}
+"""Names of transformers' and TRL's settings that need no key here, each with the reason."""
+_MIN_SIMILARITY = 0.6  # of a wrong key and the key that the message suggests, by difflib
 _BOUNDS = (
     ("exclusiveMinimum", ">"),
     ("minimum", "≥"),
@@ -58,7 +67,12 @@ def explain_error(error: ValidationError, root: type[BaseModel]) -> str:
         forms = _allowed_values(owner, name).removeprefix("mapping of ") if owner and name else ""
         return f"search.space.{parts[2]} is not a range of values; allowed: {forms}"
     if first["type"] == "extra_forbidden":
+        # a wrong section holds its keys: name the first of them
+        if isinstance(first["input"], dict) and first["input"]:
+            path = f"{path}.{next(iter(first['input']))}"
         return f"{path} is not a setting; {_suggest(path, root)}"
+    if first["type"] == "model_type":
+        return f"{path}={first['input']!r}: {path} is a section; {_suggest(path, root)}"
     if first["type"] == "value_error":
         message = str(first["ctx"]["error"])
         named = ".".join(part for part in parts if "function-after" not in part)
@@ -99,7 +113,13 @@ def _suggest(path: str, root: type[BaseModel]) -> str:
                 if counterpart.split(".")[-1] == name and field_name != name:
                     return f"{counterpart} is called {keys[-1]} here"
 
-    nearest = same_name or difflib.get_close_matches(path, keys, n=1, cutoff=0.0)
+    if name in _WITHOUT_KEY:
+        return _WITHOUT_KEY[name]
+    if path in root.model_fields:
+        return f"write {path}.KEY=value"
+    nearest = same_name or difflib.get_close_matches(path, keys, n=1, cutoff=_MIN_SIMILARITY)
+    if not nearest:
+        return "`python -m app config docs` lists all settings"
     return f"did you mean {nearest[0]}?"
 
 

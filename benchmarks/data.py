@@ -116,7 +116,7 @@ def long_pass(stream: Stream) -> Figures:
     """
     resident, num_tokens, num_slots = [], 0, 0
     for number in range(stream.num_shuffle_blocks):
-        block = stream.shuffle_block(number)
+        block = stream.pack_shuffle_block(number)
         num_tokens += int(block["num_tokens"].sum())
         num_slots += block["input_ids"].size
         resident.append(_resident_bytes())
@@ -138,11 +138,11 @@ def cached_pass(stream: Stream, cache: str) -> Figures:
     )
     ratios = []
     for number in range(min(stream.num_shuffle_blocks, 2 * TURNS)):
-        cached.shuffle_block(number)
+        cached.pack_shuffle_block(number)
         spent = []
         for each in (stream, cached):
             before = cpu_seconds()
-            each.shuffle_block(number)
+            each.pack_shuffle_block(number)
             spent.append(cpu_seconds() - before)
         ratios.append(spent[0] / spent[1])
     return {"cache_speedup": statistics.median(ratios)}
@@ -158,9 +158,9 @@ def _resident_bytes() -> int:
 
 def on_ray(stream: Stream, folder: Path) -> Figures:
     """Return the figures of the parts that need Ray."""
-    from app.jobs.cluster import connect
+    from app.jobs.cluster import connect_ray
 
-    with connect(num_cpus=LOGICAL_CPUS):
+    with connect_ray(num_cpus=LOGICAL_CPUS):
         return resume_cost(stream) | trainer(folder)
 
 
@@ -170,7 +170,7 @@ def resume_cost(stream: Stream) -> Figures:
     One start is in the middle of a block at 95 % of an epoch, the other is the start of the epoch.
     """
     block = int(0.95 * stream.num_shuffle_blocks)
-    num_sequences = len(stream.shuffle_block(block)["index"])
+    num_sequences = len(stream.pack_shuffle_block(block)["index"])
     starts = {"start": Position(), "late": Position(block, num_sequences // 2, num_sequences)}
     seconds: dict[str, list[float]] = {name: [] for name in starts}
     for turn in range(RESUMES + 1):
@@ -212,7 +212,7 @@ def trainer(folder: Path) -> Figures:
         ["phosphor"], PrepareConfig(out=str(folder / "icons"), max_records=3000), progress=False
     )
     config = make_paths_absolute(load_config("demo", {
-        "data.shards": str(folder / "icons"), "data.max_validation_examples": 8,
+        "data.shards": str(folder / "icons"), "data.max_validation_records": 8,
         "train.output_dir": str(folder / "job"),
         "train.max_steps": TRAINER_STEPS, "train.eval_steps": 1000, "train.save_steps": None,
         "tracking.uri": f"sqlite:///{folder}/mlflow.db",

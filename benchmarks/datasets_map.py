@@ -79,7 +79,7 @@ def run_ours(parquet: Path, tokenizer: str, folder: Path) -> tuple[int, int]:
         [str(parquet)], PrepareConfig(out=shards, validation_share=0.0), progress=False
     )
     stream = Stream(open_shards(shards), data_config(shards), tokenizer, num_epochs=1)
-    blocks = (stream.shuffle_block(number) for number in range(stream.num_shuffle_blocks))
+    blocks = (stream.pack_shuffle_block(number) for number in range(stream.num_shuffle_blocks))
     return report.num_read, sum(int(block["num_tokens"].sum()) for block in blocks)
 
 

@@ -32,8 +32,8 @@ from app.config import Config, load_config
 from app.gemma.activation_checkpoint import apply_memory_config
 from app.gemma.attention import softcapped_attention
 from app.gemma.load import DTYPES, CaptionLoss, add_lora
-from app.gemma.published import find_model_config
-from app.jobs.plan import OUTSIDE_GIB, get_step_settings
+from app.gemma.published import load_model_config_offline
+from app.jobs.plan import NON_ALLOCATOR_GIB, get_step_settings
 from app.memory_plan.peak import init_optimizer_state, simulate_peak
 from app.memory_plan.simulate import build_meta_model
 from app.training.optim import build_optimizer
@@ -75,7 +75,7 @@ JOBS = {
 
 def build_random_base_model(config: Config) -> Any:
     """Return the model of `load_base_model`, with random weights and without reading a file."""
-    shape, dtype = find_model_config(config.model), DTYPES[config.train.precision]
+    shape, dtype = load_model_config_offline(config.model), DTYPES[config.train.precision]
     attention = config.model.attention
     base = build_meta_model(shape, config.quantization, attention=attention, dtype=dtype)
 
@@ -156,7 +156,7 @@ def measure_memory(job: Job) -> dict[str, Any]:
     # cap the allocator, then train
     card = torch.cuda.get_device_properties(CUDA).total_memory
     torch.cuda.empty_cache()
-    fraction = min(1.0, (job.card_gib - OUTSIDE_GIB) * GIB / card)
+    fraction = min(1.0, (job.card_gib - NON_ALLOCATOR_GIB) * GIB / card)
     torch.cuda.set_per_process_memory_fraction(fraction, CUDA)
     try:
         for tokens in (1024, 1536):  # compiles the kernels, the second time for any length

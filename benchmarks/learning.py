@@ -16,8 +16,8 @@ from pathlib import Path
 
 from app.config import Config, load_config, make_paths_absolute
 from app.evaluation.metrics import compute_bleu4, find_best_constant_caption
-from app.jobs.cluster import connect
-from app.jobs.evaluate import evaluate_both
+from app.jobs.cluster import connect_ray
+from app.jobs.evaluate import evaluate_base_and_tuned
 from app.jobs.job import require_workers
 from app.jobs.train import train_job
 from app.tracking import check_tracking
@@ -42,7 +42,7 @@ def tuning_config(folder: Path) -> Config:
     overrides = {
         "data.shards": str(folder / "shards"),
         "data.sequence_tokens": 512,
-        "data.max_validation_examples": 200,
+        "data.max_validation_records": 200,
         "train.output_dir": str(folder),
         "train.run_name": f"learning-{int(time.time())}",
         "train.max_steps": 500,
@@ -82,16 +82,18 @@ def main() -> None:
     check_tracking(config.tracking)
 
     # train and caption
-    with connect():
+    with connect_ray():
         require_workers(config, config.scaling.num_workers)
         adapter = train_job(config, open_shards(config.data.shards)).adapter
         assert adapter is not None
-        records, base, tuned = evaluate_both(config, open_shards(config.data.shards), adapter)
+        records, base, tuned = evaluate_base_and_tuned(
+            config, open_shards(config.data.shards), adapter
+        )
 
     # score
     references = [record.caption for record in records]
     constant, constant_bleu4 = find_best_constant_caption(
-        open_shards(config.data.shards).captions("train"), references
+        open_shards(config.data.shards).read_captions("train"), references
     )
     figures = {
         "bleu4_tuned": compute_bleu4(tuned.captions, references),

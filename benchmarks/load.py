@@ -21,7 +21,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 from app.gemma.base_model import hash_weights
 from app.gemma.config import ModelConfig, QuantizationConfig
 from app.gemma.load import count_parameters, load_base_model
-from app.jobs.quantize import quantize
+from app.jobs.quantize import quantize_model
 from benchmarks.measure import medians, one_thread, peak_and_final_bytes, write
 
 PAGE = 4096  # bytes
@@ -68,7 +68,7 @@ def main() -> None:
         torch.manual_seed(0)
         model = Gemma2ForCausalLM._from_config(CONFIG, dtype=torch.bfloat16)
         model.save_pretrained(full)
-        num_bytes = quantize(ModelConfig(name=full), NF4, Path(small))["bytes"]
+        num_bytes = quantize_model(ModelConfig(name=full), NF4, Path(small))["bytes"]
 
         # measure
         candidates: dict[str, Callable[[], Any]] = {

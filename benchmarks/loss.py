@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.gemma.loss import BUDGET, IGNORE_INDEX, apply_softcap, softcapped_cross_entropy
+from app.gemma.loss import BUDGET_BYTES, IGNORE_INDEX, apply_softcap, softcapped_cross_entropy
 from benchmarks.measure import medians, one_thread, peak_bytes, write
 
 WORDS, WIDTH, CAP = 256_000, 512, 30.0
@@ -26,7 +26,9 @@ def reference(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
 
 
-def step(num_tokens: int, labelled: float, name: str, budget: int = BUDGET) -> Callable[[], Tensor]:
+def step(
+    num_tokens: int, labelled: float, name: str, budget: int = BUDGET_BYTES
+) -> Callable[[], Tensor]:
     """Return one forward and backward pass.
 
     `labelled` is the share of positions that have a label.
@@ -69,7 +71,7 @@ def main() -> None:
         del candidates
 
     for name, budget in (
-        ("extra_bytes_8192", BUDGET),
+        ("extra_bytes_8192", BUDGET_BYTES),
         ("extra_bytes_8192_budget_64mib", 64 * 2**20),
     ):
         figures[name] = peak_bytes(step, 8192, 1.0, "ours", budget)

@@ -25,7 +25,7 @@ class DataConfig(BaseModel):
     sequence_tokens: Annotated[int, Field(ge=16, le=131_072)] = Field(
         8192,
         description="length of a packed sequence (tokens)",
-        json_schema_extra={"counterpart": "SFTConfig.max_length"},
+        json_schema_extra={"counterpart": "SFTConfig.max_length, SFTConfig.max_seq_length"},
     )
     too_long: Literal["drop", "truncate"] = Field(
         "drop",
@@ -42,11 +42,11 @@ class DataConfig(BaseModel):
         description="seed of the order of the records",
         json_schema_extra={"counterpart": "TrainingArguments.data_seed"},
     )
-    max_train_examples: Annotated[int, Field(ge=1)] | None = Field(
+    max_train_records: Annotated[int, Field(ge=1)] | None = Field(
         None,
         description="train only on the first N records of the train split (records); null: on all",
     )
-    max_validation_examples: Annotated[int, Field(ge=1)] | None = Field(
+    max_validation_records: Annotated[int, Field(ge=1)] | None = Field(
         None,
         description="evaluate only on the first N records of the validation split (records); "
         "null: on all",

@@ -202,7 +202,7 @@ class Shards:
                 records += _read_file(fs, f"{path}/{file.name}", first, last)
         return records
 
-    def captions(self, split: str) -> Iterator[str]:
+    def read_captions(self, split: str) -> Iterator[str]:
         """Yield all captions of the split in their order; read no other column."""
         fs, path = open_filesystem(self.folder)
         for file in self.files[split]:
@@ -262,13 +262,13 @@ def _find_shards(
     first, shards = 0, []
     for name in names:
         if name.startswith(f"{split}-") and name.endswith(".parquet"):
-            num_records = _count_records(fs, f"{path}/{name}")
+            num_records = _check_shard(fs, f"{path}/{name}")
             shards.append(_ShardFile(name, first, num_records))
             first += num_records
     return tuple(shards)
 
 
-def _count_records(fs: pyarrow.fs.FileSystem, path: str) -> int:
+def _check_shard(fs: pyarrow.fs.FileSystem, path: str) -> int:
     """Return the number of records of one shard. Raises DataError if it lacks a column."""
     try:
         metadata = pq.read_metadata(path, filesystem=fs)

@@ -11,7 +11,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 import torch
 
-from app.jobs.cluster import ConnectedRay, connect
+from app.jobs.cluster import ConnectedRay, connect_ray
 
 collect_ignore = [] if torch.cuda.is_available() else ["test_gpu.py"]
 
@@ -22,7 +22,7 @@ def ray_local() -> Iterator[ConnectedRay]:
     with pytest.MonkeyPatch.context() as environment:
         # Workers unpickle functions of the test modules by their names.
         environment.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-        with connect(num_cpus=4) as cluster:
+        with connect_ray(num_cpus=4) as cluster:
             yield cluster
 
 

@@ -169,7 +169,7 @@ def test_other_epochs_seeds_and_sequence_lengths_read_the_tokens_of_the_first(
         )
         fresh = Stream(open_shards(config.shards), config, str(tokenizer), num_epochs=2)
         for number in range(fresh.num_shuffle_blocks):
-            found, wanted = cached.shuffle_block(number), fresh.shuffle_block(number)
+            found, wanted = cached.pack_shuffle_block(number), fresh.pack_shuffle_block(number)
             assert found.keys() == wanted.keys()
             for name, column in wanted.items():
                 np.testing.assert_array_equal(found[name], column)

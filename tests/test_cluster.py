@@ -17,7 +17,7 @@ from app.errors import UserError
 from app.jobs.cluster import (
     ConnectedRay,
     Resources,
-    connect,
+    connect_ray,
     count_fitting_workers,
     require_resources,
 )
@@ -40,7 +40,7 @@ def test_an_unreachable_cluster_is_named_at_once(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with (
         pytest.raises(UserError, match=r"RAY_ADDRESS=127\.0\.0\.1:1 .*refused.*unset RAY_ADDRESS"),
-        connect(),
+        connect_ray(),
     ):
         pass
     assert os.environ["RAY_ADDRESS"] == "127.0.0.1:1"

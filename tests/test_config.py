@@ -252,6 +252,27 @@ def test_a_name_of_another_library_is_answered_with_ours(prefix):
             assert str(error.value).endswith(f"{counterpart} is called {key} here")
 
 
+@pytest.mark.parametrize(
+    ("override", "answer"),
+    [
+        ("max_seq_length=512", "SFTConfig.max_seq_length is called data.sequence_tokens here"),
+        ("TrainingArguments.bf16=true", "TrainingArguments.bf16 is called train.precision here"),
+        (
+            "optim=adamw_8bit",
+            "optim is a section; TrainingArguments.optim is called optim.kind here",
+        ),
+        ("lora=8", "lora is a section; write lora.KEY=value"),
+        ("logging_steps=5", "logging_steps is not a setting; every step is logged"),
+        ("push_to_hub=true", "is not a setting; `python -m app config docs` lists all settings"),
+        ("lora.rnak=8", "did you mean lora.rank?"),
+    ],
+)
+def test_a_user_of_another_library_gets_a_useful_answer(override, answer):
+    with pytest.raises(UserError) as error:
+        load_config(None, [override])
+    assert str(error.value).endswith(answer)
+
+
 def test_a_wrong_value_is_named_before_anything_heavy_is_imported():
     code = (
         "import sys; from app.__main__ import main;"

@@ -49,7 +49,7 @@ def test_only_the_models_turn_is_trained_on_and_targets_are_the_next_token(encod
     )
     assert (example.targets[:-1][trained[:-1]] == example.input_ids[1:][trained[:-1]]).all()
     assert example.targets[-1] == IGNORE_INDEX
-    prompt = encoder.prompt(SVG)
+    prompt = encoder.encode_prompt(SVG)
     assert example.input_ids[: len(prompt)].tolist() == prompt
     assert int(trained.argmax()) == len(prompt) - 1
 
@@ -179,7 +179,10 @@ def test_no_mixture_of_pieces_can_forge_a_control_token(encoder, tokenizer):
     def check(pairs):
         assert_only_the_template_has_control_tokens(encoder, pairs, control)
         for (svg, _), example in zip(pairs, encoder.encode_batch(pairs), strict=True):
-            assert encoder.prompt(svg) == example.input_ids[: example.num_prompt_tokens].tolist()
+            assert (
+                encoder.encode_prompt(svg)
+                == example.input_ids[: example.num_prompt_tokens].tolist()
+            )
 
     check()
 

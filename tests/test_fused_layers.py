@@ -5,7 +5,7 @@ import torch
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 
 from app.gemma.config import MemoryConfig
-from app.gemma.fused_layers import ROWS, lora_linear, patch_layers, rms_norm
+from app.gemma.fused_layers import NORM_TILE_TOKENS, lora_linear, patch_layers, rms_norm
 from tests.reference import saved_bytes
 from tests.tiny import objective, save_model
 
@@ -23,7 +23,9 @@ def close(ours, theirs):
     assert (ours - theirs).abs().max() <= TOLERANCE[ours.dtype] * theirs.abs().max()
 
 
-@pytest.mark.parametrize("shape", [(3, 8), (2, 5, 16), (ROWS + 1, 4), (2, ROWS, 4)])
+@pytest.mark.parametrize(
+    "shape", [(3, 8), (2, 5, 16), (NORM_TILE_TOKENS + 1, 4), (2, NORM_TILE_TOKENS, 4)]
+)
 def test_the_norm_is_its_definition(shape):
     torch.manual_seed(0)
     x = (torch.randn(shape, dtype=torch.float64) * 3).requires_grad_()

@@ -61,7 +61,7 @@ def model() -> Gemma2ForCausalLM:
 @torch.no_grad()
 def alone(model: nn.Module, encoder: PromptEncoder, svg: str) -> str:
     """Caption one drawing by running the whole prompt again for every token (the oracle)."""
-    ids = encoder.prompt(svg)
+    ids = encoder.encode_prompt(svg)
     start = len(ids)
     while len(ids) < start + MAX_NEW_TOKENS:
         token = int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())

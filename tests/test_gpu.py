@@ -10,8 +10,8 @@ from torch import nn
 from app.config import load_config, make_paths_absolute
 from app.gemma.activation_checkpoint import HostOffload
 from app.gemma.attention import softcapped_attention
+from app.gemma.compile_kernel import compile_kernel
 from app.gemma.config import MemoryConfig
-from app.gemma.kernels import compile_kernel
 from app.gemma.load import evaluation_mode
 from app.jobs.evaluate import evaluate_job, find_adapter
 from app.jobs.train import train_job
@@ -305,7 +305,7 @@ def test_a_job_on_ray_with_one_gpu(ray_local, tmp_path):
             {
                 "data.shards": str(tmp_path / "shards"),
                 "data.sequence_tokens": 512,
-                "data.max_validation_examples": 16,
+                "data.max_validation_records": 16,
                 "data.shuffle_block_examples": 64,
                 "train.output_dir": str(tmp_path),
                 "train.max_steps": 12,

@@ -103,7 +103,7 @@ def test_a_submitted_job_succeeds_and_its_run_can_be_seen(head, tmp_path):
         "train.eval_steps=2",
         "train.save_steps=2",
         "data.sequence_tokens=256",
-        "data.max_validation_examples=8",
+        "data.max_validation_records=8",
         f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
     ]
     up = [

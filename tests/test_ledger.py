@@ -55,7 +55,7 @@ def split_into_steps(blocks: Iterable[Batch], num_workers: int, micro_batch_size
 
 def remaining(stream: Stream, start: Position) -> Iterator[Batch]:
     return (
-        stream.remaining_shuffle_block(start, number)
+        stream.pack_remaining_shuffle_block(start, number)
         for number in range(start.shuffle_block, stream.num_shuffle_blocks)
     )
 
@@ -100,7 +100,7 @@ class Job:
         """Run from the last checkpoint until the end or the kill."""
         start, position = self.saved
         ledgers = [Ledger(self.folder, self.stream, rank=rank) for rank in range(num_workers)]
-        ledgers[0].forget_after(start)
+        ledgers[0].delete_entries_after(start)
         steps = split_into_steps(remaining(self.stream, position), num_workers)
         for step, micro_batches in enumerate(steps, start + 1):
             for ledger, (batch, _) in zip(ledgers, micro_batches, strict=True):
@@ -166,7 +166,7 @@ def test_without_a_ledger_sequences_are_the_same_but_for_their_example_numbers(
 ) -> None:
     plain = dataclasses.replace(stream, config=stream.config.model_copy(update={"ledger": False}))
     for number in range(stream.num_shuffle_blocks):
-        without, with_numbers = plain.shuffle_block(number), stream.shuffle_block(number)
+        without, with_numbers = plain.pack_shuffle_block(number), stream.pack_shuffle_block(number)
         assert with_numbers.keys() - without.keys() == {"example_numbers"}
         for name, column in without.items():
             np.testing.assert_array_equal(column, with_numbers[name])

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from app.gemma.loss import BUDGET, choose_tile, softcapped_cross_entropy
+from app.gemma.loss import BUDGET_BYTES, choose_tile, softcapped_cross_entropy
 from data_pipeline.stream.encode import IGNORE_INDEX
 
 WORDS, WIDTH = 50, 8
@@ -35,7 +35,7 @@ def problem(
     return hidden, weight, labels
 
 
-BUDGETS = [BUDGET, 12 * WORDS * 33, 12 * 40 * 7, 1]
+BUDGETS = [BUDGET_BYTES, 12 * WORDS * 33, 12 * 40 * 7, 1]
 """All at once; 33 tokens with all words; 7 words of all tokens; one word at a time."""
 
 
@@ -52,7 +52,7 @@ def test_loss_and_gradients_equal_the_naive_reference(cap, budget):
         torch.testing.assert_close(mine, truth, atol=1e-12, rtol=1e-13)
 
 
-@pytest.mark.parametrize("budget", [BUDGET, 2**16])
+@pytest.mark.parametrize("budget", [BUDGET_BYTES, 2**16])
 @pytest.mark.parametrize(
     ("dtype", "weight_dtype", "tolerance"),
     [
@@ -149,10 +149,10 @@ def test_logits_only_where_there_are_labels():
 
 
 def test_small_problems_are_one_tile_and_large_ones_fit_the_budget():
-    assert choose_tile(700, 1024, 0, BUDGET) == (700, 1024)
+    assert choose_tile(700, 1024, 0, BUDGET_BYTES) == (700, 1024)
     for num_tokens, words, per_word, budget in (
-        (8192, 256_000, 0, BUDGET),
-        (8192, 256_000, 2 * 3584, BUDGET),
+        (8192, 256_000, 0, BUDGET_BYTES),
+        (8192, 256_000, 2 * 3584, BUDGET_BYTES),
         (8192, 256_000, 0, 2**26),
         (10, 256_000, 0, 2**20),
     ):

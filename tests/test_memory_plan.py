@@ -9,7 +9,7 @@ import torch
 from app.config import load_config
 from app.gemma.config import ModelConfig
 from app.gemma.load import DTYPES, count_parameters
-from app.gemma.published import find_model_config
+from app.gemma.published import load_model_config_offline
 from app.jobs.plan import get_step_settings
 from app.memory_plan import peak
 from app.memory_plan.simulate import CATEGORIES, MemoryTimeline, build_meta_model
@@ -51,7 +51,7 @@ def job(model, *overrides):
 )
 def test_the_published_sizes_have_as_many_parameters_as_published(size, parameters, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    model = find_model_config(ModelConfig(name=f"google/gemma-2-{size}-it"))
+    model = load_model_config_offline(ModelConfig(name=f"google/gemma-2-{size}-it"))
     base_model = build_meta_model(
         model, load_config(None).quantization, attention="eager", dtype=torch.bfloat16
     )
@@ -101,7 +101,7 @@ def test_a_simulated_step_holds_the_bytes_of_a_real_one(overrides, tmp_path):
 def test_few_layers_give_the_memory_of_all_layers(names, tmp_path):
     gemma2_config(num_hidden_layers=8).save_pretrained(tmp_path)
     config = job(tmp_path, *itertools.chain.from_iterable(SETTINGS[name] for name in names))
-    model = find_model_config(config.model)
+    model = load_model_config_offline(config.model)
     settings = get_step_settings(config)
     whole = peak._simulate_step(settings, model)
     few, more = (peak._simulate_step(settings, peak._with_layers(model, n)) for n in (4, 6))

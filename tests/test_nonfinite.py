@@ -15,7 +15,7 @@ from app.gemma.load import unwrap_gemma
 from app.training import checkpoint
 from app.training.config import OptimConfig, TrainConfig
 from app.training.loop import TrainSetup, TrainState, state_from_json, state_to_json, train_model
-from app.training.nonfinite import FIRST_SCALE, TrainingDiverged, update_loss_scale
+from app.training.nonfinite import INITIAL_LOSS_SCALE, TrainingDiverged, update_loss_scale
 from app.training.optim import build_optimizer
 from app.training.parallel import wrap_model
 from data_pipeline.stream.pack import pack_examples
@@ -307,7 +307,10 @@ def test_fp16_resumes_with_the_scale_it_had(folder, validation, tmp_path):
         **changes,
     )
     assert context.losses() + rest.losses() == whole.losses()
-    assert (rest_state.loss_scale, rest_state.good_steps) == (state.loss_scale, state.good_steps)
+    assert (rest_state.loss_scale, rest_state.num_good_steps) == (
+        state.loss_scale,
+        state.num_good_steps,
+    )
 
 
 def test_fp16_keeps_a_residual_stream_beyond_its_own_range(folder):
@@ -333,8 +336,8 @@ def test_the_loss_scale_changes_as_in_torch_grad_scaler():
     """Overflows, then enough steps without one to double: all rules of torch.amp.GradScaler."""
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=0.0)
-    scaler = torch.amp.GradScaler("cpu", init_scale=FIRST_SCALE)
-    ours, good = FIRST_SCALE, 0
+    scaler = torch.amp.GradScaler("cpu", init_scale=INITIAL_LOSS_SCALE)
+    ours, good = INITIAL_LOSS_SCALE, 0
     for step in range(4500):
         finite = step not in {0, 1, 7, 2100, 4200}
         parameter.grad = torch.tensor([1.0 if finite else math.inf])

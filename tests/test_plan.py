@@ -43,7 +43,9 @@ def test_what_is_no_card_is_named(text):
 
 def test_a_job_that_cannot_fit_is_refused_with_settings_that_do(tmp_path):
     config = job(tmp_path)
-    taken = simulate_peak(plan.get_step_settings(config, labelled_share=plan.LABELS_ONLY)).num_bytes
+    taken = simulate_peak(
+        plan.get_step_settings(config, labelled_share=plan.CAPTION_LABEL_SHARE)
+    ).num_bytes
     assert require_fit(config, taken).num_bytes == taken
     for limit, names in (
         (0.9 * taken, {"model.attention"}),

@@ -18,7 +18,7 @@ from app.errors import UserError
 from app.gemma.base_model import TINY, hash_weights, pin_base_model
 from app.gemma.config import LoraConfig, ModelConfig, QuantizationConfig
 from app.gemma.load import CaptionLoss, add_lora, load_base_model
-from app.jobs.quantize import quantize
+from app.jobs.quantize import quantize_model
 from data_pipeline.stream.encode import PromptEncoder
 from data_pipeline.stream.pack import pack_examples
 from tests.reference import tensors
@@ -36,7 +36,7 @@ def full(tmp_path_factory):
 @pytest.fixture(scope="module")
 def small(full):
     out = Path(full).with_name("small")
-    quantize(ModelConfig(name=full), NF4, out)
+    quantize_model(ModelConfig(name=full), NF4, out)
     return str(out)
 
 
@@ -74,7 +74,7 @@ def test_the_same_bits_as_quantised_while_loading(full, small, dtype):
 
 def test_fp4_without_double_quantisation_too(full, tmp_path):
     fp4 = QuantizationConfig(kind="fp4", double_quant=False)
-    quantize(ModelConfig(name=full), fp4, tmp_path / "fp4")
+    quantize_model(ModelConfig(name=full), fp4, tmp_path / "fp4")
     ours, theirs = (
         loss_and_gradients(name, torch.float32, fp4)[0] for name in (str(tmp_path / "fp4"), full)
     )
@@ -165,7 +165,7 @@ def test_models_that_cannot_be_quantised_are_named(full, small, tmp_path):
         (str(tmp_path / "gptq"), NF4, out, "is quantised by 'gptq', not in 4 bits by bitsandbytes"),
     ):
         with pytest.raises(UserError, match=message):
-            quantize(ModelConfig(name=name), quantization, folder)
+            quantize_model(ModelConfig(name=name), quantization, folder)
     assert not out.exists()
 
 

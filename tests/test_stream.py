@@ -17,7 +17,7 @@ from data_pipeline.shards import open_shards
 from data_pipeline.stream.encode import IGNORE_INDEX, PromptEncoder
 from data_pipeline.stream.ray_dataset import build_dataset, iterate_batches
 from data_pipeline.stream.token_stream import Batch, Position, Stream, compute_progress
-from data_pipeline.stream.worker_batches import split_among_workers, validation_batches
+from data_pipeline.stream.worker_batches import read_validation_batches, split_among_workers
 from tests.corpus import save_tokenizer, svg_of, write_shards
 
 # Ray Data warns of the defaults that it sets itself.
@@ -72,7 +72,7 @@ def flat(nested: Iterable[list[T]]) -> list[T]:
 
 def epochs_of(stream: Stream) -> list[list[int]]:
     per_block = [
-        flat(icons(stream, stream.shuffle_block(number)))
+        flat(icons(stream, stream.pack_shuffle_block(number)))
         for number in range(stream.num_shuffle_blocks)
     ]
     per_epoch = stream.num_shuffle_blocks_per_epoch
@@ -102,11 +102,13 @@ def test_every_epoch_has_every_example_once_and_its_own_order(stream: Stream) ->
     # not first.
     assert sum(abs(a - b) == 1 for a, b in itertools.pairwise(first)) < NUM_TRAIN // 10
     longest = [
-        max(LENGTHS[icon] for icon in members) for members in icons(stream, stream.shuffle_block(0))
+        max(LENGTHS[icon] for icon in members)
+        for members in icons(stream, stream.pack_shuffle_block(0))
     ]
     assert abs(np.corrcoef(longest, range(len(longest)))[0, 1]) < 0.3
     company = [
-        icons(stream, stream.shuffle_block(number)) for number in range(stream.num_shuffle_blocks)
+        icons(stream, stream.pack_shuffle_block(number))
+        for number in range(stream.num_shuffle_blocks)
     ]
     first_sets = {frozenset(members) for members in flat(company[:2])}
     assert first_sets != {frozenset(members) for members in flat(company[2:])}
@@ -121,16 +123,16 @@ def test_shuffle_blocks_take_turns_at_random(stream: Stream) -> None:
 
 
 def test_a_shuffle_block_depends_on_nothing_but_its_number_and_the_seed(stream: Stream) -> None:
-    before = stream.shuffle_block(2)
-    stream.shuffle_block(0)
-    assert_same(stream.shuffle_block(2), before)
-    assert_same(dataclasses.replace(stream, num_epochs=9).shuffle_block(2), before)
+    before = stream.pack_shuffle_block(2)
+    stream.pack_shuffle_block(0)
+    assert_same(stream.pack_shuffle_block(2), before)
+    assert_same(dataclasses.replace(stream, num_epochs=9).pack_shuffle_block(2), before)
     assert epochs_of(changed(stream, seed=2)) != epochs_of(stream)
 
 
 def test_a_sequence_is_its_examples_one_after_another(stream: Stream) -> None:
     encoder = PromptEncoder(stream.tokenizer, stream.config.system_prompt)
-    block = stream.shuffle_block(1)
+    block = stream.pack_shuffle_block(1)
     assert block["num_examples"].max() > 1
     for sequence, members in enumerate(icons(stream, block)):
         examples = [encoder.encode(svg_of(LENGTHS[i]), f"icon {i}") for i in members]
@@ -154,14 +156,14 @@ def test_a_sequence_is_its_examples_one_after_another(stream: Stream) -> None:
 
 
 def test_max_train_examples_keeps_the_first_examples(stream: Stream) -> None:
-    few = changed(stream, max_train_examples=130)
+    few = changed(stream, max_train_records=130)
     assert (few.num_train_examples, few.num_shuffle_blocks_per_epoch, few.num_shuffle_blocks) == (
         130,
         2,
         4,
     )
     assert [sorted(epoch) for epoch in epochs_of(few)] == [list(range(130))] * 2
-    assert changed(stream, max_train_examples=10**6).num_train_examples == NUM_TRAIN
+    assert changed(stream, max_train_records=10**6).num_train_examples == NUM_TRAIN
 
 
 def test_examples_longer_than_a_sequence_are_dropped_and_counted(
@@ -173,17 +175,19 @@ def test_examples_longer_than_a_sequence_are_dropped_and_counted(
     )
     stream = Stream(open_shards(config.shards), config, tokenizer, num_epochs=3)
     assert [sorted(epoch) for epoch in epochs_of(stream)] == [[0, 2, 5, 6]] * 3
-    blocks = [stream.shuffle_block(number) for number in range(stream.num_shuffle_blocks)]
+    blocks = [stream.pack_shuffle_block(number) for number in range(stream.num_shuffle_blocks)]
     assert [int(block["num_dropped"].sum()) for block in blocks] == [1] * 12
 
     # a block whose examples are all dropped must still be counted
     alone = changed(stream, shuffle_block_examples=1)
-    blocks = [alone.shuffle_block(number) for number in range(alone.num_shuffle_blocks_per_epoch)]
+    blocks = [
+        alone.pack_shuffle_block(number) for number in range(alone.num_shuffle_blocks_per_epoch)
+    ]
     assert sum(int(block["num_dropped"].sum()) for block in blocks) == 4
     assert [block["num_tokens"].sum() > 0 for block in blocks].count(True) == 4
     assert len(blocks) == 8
 
-    (batch,) = validation_batches(stream, micro_batch_size=4, rank=0, num_workers=1)
+    (batch,) = read_validation_batches(stream, micro_batch_size=4, rank=0, num_workers=1)
     assert (int(batch["num_dropped"].sum()), int(batch["num_examples"].sum())) == (1, 1)
 
 
@@ -201,7 +205,7 @@ def test_examples_longer_than_a_sequence_are_truncated_and_counted_on_request(
     )
     stream = Stream(open_shards(config.shards), config, tokenizer, num_epochs=2)
     assert [sorted(epoch) for epoch in epochs_of(stream)] == [[0, 1, 2, 3]] * 2
-    blocks = [stream.shuffle_block(number) for number in range(stream.num_shuffle_blocks)]
+    blocks = [stream.pack_shuffle_block(number) for number in range(stream.num_shuffle_blocks)]
     assert [int(block["num_truncated"].sum()) for block in blocks] == [1] * 4
     assert [int(block["num_dropped"].sum()) for block in blocks] == [0] * 4
 
@@ -221,9 +225,9 @@ def test_examples_longer_than_a_sequence_are_truncated_and_counted_on_request(
 
     # An example whose caption alone is longer than a sequence is dropped, not truncated.
     short = changed(stream, sequence_tokens=20)
-    block = short.shuffle_block(0)
+    block = short.pack_shuffle_block(0)
     assert (int(block["num_truncated"].sum()), int(block["num_dropped"].sum())) == (0, 2)
-    (batch,) = validation_batches(stream, micro_batch_size=2, rank=0, num_workers=1)
+    (batch,) = read_validation_batches(stream, micro_batch_size=2, rank=0, num_workers=1)
     assert (int(batch["num_truncated"].sum()), int(batch["num_examples"].sum())) == (1, 2)
 
 
@@ -248,7 +252,7 @@ def split_naively(batch: Batch, micro_batch_size: int, num_workers: int) -> list
 def test_every_sequence_goes_to_one_worker_and_filler_completes_the_end(
     stream: Stream, micro_batch_size: int, num_workers: int
 ) -> None:
-    blocks = [stream.shuffle_block(number) for number in range(stream.num_shuffle_blocks)]
+    blocks = [stream.pack_shuffle_block(number) for number in range(stream.num_shuffle_blocks)]
     sequences = concatenated(blocks)
     for rank, part in enumerate(split_naively(sequences, micro_batch_size, num_workers)):
         found = list(
@@ -287,13 +291,13 @@ def num_sequences_before(position: Position, blocks: Sequence[Batch]) -> int:
 
 
 def test_a_shuffle_block_that_got_lost_is_noticed(stream: Stream) -> None:
-    blocks = [stream.shuffle_block(0), stream.shuffle_block(2)]
+    blocks = [stream.pack_shuffle_block(0), stream.pack_shuffle_block(2)]
     with pytest.raises(AssertionError):
         list(split_among_workers(blocks, micro_batch_size=1, rank=0, num_workers=1))
 
 
 def test_progress_grows_from_0_to_1_with_the_position(stream: Stream) -> None:
-    blocks = (stream.shuffle_block(number) for number in range(stream.num_shuffle_blocks))
+    blocks = (stream.pack_shuffle_block(number) for number in range(stream.num_shuffle_blocks))
     positions = [
         Position(),
         *(p for _, p in split_among_workers(blocks, micro_batch_size=1, rank=0, num_workers=1)),
@@ -312,9 +316,9 @@ def test_progress_grows_from_0_to_1_with_the_position(stream: Stream) -> None:
 def test_workers_share_the_validation_split_in_equal_parts(
     stream: Stream, micro_batch_size: int, num_workers: int
 ) -> None:
-    stream = changed(stream, max_validation_examples=33, shuffle_block_examples=10)
+    stream = changed(stream, max_validation_records=33, shuffle_block_examples=10)
     parts = [
-        validation_batches(
+        read_validation_batches(
             stream, micro_batch_size=micro_batch_size, rank=rank, num_workers=num_workers
         )
         for rank in range(num_workers)
@@ -333,7 +337,7 @@ def test_an_empty_split_is_refused(stream: Stream, tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"the validation split of .* is empty: .*--validation-share"
     ):
-        validation_batches(stream, micro_batch_size=1, rank=0, num_workers=1)
+        read_validation_batches(stream, micro_batch_size=1, rank=0, num_workers=1)
 
 
 # The tests below use Ray Data.
@@ -370,7 +374,7 @@ def consume(
 def test_ray_data_gives_workers_the_same_sequences_as_plain_python(
     ray_local: ConnectedRay, stream: Stream, micro_batch_size: int, num_workers: int
 ) -> None:
-    blocks = [stream.shuffle_block(number) for number in range(stream.num_shuffle_blocks)]
+    blocks = [stream.pack_shuffle_block(number) for number in range(stream.num_shuffle_blocks)]
     assert len(blocks[0]["index"]) > 64  # more than one chunk
     parts = consume(stream, Position(), micro_batch_size=micro_batch_size, num_workers=num_workers)
     for rank, part in enumerate(parts):
@@ -405,7 +409,7 @@ def test_resuming_reads_nothing_of_the_shuffle_blocks_before(
         shards=str(tmp_path), system_prompt="Look:", sequence_tokens=232, shuffle_block_examples=64
     )
     stream = Stream(open_shards(config.shards), config, tokenizer, num_epochs=1)
-    last = stream.shuffle_block(5)
+    last = stream.pack_shuffle_block(5)
     (shard,) = {i // 64 for i in flat(icons(stream, last))}
     for file in tmp_path.glob("train-*.parquet"):
         if file.name != f"train-{shard:05d}.parquet":
@@ -413,7 +417,7 @@ def test_resuming_reads_nothing_of_the_shuffle_blocks_before(
             footer = int.from_bytes(content[-8:-4], "little") + 8
             file.write_bytes(b"PAR1" + bytes(len(content) - footer - 4) + content[-footer:])
     with pytest.raises(OSError):  # noqa: PT011
-        stream.shuffle_block(4)
+        stream.pack_shuffle_block(4)
     start = Position(shuffle_block=5, index=3, num_block_sequences=len(last["index"]))
     (part,) = consume(stream, start, micro_batch_size=1, num_workers=1)
     assert [int(batch["index"][0]) for batch, _ in part] == list(range(3, len(last["index"])))

@@ -23,11 +23,11 @@ from app.tracking import (
     Tracker,
     TrackingConfig,
     attach_run,
+    build_ui_command,
     check_tracking,
-    final_status,
+    get_final_status,
     open_run,
     resolve_uri,
-    ui_command,
 )
 
 # MLflow's use of SQLAlchemy
@@ -348,7 +348,7 @@ def test_null_tracks_nothing(tmp_path: Path) -> None:
         tracker.finish("FINISHED")
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UserError, match=r"tracking\.uri=null"):
-        ui_command(config)
+        build_ui_command(config)
 
 
 def test_a_relative_database_is_the_same_file_elsewhere(
@@ -364,14 +364,14 @@ def test_a_relative_database_is_the_same_file_elsewhere(
 
 
 def test_ui_command_of_a_server_is_its_address() -> None:
-    assert ui_command(TrackingConfig(uri="https://user:pw@host/mlflow")) == [
+    assert build_ui_command(TrackingConfig(uri="https://user:pw@host/mlflow")) == [
         "https://***@host/mlflow"
     ]
 
 
 def test_final_status() -> None:
     ends = [None, KeyboardInterrupt(), ValueError(), UserError(), SystemExit(1)]
-    assert [final_status(end) for end in ends] == [
+    assert [get_final_status(end) for end in ends] == [
         "FINISHED",
         "KILLED",
         "FAILED",
@@ -413,7 +413,7 @@ class Server:
     def __init__(self, database: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
-        self.command = ui_command(TrackingConfig(uri=database), port=self.port)
+        self.command = build_ui_command(TrackingConfig(uri=database), port=self.port)
         self.start()
 
     def start(self) -> None:

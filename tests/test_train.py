@@ -20,7 +20,7 @@ from app.gemma.base_model import TINY, hash_weights
 from app.gemma.config import ModelConfig, QuantizationConfig
 from app.jobs.evaluate import evaluate_job, find_adapter
 from app.jobs.job import get_job_dir
-from app.jobs.quantize import quantize
+from app.jobs.quantize import quantize_model
 from app.jobs.train import SNAPSHOT, train_job
 from app.jobs.tune import tune_job
 from app.storage import read_json
@@ -49,7 +49,7 @@ def config(ray_local, tmp_path_factory):
                 "data.shards": str(folder / "shards"),
                 "data.sequence_tokens": 256,
                 "data.shuffle_block_examples": 32,
-                "data.max_validation_examples": 16,
+                "data.max_validation_records": 16,
                 "train.output_dir": str(folder),
                 "train.max_steps": STEPS,
                 "train.eval_steps": 4,
@@ -309,7 +309,7 @@ def test_an_evaluation_without_a_trained_adapter_says_so(config):
 def test_a_checkpoint_of_one_base_is_neither_continued_nor_judged_on_another(
     config, uninterrupted, tmp_path
 ):
-    quantize(ModelConfig(name="tiny"), QuantizationConfig(), tmp_path / "tiny4")
+    quantize_model(ModelConfig(name="tiny"), QuantizationConfig(), tmp_path / "tiny4")
     other = job(
         config,
         "one",

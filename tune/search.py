@@ -20,8 +20,8 @@ from tune.errors import SearchError
 from tune.outcome import SearchResult, Status, TrialOutcome, find_best, format_outcome
 from tune.space import build_optuna_distributions, sample_space
 
-METRIC = "eval_loss"
-TIME = "step"
+METRIC_KEY = "eval_loss"
+STEP_KEY = "step"
 # The only key of a trial's Tune config. Tune would interpret the dots of config paths as keys.
 _OVERRIDES = "overrides"
 _FINISHED = "finished"
@@ -113,7 +113,12 @@ def _make_trainable(run_trial: RunTrial) -> Callable[[dict[str, Any]], None]:
 
         # Report through the queue of the intermediate reports. `ray.tune.report` would deadlock if
         # Tune has not yet fetched the last of them. `done` makes Tune stop this trial: wait for it.
-        last = {TIME: final[TIME], METRIC: final[METRIC], _FINISHED: True, "done": True}
+        last = {
+            STEP_KEY: final[STEP_KEY],
+            METRIC_KEY: final[METRIC_KEY],
+            _FINISHED: True,
+            "done": True,
+        }
         callback: Any = TuneReportCallback()
         callback.after_report(None, [last], None)
         threading.Event().wait()
@@ -143,7 +148,7 @@ def _build_search_algorithm(
         ) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = {f"{_OVERRIDES}/{path}": distribution for path, distribution in distributions.items()}
-    return OptunaSearch(space, metric=METRIC, mode="min", seed=config.seed), None
+    return OptunaSearch(space, metric=METRIC_KEY, mode="min", seed=config.seed), None
 
 
 def _build_scheduler(config: SearchConfig, trial_steps: int) -> ASHAScheduler | None:
@@ -154,8 +159,8 @@ def _build_scheduler(config: SearchConfig, trial_steps: int) -> ASHAScheduler | 
     if config.grace_steps >= trial_steps:
         return None
     return ASHAScheduler(
-        time_attr=TIME,
-        metric=METRIC,
+        time_attr=STEP_KEY,
+        metric=METRIC_KEY,
         mode="min",
         max_t=trial_steps - 1,
         grace_period=config.grace_steps,
@@ -190,10 +195,10 @@ class _Progress(ray.tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        self._steps[trial.trial_id] = result[TIME]
-        if math.isfinite(result[METRIC]):
+        self._steps[trial.trial_id] = result[STEP_KEY]
+        if math.isfinite(result[METRIC_KEY]):
             lowest = self._losses.get(trial.trial_id, math.inf)
-            self._losses[trial.trial_id] = min(lowest, result[METRIC])
+            self._losses[trial.trial_id] = min(lowest, result[METRIC_KEY])
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any

@@ -28,7 +28,7 @@ def generate_captions(
     evaluation mode and autocast. `batch` is the number of drawings in one batch. After each batch
     `on_progress` is called with the number of drawings captioned so far.
     """
-    prompts = [encoder.prompt(svg) for svg in svgs]
+    prompts = [encoder.encode_prompt(svg) for svg in svgs]
 
     # Sort by length for little padding. The longest come first, so that an out-of-memory error
     # occurs in the first batch.

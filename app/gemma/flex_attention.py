@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from app.gemma.block_mask import cache_per_tensor
-from app.gemma.kernels import compile_kernel
+from app.gemma.compile_kernel import compile_kernel
 
 BLOCK = 128
 """Queries and keys in one block of FlexAttention's sparse mask (tokens)."""
@@ -61,11 +61,11 @@ def build_flex_arguments(
         "block_mask": mask,
         "scale": scale,
         "enable_gqa": True,
-        "kernel_options": choose_kernel_options(query),
+        "kernel_options": _choose_kernel_options(query),
     }
 
 
-def choose_kernel_options(query: Tensor) -> dict[str, Any]:
+def _choose_kernel_options(query: Tensor) -> dict[str, Any]:
     """Return FlexAttention's kernel options, with tiles of our own for one case.
 
     For heads of width 256 in 16 bits on Hopper other tiles than FlexAttention's were faster on an
@@ -100,12 +100,12 @@ def build_block_mask(document_ids: Tensor, window: int | None) -> BlockMask:
     # first keys of the first and last query of each block: they never decrease within a sequence
     blocks = torch.arange(-(-length // BLOCK), device=document_ids.device)
     last_queries = ((blocks + 1) * BLOCK - 1).clamp(max=length - 1)
-    of_first_query = first_keys[:, blocks * BLOCK][:, None, :, None]
-    of_last_query = first_keys[:, last_queries][:, None, :, None]
+    first_key_of_first_query = first_keys[:, blocks * BLOCK][:, None, :, None]
+    first_key_of_last_query = first_keys[:, last_queries][:, None, :, None]
 
     # blocks with a visible key, and blocks of visible keys only [B, 1, query blocks, key blocks]
-    needed = (blocks <= blocks[:, None]) & (blocks >= of_first_query // BLOCK)
-    full = (blocks < blocks[:, None]) & (blocks * BLOCK >= of_last_query)
+    needed = (blocks <= blocks[:, None]) & (blocks >= first_key_of_first_query // BLOCK)
+    full = (blocks < blocks[:, None]) & (blocks * BLOCK >= first_key_of_last_query)
 
     def is_visible(sequence: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (key >= first_keys[sequence, query])

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 
-from app.gemma.kernels import compile_kernel
+from app.gemma.compile_kernel import compile_kernel
 from app.gemma.tiles import iterate_tiles
 
-ROWS = 1024
+NORM_TILE_TOKENS = 1024
 """Tokens that a norm processes at a time: its fp32 copies have this many rows."""
 
 
@@ -140,13 +140,13 @@ def _apply_by_rows(
     """
     shape, device = inputs[0].shape[:-1], inputs[0].device
     flat = [tensor.detach().reshape(-1, tensor.shape[-1]) for tensor in inputs]
-    if device.type == "cuda" or len(flat[0]) <= ROWS:
+    if device.type == "cuda" or len(flat[0]) <= NORM_TILE_TOKENS:
         run = compile_kernel(function) if device.type == "cuda" else function
         return [result.view(*shape, -1) for result in run(*flat, *constants)]
 
     outputs = [torch.empty(*shape, width, dtype=dtype, device=device) for width, dtype in results]
     flat_outputs = [output.flatten(0, -2) for output in outputs]
-    parts = [tensor.split(ROWS) for tensor in (*flat, *flat_outputs)]
+    parts = [tensor.split(NORM_TILE_TOKENS) for tensor in (*flat, *flat_outputs)]
     for rows in iterate_tiles([*zip(*parts, strict=True)], inputs[0]):
         row_inputs, row_outputs = rows[: len(flat)], rows[len(flat) :]
         for output, result in zip(row_outputs, function(*row_inputs, *constants), strict=True):

@@ -114,7 +114,7 @@ def _freeze_in_dtype(base_model: Gemma2ForCausalLM, dtype: torch.dtype) -> None:
         )
 
 
-def get_residual_dtype(dtype: torch.dtype) -> torch.dtype:
+def _get_residual_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype of the residual stream: fp32 for fp16.
 
     Gemma 2's sums exceed the range of fp16, though its products fit.
@@ -155,7 +155,7 @@ def load_adapter(base_model: Gemma2ForCausalLM, folder: str | Path) -> PeftModel
 def _train_in_fp32(model: PeftModel) -> PeftModel:
     """Convert the trained weights to fp32; the residual stream keeps its dtype."""
     inner = unwrap_gemma(model)
-    dtype = get_residual_dtype(inner.dtype)
+    dtype = _get_residual_dtype(inner.dtype)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

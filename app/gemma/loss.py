@@ -15,16 +15,16 @@ from torch.autograd.function import once_differentiable
 from app.gemma.tiles import iterate_tiles
 from data_pipeline.stream.encode import IGNORE_INDEX
 
-BUDGET = 256 * 2**20
+BUDGET_BYTES = 256 * 2**20
 """Memory for the logits and for tensors computed from them at a time (bytes)."""
 BYTES_PER_LOGIT = 12
 """Memory of a logit: its tanh, its weight and one copy of either, in fp32 (bytes)."""
-FEW_TOKENS = 32
+MIN_WHOLE_TILE_TOKENS = 32
 """Least tokens in a tile of the whole vocabulary, whose logits are computed once.
 
 If fewer fit the budget, a tile has a part of the vocabulary, and its logits are computed twice.
 """
-MANY_TOKENS = 512
+MAX_PART_TILE_TOKENS = 512
 """Most tokens in a tile of a part of the vocabulary."""
 
 
@@ -39,7 +39,7 @@ def softcapped_cross_entropy(
     labels: Tensor,
     *,
     softcap: float | None,
-    budget: int = BUDGET,
+    budget: int = BUDGET_BYTES,
 ) -> tuple[Tensor, Tensor]:
     """Return the sum of the labels' negative log-likelihoods (nats), and the number of labels.
 
@@ -75,10 +75,10 @@ def choose_tile(
     (512, 10922)
     """
     tokens = (budget - vocabulary * bytes_per_word) // (vocabulary * BYTES_PER_LOGIT)
-    if tokens >= min(num_tokens, FEW_TOKENS):
+    if tokens >= min(num_tokens, MIN_WHOLE_TILE_TOKENS):
         return min(num_tokens, tokens), vocabulary
 
-    tokens = min(num_tokens, MANY_TOKENS)
+    tokens = min(num_tokens, MAX_PART_TILE_TOKENS)
     words = budget // (bytes_per_word + tokens * BYTES_PER_LOGIT)
     return tokens, max(1, min(vocabulary, words))
 

@@ -34,7 +34,7 @@ in all three models: they are the defaults of Gemma2Config.
 """
 
 
-def find_model_config(model: ModelConfig) -> Gemma2Config:
+def load_model_config_offline(model: ModelConfig) -> Gemma2Config:
     """Return a model's own config, without a request to the hub if its name holds a published size.
 
     `google/gemma-2-9b-it` is such a name. A folder is read; any other name is looked up on the hub.

@@ -228,7 +228,7 @@ def _compute_rate_factor(step: int) -> float:
     return warm_up * (0.55 + 0.45 * math.cos(math.pi * step / STEPS))
 
 
-def train_base(tokenizer: Tokenizer, out: Path) -> None:
+def train_base_model(tokenizer: Tokenizer, out: Path) -> None:
     """Train the base model, and save it in bf16.
 
     AdamW, with linear warm-up over 2 % of the steps, then cosine to a tenth of the peak.
@@ -290,7 +290,7 @@ def main() -> None:
         additional_special_tokens=["<start_of_turn>", "<end_of_turn>"],
         clean_up_tokenization_spaces=False,
     ).save_pretrained(arguments.out)  # fmt: skip
-    train_base(tokenizer, arguments.out)
+    train_base_model(tokenizer, arguments.out)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ class ConnectedRay:
 
 
 @contextlib.contextmanager
-def connect(*, num_cpus: int | None = None) -> Iterator[ConnectedRay]:
+def connect_ray(*, num_cpus: int | None = None) -> Iterator[ConnectedRay]:
     """Join the cluster at RAY_ADDRESS, or start a private Ray if the variable is not set.
 
     The user or `ray job submit` sets RAY_ADDRESS. `num_cpus` is the number of logical CPUs of a

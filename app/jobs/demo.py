@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from app.config import Config, override_config
-from app.jobs.cluster import connect
+from app.jobs.cluster import connect_ray
 from app.jobs.evaluate import evaluate_job, find_adapter
 from app.jobs.job import require_workers
 from app.jobs.train import TrainResult, train_job
@@ -27,7 +27,7 @@ SEARCH = {
     "train.run_name": "search",
     "train.eval_steps": 10,
     "train.save_steps": 10,
-    "data.max_validation_examples": 40,
+    "data.max_validation_records": 40,
 }
 """Settings of the search: frequent evaluations for ASHA, and few examples to keep them short."""
 
@@ -54,7 +54,7 @@ def run_demo(config: Config) -> int:
 
     with phases("connect", "start a private Ray on this machine"):
         connection = ExitStack()
-        connection.enter_context(connect())
+        connection.enter_context(connect_ray())
         require_workers(config, max(config.scaling.num_workers, config.search.max_concurrent))
 
     with connection:

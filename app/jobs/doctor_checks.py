@@ -200,7 +200,7 @@ def check_ray(config: Config) -> Iterator[Line]:
 
     Joining a cluster verifies its address, token and version: Ray refuses others.
     """
-    from app.jobs.cluster import connect, describe_shortage, list_node_resources
+    from app.jobs.cluster import connect_ray, describe_shortage, list_node_resources
 
     scaling = config.scaling
     needs = (
@@ -217,7 +217,7 @@ def check_ray(config: Config) -> Iterator[Line]:
         machine = {"CPU": float(get_num_cpus()), "GPU": float(torch.cuda.device_count())}
         shortage = describe_shortage([machine], *needs)
     else:
-        with connect() as cluster:
+        with connect_ray() as cluster:
             version = importlib.metadata.version("ray")
             yield "ok", f"joined {cluster.address}, which runs Ray {version} as this machine does"
             yield _check_token(cluster.dashboard)

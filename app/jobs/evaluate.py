@@ -36,7 +36,7 @@ from app.training.step import compute_mean_loss
 from data_pipeline.shards import ShardRecord, Shards
 from data_pipeline.stream.encode import PromptEncoder
 from data_pipeline.stream.token_stream import Stream
-from data_pipeline.stream.worker_batches import validation_batches
+from data_pipeline.stream.worker_batches import read_validation_batches
 
 T = TypeVar("T")
 
@@ -80,8 +80,8 @@ def evaluate_job(config: Config, shards: Shards, adapter: str) -> dict[str, Any]
 
     with track_run(config, job_dir) as tracker:
         # evaluate
-        records, before, after = evaluate_both(config, shards, adapter)
-        report = compute_figures(config, shards, records, before, after)
+        records, before, after = evaluate_base_and_tuned(config, shards, adapter)
+        report = _compute_figures(config, shards, records, before, after)
         numbers = {name: value for name, value in report.items() if isinstance(value, float)}
 
         # write
@@ -97,7 +97,7 @@ def evaluate_job(config: Config, shards: Shards, adapter: str) -> dict[str, Any]
     return report
 
 
-def evaluate_both(
+def evaluate_base_and_tuned(
     config: Config, shards: Shards, adapter: str
 ) -> tuple[list[ShardRecord], ModelEvaluation, ModelEvaluation]:
     """Evaluate both models in parallel. Return (held-out drawings, base, tuned).
@@ -114,16 +114,16 @@ def evaluate_both(
         )
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error  # the original error, without the traceback of the task
-    return read_held_out(config, shards), before, after
+    return _read_held_out(config, shards), before, after
 
 
-def read_held_out(config: Config, shards: Shards) -> list[ShardRecord]:
+def _read_held_out(config: Config, shards: Shards) -> list[ShardRecord]:
     """Return the drawings that are captioned: the first ones of the validation split."""
     num_records = min(config.evaluate.max_captions, shards.num_records("validation"))
     return shards.read("validation", 0, num_records)
 
 
-def compute_figures(
+def _compute_figures(
     config: Config,
     shards: Shards,
     records: Sequence[ShardRecord],
@@ -143,7 +143,7 @@ def compute_figures(
 
     # BLEU-4
     references = [record.caption for record in records]
-    constant, constant_score = find_best_constant_caption(shards.captions("train"), references)
+    constant, constant_score = find_best_constant_caption(shards.read_captions("train"), references)
     report |= {
         "bleu4_before": compute_bleu4(before.captions, references),
         "bleu4_after": compute_bleu4(after.captions, references),
@@ -181,14 +181,14 @@ def _evaluate_model(config: Config, stream: Stream, adapter: str | None) -> Mode
             model = load_adapter(base_model, folder)
 
     # measure the loss
-    batches = validation_batches(
+    batches = read_validation_batches(
         stream, micro_batch_size=config.evaluate.micro_batch_size, rank=0, num_workers=1
     )
     loss = compute_mean_loss(CaptionLoss(model, dtype), batches, LocalContext(device))
     print(f"{name} model: evaluation loss {loss:.4f}", flush=True)
 
     # generate captions; eager attention takes the mask and the cache of prompt batches
-    records = read_held_out(config, stream.shards)
+    records = _read_held_out(config, stream.shards)
     unwrap_gemma(model).set_attn_implementation("eager")
 
     def print_progress(num_done: int) -> None:

@@ -9,10 +9,10 @@ import torch
 from app.config import Config, override_config
 from app.errors import UserError
 from app.jobs.plan import (
+    CAPTION_LABEL_SHARE,
     FRAGMENTATION,
     GIB,
-    LABELS_ONLY,
-    OUTSIDE_GIB,
+    NON_ALLOCATOR_GIB,
     get_cap_bytes,
     get_step_settings,
     simulate_peak_bytes,
@@ -46,7 +46,7 @@ def require_fit(config: Config, limit_bytes: float | None) -> MemoryPeak | None:
     is_sharded = config.parallel.strategy != "ddp" and config.scaling.num_workers > 1
     if not config.scaling.use_gpu or limit_bytes is None or is_sharded:
         return None
-    peak = simulate_peak(get_step_settings(config, labelled_share=LABELS_ONLY))
+    peak = simulate_peak(get_step_settings(config, labelled_share=CAPTION_LABEL_SHARE))
     if peak.num_bytes <= limit_bytes:
         return peak
     raise UserError(
@@ -61,7 +61,7 @@ def get_memory_limit(config: Config) -> float | None:
     It is the smallest of memory.max_gib_per_gpu and the cards of this machine.
     """
     usable = [
-        torch.cuda.get_device_properties(i).total_memory - OUTSIDE_GIB * GIB
+        torch.cuda.get_device_properties(i).total_memory - NON_ALLOCATOR_GIB * GIB
         for i in range(torch.cuda.device_count())
     ]
     limits = [limit for limit in (get_cap_bytes(config), *usable) if limit is not None]
@@ -79,13 +79,13 @@ def _find_fix(config: Config, limit_bytes: float) -> str:
     groups = [remedies[:n] for n in range(2, len(remedies) + 1)]
     for chosen in [*singles, *groups]:
         changed = override_config(config, dict(chosen))
-        if simulate_peak_bytes(changed, labelled_share=LABELS_ONLY) <= limit_bytes:
+        if simulate_peak_bytes(changed, labelled_share=CAPTION_LABEL_SHARE) <= limit_bytes:
             return f"set {_format_settings(chosen)}"
 
     with_all = override_config(config, dict(remedies))
     tokens = find_longest_sequence(
         lambda tokens: simulate_peak_bytes(
-            with_all, sequence_tokens=tokens, labelled_share=LABELS_ONLY
+            with_all, sequence_tokens=tokens, labelled_share=CAPTION_LABEL_SHARE
         ),
         limit_bytes,
         {},

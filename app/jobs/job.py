@@ -7,7 +7,7 @@ from app.config import Config
 from app.gemma.base_model import resolve_model_source
 from app.jobs.cluster import require_resources
 from app.storage import join_uri
-from app.tracking import Tracker, final_status, open_run
+from app.tracking import Tracker, get_final_status, open_run
 from data_pipeline.shards import Shards
 from data_pipeline.stream.token_stream import Stream
 
@@ -53,4 +53,4 @@ def track_run(
         error = caught
         raise
     finally:
-        tracker.finish(final_status(error))
+        tracker.finish(get_final_status(error))

@@ -20,7 +20,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.shards import open_shards
 
 GIB = 2**30
-OUTSIDE_GIB = 1.0
+NON_ALLOCATOR_GIB = 1.0
 """Memory of a card outside the allocator: CUDA's context and loaded kernels (GiB).
 
 Measured on one H100: 0.9 to 1.2.
@@ -31,7 +31,7 @@ FRAGMENTATION = 1.08
 On one H100 under caps of 7.25 and 11.25 GiB, training ran out of memory with 1.05 and 1.07.
 """
 CARDS_GIB = (8.0, 12.0, 16.0, 24.0, 40.0, 48.0, 80.0)
-LABELS_ONLY = 0.08
+CAPTION_LABEL_SHARE = 0.08
 """Share of a sequence's tokens that belong to captions, as in benchmarks/loss.py."""
 
 
@@ -135,7 +135,8 @@ def format_plan(plan: dict[str, Any]) -> str:
     for card in plan["cards"]:
         lines.append(
             f"{card['gib']:g} GiB: longest sequence {card['max_tokens']:,} tokens, "
-            f"{card['max_tokens_labels_only']:,} with labels on captions only ({LABELS_ONLY:.0%})"
+            f"{card['max_tokens_labels_only']:,} with labels on captions only "
+            f"({CAPTION_LABEL_SHARE:.0%})"
         )
 
     # checkpoint
@@ -162,7 +163,7 @@ def plan_cards(config: Config, gpus: Sequence[float]) -> list[Card]:
     The search starts with the largest card: its results are upper bounds for the smaller ones.
     """
     longest = {}
-    for labelled in (1.0, LABELS_ONLY):
+    for labelled in (1.0, CAPTION_LABEL_SHARE):
         known: dict[int, int] = {}
         for gib in sorted(gpus, reverse=True):
 
@@ -170,7 +171,7 @@ def plan_cards(config: Config, gpus: Sequence[float]) -> list[Card]:
                 return simulate_peak_bytes(config, sequence_tokens=tokens, labelled_share=labelled)
 
             longest[gib, labelled] = find_longest_sequence(peak_bytes, _usable_bytes(gib), known)
-    return [Card(gib, longest[gib, 1.0], longest[gib, LABELS_ONLY]) for gib in gpus]
+    return [Card(gib, longest[gib, 1.0], longest[gib, CAPTION_LABEL_SHARE]) for gib in gpus]
 
 
 def estimate_tokens_and_steps(config: Config) -> tuple[int, int] | tuple[None, None]:
@@ -183,7 +184,7 @@ def estimate_tokens_and_steps(config: Config) -> tuple[int, int] | tuple[None, N
         return None, None
     try:
         stream = build_stream(config, open_shards(config.data.shards))
-        block = stream.shuffle_block(0)
+        block = stream.pack_shuffle_block(0)
     except DataError:
         return None, None
 
@@ -212,4 +213,4 @@ def get_cap_bytes(config: Config) -> float | None:
 
 def _usable_bytes(gib: float) -> float:
     """Return the bytes of a card that live tensors may fill."""
-    return (gib - OUTSIDE_GIB) * GIB / FRAGMENTATION
+    return (gib - NON_ALLOCATOR_GIB) * GIB / FRAGMENTATION

@@ -19,7 +19,7 @@ from app.gemma.base_model import (
 from app.gemma.config import ModelConfig, QuantizationConfig
 from app.gemma.load import load_base_model
 
-TOKENIZER = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -30,7 +30,9 @@ TOKENIZER = (
 """Files of a tokenizer, of which a model folder may hold only some."""
 
 
-def quantize(model: ModelConfig, quantization: QuantizationConfig, out: Path) -> dict[str, Any]:
+def quantize_model(
+    model: ModelConfig, quantization: QuantizationConfig, out: Path
+) -> dict[str, Any]:
     """Write `model` in 4 bits, and its tokenizer, into the new folder `out`.
 
     Return the pin of the written model (name, quantisation, sha256) and its size in bytes.
@@ -58,7 +60,7 @@ def quantize(model: ModelConfig, quantization: QuantizationConfig, out: Path) ->
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
             written = Path(folder, out.name)
             base_model.save_pretrained(written)
-            for name in TOKENIZER:
+            for name in TOKENIZER_FILES:
                 if file := find_local_file(model, name):
                     shutil.copyfile(file, written / file.name)
             for file in written.iterdir():

@@ -12,7 +12,7 @@ from data_pipeline.shards import Shards, open_shards
 from tune.outcome import SearchResult, TrialOutcome
 from tune.search import run_search
 
-STATUS: dict[str, Status] = {
+MLFLOW_STATUS: dict[str, Status] = {
     "completed": "FINISHED",
     "pruned": "KILLED",
     "interrupted": "KILLED",
@@ -106,7 +106,7 @@ def _search(
         )
         is_pruned = str(outcome.status == "pruned").lower()
         tracker.set_tags({"trial_status": outcome.status, "pruned": is_pruned})
-        tracker.finish(STATUS[outcome.status])
+        tracker.finish(MLFLOW_STATUS[outcome.status])
         if tracker.run_id is not None:
             run_ids.append(tracker.run_id)
 

@@ -29,7 +29,7 @@ from app.training.parallel import (
 from app.training.step import compute_mean_loss
 from data_pipeline.stream.ray_dataset import iterate_batches
 from data_pipeline.stream.token_stream import Batch, Position, compute_progress
-from data_pipeline.stream.worker_batches import validation_batches
+from data_pipeline.stream.worker_batches import read_validation_batches
 
 
 def run_worker(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -65,10 +65,10 @@ def _work(job: WorkerJob) -> dict[str, Any]:
     if context.rank == 0:
         _tag_run(context, num_trained, num_parameters)
         if context.ledger is not None:
-            context.ledger.forget_after(state.step)
+            context.ledger.delete_entries_after(state.step)
 
     # read the validation split
-    validation = validation_batches(
+    validation = read_validation_batches(
         job.stream,
         micro_batch_size=config.evaluate.micro_batch_size,
         rank=context.rank,

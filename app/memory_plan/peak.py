@@ -16,8 +16,7 @@ from transformers import Gemma2Config
 from app.gemma.activation_checkpoint import apply_memory_config
 from app.gemma.config import LoraConfig, MemoryConfig, ModelConfig, QuantizationConfig
 from app.gemma.load import DTYPES, CaptionLoss, add_lora, unwrap_gemma
-from app.gemma.published import find_model_config
-from app.memory_plan.fused_attention import FUSED_ATTENTION
+from app.gemma.published import load_model_config_offline
 from app.memory_plan.simulate import (
     CATEGORIES,
     Bytes,
@@ -27,6 +26,7 @@ from app.memory_plan.simulate import (
     list_frozen_tensors,
     mark_stages,
 )
+from app.memory_plan.simulated_attention import FUSED_ATTENTION
 from app.training.config import OptimConfig, TrainConfig
 from app.training.optim import build_optimizer
 from app.training.parallel import LocalContext
@@ -40,7 +40,7 @@ Layers come in pairs, because sliding and full attention alternate.
 """
 GRAIN = 64
 """The longest sequence is a multiple of it (tokens)."""
-HOST = torch.device("cpu")
+TRAINING_DEVICE = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def simulate_peak(settings: StepSettings) -> MemoryPeak:
 
     Raises UserError for a model without a known config.
     """
-    model = find_model_config(settings.model)
+    model = load_model_config_offline(settings.model)
     num_layers: int = model.num_hidden_layers
 
     # layers must alternate, and kept layers must be among the last two
@@ -226,7 +226,7 @@ def trace_step(
         StepInput([batch], num_targets=settings.num_labels, seed=(0, 0)),
         learning_rate=optim.learning_rate,
         max_grad_norm=optim.max_grad_norm,
-        context=LocalContext(HOST),
+        context=LocalContext(TRAINING_DEVICE),
     )
     return timeline.by_stage()
 

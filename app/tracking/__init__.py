@@ -3,10 +3,10 @@
 from app.tracking.config import TrackingConfig, resolve_uri
 from app.tracking.mlflow_store import (
     attach_run,
+    build_ui_command,
     check_tracking,
-    final_status,
+    get_final_status,
     open_run,
-    ui_command,
 )
 from app.tracking.tracker import NullTracker, Status, Tracker
 
@@ -16,9 +16,9 @@ __all__ = [
     "Tracker",
     "TrackingConfig",
     "attach_run",
+    "build_ui_command",
     "check_tracking",
-    "final_status",
+    "get_final_status",
     "open_run",
     "resolve_uri",
-    "ui_command",
 ]

@@ -15,6 +15,7 @@ class TrackingConfig(BaseModel):
         "sqlite:///outputs/mlflow.db",
         description="MLflow tracking URI (sqlite:///file.db, http://host:port, …); null: no "
         "tracking",
+        json_schema_extra={"counterpart": "TrainingArguments.report_to"},
     )
     experiment: str = Field("svgscribe", min_length=1, description="name of the MLflow experiment")
     timeout_seconds: Annotated[int, Field(ge=1, le=600)] = Field(

@@ -104,7 +104,7 @@ def attach_run(
     )
 
 
-def final_status(error: BaseException | None) -> Status:
+def get_final_status(error: BaseException | None) -> Status:
     """Return the MLflow status of a job that ended with `error`.
 
     SIGTERM must raise as well: `signal.signal(SIGTERM, signal.default_int_handler)`.
@@ -114,7 +114,7 @@ def final_status(error: BaseException | None) -> Status:
     return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
 
 
-def ui_command(config: TrackingConfig, *, port: int = 5000) -> list[str]:
+def build_ui_command(config: TrackingConfig, *, port: int = 5000) -> list[str]:
     """Return the command that shows a database's runs on the loopback address.
 
     For a tracking server: return only its address. Raises UserError if nothing is tracked.

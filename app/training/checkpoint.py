@@ -24,7 +24,7 @@ from app.gemma.base_model import BaseModelPin
 from app.training.optim import get_moments, restore_moments
 
 K = TypeVar("K")
-STATE = "state.json"
+STATE_FILE = "state.json"
 
 
 def save_checkpoint(
@@ -54,7 +54,7 @@ def save_checkpoint(
         named_weights = {name: weights[parameter] for name, parameter in by_name.items()}
         model.save_pretrained(str(folder), state_dict=named_weights)
         save_file(moments, folder / "optimizer.safetensors")
-        (folder / STATE).write_text(json.dumps(state, indent=2) + "\n")
+        (folder / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
 
 
 def restore_checkpoint(
@@ -78,7 +78,7 @@ def restore_checkpoint(
                 )
         restore_moments(optimizer, parameter, moments)
 
-    state: dict[str, Any] = json.loads((folder / STATE).read_text())
+    state: dict[str, Any] = json.loads((folder / STATE_FILE).read_text())
     return state
 
 
@@ -104,7 +104,7 @@ def require_same_base_model(folder: Path, base: BaseModelPin) -> None:
     the weights and their quantization may not. An adapter that was not trained by this application
     names no base model: then print a warning and accept it.
     """
-    state_file = folder / STATE
+    state_file = folder / STATE_FILE
     pinned: BaseModelPin | None = None
     if state_file.is_file():
         pinned = json.loads(state_file.read_text()).get("base")

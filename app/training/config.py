@@ -110,7 +110,9 @@ class TrainConfig(BaseModel):
     eval_steps: Annotated[int, Field(ge=1)] = Field(
         10,
         description="interval between evaluations on the validation split (optimizer steps)",
-        json_schema_extra={"counterpart": "TrainingArguments.eval_steps"},
+        json_schema_extra={
+            "counterpart": "TrainingArguments.eval_steps, TrainingArguments.eval_strategy"
+        },
     )
     save_steps: Annotated[int, Field(ge=1)] | None = Field(
         10,
@@ -139,7 +141,10 @@ class TrainConfig(BaseModel):
         "bf16",
         description="dtype of matrix products; fp16 is for GPUs without bf16: it scales the loss "
         "and keeps the residual stream in fp32",
-        json_schema_extra={"counterpart": "TrainingArguments.bf16, TrainingArguments.fp16"},
+        json_schema_extra={
+            "counterpart": "TrainingArguments.bf16, TrainingArguments.fp16, "
+            "from_pretrained.dtype, BitsAndBytesConfig.bnb_4bit_compute_dtype"
+        },
     )
     on_nonfinite: Literal["stop", "skip"] = Field(
         "stop",

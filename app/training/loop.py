@@ -17,7 +17,12 @@ import torch
 from torch import nn
 
 from app.training.config import OptimConfig, TrainConfig
-from app.training.nonfinite import FIRST_SCALE, find_nonfinite, handle_nonfinite, update_loss_scale
+from app.training.nonfinite import (
+    INITIAL_LOSS_SCALE,
+    find_nonfinite,
+    handle_nonfinite,
+    update_loss_scale,
+)
 from app.training.optim import compute_learning_rate
 from app.training.parallel import TrainContext
 from app.training.step import (
@@ -44,7 +49,7 @@ class TrainState:
     """Share of the job that is done, in [0, 1]."""
     best_loss: float = math.inf
     """Lowest evaluation loss that counted as a gain (nats per token)."""
-    stale_evaluations: int = 0
+    num_stale_evaluations: int = 0
     """Number of evaluations since the best one."""
     num_examples: int = 0
     num_dropped: int = 0
@@ -53,9 +58,9 @@ class TrainState:
     num_skipped_steps: int = 0
     """Number of steps that changed nothing, because their loss or gradient was not finite."""
     num_skipped_examples: int = 0
-    loss_scale: float = FIRST_SCALE
+    loss_scale: float = INITIAL_LOSS_SCALE
     """Factor of the loss in the fp16 backward pass. It keeps small gradients from rounding to 0."""
-    good_steps: int = 0
+    num_good_steps: int = 0
     """Number of steps since the loss scale changed."""
 
 
@@ -114,7 +119,7 @@ def train_model(
 
         # one step
         outcome = _step_or_skip(setup, state, micro_batches, totals.num_targets, learning_rate)
-        _count_step(state, totals, is_skipped=not outcome.is_finite)
+        _update_counts(state, totals, is_skipped=not outcome.is_finite)
         setup.after_step(state.step, micro_batches if outcome.is_finite else [])
 
         # record
@@ -172,8 +177,8 @@ def _step_or_skip(
         context=context,
     )
     if is_fp16:
-        state.loss_scale, state.good_steps = update_loss_scale(
-            scale, state.good_steps, finite=outcome.is_finite
+        state.loss_scale, state.num_good_steps = update_loss_scale(
+            scale, state.num_good_steps, finite=outcome.is_finite
         )
     if outcome.is_finite:
         return outcome
@@ -196,7 +201,7 @@ def _step_or_skip(
     return outcome
 
 
-def _count_step(state: TrainState, totals: StepTotals, *, is_skipped: bool) -> None:
+def _update_counts(state: TrainState, totals: StepTotals, *, is_skipped: bool) -> None:
     state.step += 1
     state.num_dropped += totals.num_dropped
     state.num_truncated += totals.num_truncated
@@ -243,7 +248,7 @@ def is_finished(state: TrainState, config: TrainConfig) -> bool:
     if config.max_steps is not None and state.step >= config.max_steps:
         return True
     patience = config.early_stopping_patience
-    return patience is not None and state.stale_evaluations >= patience
+    return patience is not None and state.num_stale_evaluations >= patience
 
 
 def evaluate_model(setup: TrainSetup, state: TrainState, *, save: bool) -> float:
@@ -269,9 +274,9 @@ def evaluate_model(setup: TrainSetup, state: TrainState, *, save: bool) -> float
 
     # early stopping
     if loss < state.best_loss - config.early_stopping_threshold:
-        state.best_loss, state.stale_evaluations = loss, 0
+        state.best_loss, state.num_stale_evaluations = loss, 0
     else:
-        state.stale_evaluations += 1
+        state.num_stale_evaluations += 1
 
     # record, report and save
     if context.rank == 0:

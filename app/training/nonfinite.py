@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from app.training.parallel import TrainContext, gather_objects, unwrap_ddp
 
-FIRST_SCALE = 2.0**16
+INITIAL_LOSS_SCALE = 2.0**16
 """Initial loss scale, as in torch.amp.GradScaler."""
 GOOD_STEPS = 2000
 """Number of steps without an overflow after which the scale doubles, as in torch.amp.GradScaler."""
@@ -24,7 +24,7 @@ class TrainingDiverged(RuntimeError):
     """The loss or a gradient is not a finite number."""
 
 
-def update_loss_scale(scale: float, good_steps: int, *, finite: bool) -> tuple[float, int]:
+def update_loss_scale(scale: float, num_good_steps: int, *, finite: bool) -> tuple[float, int]:
     """Return (scale, number of steps since it changed) after a step, as torch.amp.GradScaler does.
 
     An overflow halves the scale (not below 1). GOOD_STEPS steps without an overflow double it. The
@@ -33,7 +33,7 @@ def update_loss_scale(scale: float, good_steps: int, *, finite: bool) -> tuple[f
     """
     if not finite:
         return max(1.0, scale / 2), 0
-    return (scale * 2, 0) if good_steps + 1 == GOOD_STEPS else (scale, good_steps + 1)
+    return (scale * 2, 0) if num_good_steps + 1 == GOOD_STEPS else (scale, num_good_steps + 1)
 
 
 def handle_nonfinite(

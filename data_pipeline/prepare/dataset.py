@@ -97,7 +97,7 @@ def prepare_dataset(
 
             # clean
             records = bar(chain.from_iterable(mixture.records), desc="clean")
-            cleaned = _count_cleaned(records, config, writer, counts)
+            cleaned = _quarantine_refused(records, config, writer, counts)
             _write_buckets(cleaned, folder, fingerprints)
 
             # split
@@ -181,7 +181,7 @@ def _require_usable(counts: _Counts, sources: Sequence[str], config: PrepareConf
         )
 
 
-def _count_cleaned(
+def _quarantine_refused(
     records: Iterable[Record], config: PrepareConfig, writer: ShardWriter, counts: _Counts
 ) -> Iterator[CleanRecord]:
     """Yield the cleaned records, count all records, and write refused ones to the quarantine."""

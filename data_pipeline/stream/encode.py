@@ -74,7 +74,7 @@ class PromptEncoder:
         self._before_svg = [self._control_id("<bos>"), *user_turn, *system_ids]
         self._after_svg = _encode_text(self._template, "\n<end_of_turn>\n<start_of_turn>model\n")
 
-    def prompt(self, svg: str) -> list[int]:
+    def encode_prompt(self, svg: str) -> list[int]:
         """Return the ids up to and including `<start_of_turn>model\\n`."""
         return [*self._before_svg, *_encode_text(self._content, svg), *self._after_svg]
 

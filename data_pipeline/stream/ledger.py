@@ -32,7 +32,7 @@ class Ledger:
         self._stream, self._rank = stream, rank
         self._pending: list[npt.NDArray[np.int32]] = []
 
-    def forget_after(self, step: int) -> None:
+    def delete_entries_after(self, step: int) -> None:
         """Remove the entries of all workers after `step`, the checkpoint that the job resumes from.
 
         One worker calls this before any other worker writes. Every worker writes its file before a
@@ -70,7 +70,7 @@ class Ledger:
         epochs, steps, example_numbers = np.concatenate(self._pending, axis=1)
         self._pending = []
         ranks = np.full_like(example_numbers, self._rank)
-        record_ids = self._stream.record_ids(example_numbers.tolist())
+        record_ids = self._stream.read_record_ids(example_numbers.tolist())
         table = pa.table([epochs, steps, ranks, record_ids], schema=_SCHEMA)
 
         # write it under a hidden name, then rename it: readers see only whole files

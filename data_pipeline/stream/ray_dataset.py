@@ -108,7 +108,7 @@ class _ShuffleBlocks(Datasource):
 
 def _read_chunks(stream: Stream, start: Position, num_copies: int, number: int) -> Iterator[Block]:
     """Yield the remaining sequences of one shuffle block in chunks, each `num_copies` times."""
-    sequences = stream.remaining_shuffle_block(start, number)
+    sequences = stream.pack_remaining_shuffle_block(start, number)
     for first in range(0, len(sequences["index"]), _CHUNK_SEQUENCES):
         part = slice(first, first + _CHUNK_SEQUENCES)
         # the new first axis makes the chunk one row of the dataset

@@ -70,7 +70,7 @@ class Stream:
     @property
     def num_train_examples(self) -> int:
         """Number of examples in one epoch."""
-        return self._num_examples("train", self.config.max_train_examples)
+        return self._num_examples("train", self.config.max_train_records)
 
     @property
     def num_shuffle_blocks_per_epoch(self) -> int:
@@ -82,7 +82,7 @@ class Stream:
         """Number of shuffle blocks in all epochs. The stream ends there."""
         return self.num_epochs * self.num_shuffle_blocks_per_epoch
 
-    def shuffle_block(self, number: int) -> Batch:
+    def pack_shuffle_block(self, number: int) -> Batch:
         """Return the packed sequences of block `number`, 0 ≤ number < num_shuffle_blocks.
 
         This is a pure function of shards, config and number.
@@ -99,14 +99,14 @@ class Stream:
         examples = self._encode_block("train", block, self.num_train_examples)
         return self._pack(examples, number, example_order)
 
-    def remaining_shuffle_block(self, start: Position, number: int) -> Batch:
+    def pack_remaining_shuffle_block(self, start: Position, number: int) -> Batch:
         """Return the sequences of block `number` ≥ start.shuffle_block from `start` on."""
-        block = self.shuffle_block(number)
+        block = self.pack_shuffle_block(number)
         if number == start.shuffle_block:
             return slice_batch(block, slice(start.index, None))
         return block
 
-    def record_ids(self, example_numbers: Sequence[int]) -> list[str]:
+    def read_record_ids(self, example_numbers: Sequence[int]) -> list[str]:
         """Return the record ids of the train examples with these numbers."""
         ids: dict[int, str] = {}
         block_size = self.config.shuffle_block_examples
@@ -115,9 +115,9 @@ class Stream:
             ids |= {first + i: record.id for i, record in enumerate(records)}
         return [ids[number] for number in example_numbers]
 
-    def validation_shuffle_blocks(self) -> Iterator[Batch]:
+    def iterate_validation_blocks(self) -> Iterator[Batch]:
         """Yield the packed sequences of the validation split, in the order of the shards."""
-        num_examples = self._num_examples("validation", self.config.max_validation_examples)
+        num_examples = self._num_examples("validation", self.config.max_validation_records)
         for block in range(math.ceil(num_examples / self.config.shuffle_block_examples)):
             yield self._pack(self._encode_block("validation", block, num_examples), block)
 

@@ -34,14 +34,14 @@ def split_among_workers(
         yield micro_batch, _position_after(group)
 
 
-def validation_batches(
+def read_validation_batches(
     stream: Stream, *, micro_batch_size: int, rank: int, num_workers: int
 ) -> list[Batch]:
     """Return this worker's micro-batches of the validation split, without Ray.
 
     All workers get the same number of micro-batches.
     """
-    blocks = stream.validation_shuffle_blocks()
+    blocks = stream.iterate_validation_blocks()
     own = split_among_workers(
         blocks, micro_batch_size=micro_batch_size, rank=rank, num_workers=num_workers
     )

@@ -11,7 +11,7 @@ from data_pipeline.svg.numbers import format_number, parse_numbers
 from data_pipeline.svg.parse import parse_tree
 from data_pipeline.svg.prune import prune_tree
 from data_pipeline.svg.scale import is_scalable, scale_tree
-from data_pipeline.svg.tree import Drawing, Node, serialise
+from data_pipeline.svg.tree import Drawing, Node, serialise_tree
 
 MIN_SIDE = 1e-3  # of the viewBox: below it a scaled number leaves the range of exact floats
 
@@ -96,7 +96,7 @@ def _write_drawing(
     moved_area = scale_tree(drawing, space, more_decimals=more_decimals)
     attributes["viewBox"] = view_box  # last, so that `scale_tree` never reads it
 
-    text = serialise(drawing.nodes[0])
+    text = serialise_tree(drawing.nodes[0])
     if len(text) > max_bytes:
         raise SVGRefused(
             "too_large", f"{len(text):,} characters when canonical, more than {max_bytes:,}"

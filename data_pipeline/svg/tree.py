@@ -57,7 +57,7 @@ def append_text(node: Node, children: list[Node], text: str) -> None:
         node.text += text
 
 
-def serialise(root: Node) -> str:
+def serialise_tree(root: Node) -> str:
     """Return the XML text of the tree, with attributes in a fixed order."""
     parts: list[str] = []
     _append_parts(root, f' xmlns="{SVG}"', parts)
