@@ -149,12 +149,24 @@ class _CheckpointedLayer(torch.autograd.Function):
         if hidden is None:
             hidden = ctx.offload.get(ctx.offloaded)
         hidden = hidden.detach().requires_grad_(ctx.needs_input_grad[0])
-        attention_parameters, _ = ctx.parameters
+        attention_parameters, feed_forward_parameters = ctx.parameters
 
-        # recompute attention, then the MLP tile by tile
+        # recompute the layer; backward through its second half, tile by tile
         with ctx.state.restore(), torch.enable_grad():
             middle = _attend(ctx.layer, hidden, ctx.context)
-            grad_middle, grad_feed_forward = _backward_feed_forward(ctx, middle, grad_output)
+            grad_middle = grad_output.new_empty(grad_output.shape)
+            grad_feed_forward: list[Tensor] = []
+            tiled = (
+                tensor.flatten(0, 1).split(ctx.tile_tokens)
+                for tensor in (middle.detach(), grad_output, grad_middle)
+            )
+            for tokens, grad_out, grad_in in iterate_tiles([*zip(*tiled, strict=True)], middle):
+                tokens = tokens.detach().requires_grad_()
+                grad_tokens, *grad_parameters = torch.autograd.grad(
+                    _feed_forward(ctx.layer, tokens), (tokens, *feed_forward_parameters), grad_out
+                )
+                grad_in.copy_(grad_tokens)
+                grad_feed_forward = _add_gradients(grad_feed_forward, grad_parameters)
 
         # backward through attention
         inputs = [tensor for tensor in (hidden, *attention_parameters) if tensor.requires_grad]
@@ -163,32 +175,11 @@ class _CheckpointedLayer(torch.autograd.Function):
         return grad_hidden, None, None, None, None, None, *grads, *grad_feed_forward
 
 
-def _backward_feed_forward(
-    ctx: Any, middle: Tensor, grad_output: Tensor
-) -> tuple[Tensor, list[Tensor]]:
-    """Recompute the second half of the layer in tiles, and return its gradients.
-
-    Return the gradient of its input `middle` [B, S, H], and that of each of its parameters.
-    """
-    _, parameters = ctx.parameters
-    grad_middle = grad_output.new_empty(grad_output.shape)
-    grad_parameters: list[Tensor] = []
-    tiled = (
-        tensor.flatten(0, 1).split(ctx.tile_tokens)
-        for tensor in (middle.detach(), grad_output, grad_middle)
-    )
-    for tokens, grad_tile, grad_tokens in iterate_tiles([*zip(*tiled, strict=True)], middle):
-        tokens = tokens.detach().requires_grad_()
-        grad_input, *grads = torch.autograd.grad(
-            _feed_forward(ctx.layer, tokens), (tokens, *parameters), grad_tile
-        )
-        grad_tokens.copy_(grad_input)
-        if grad_parameters:
-            for total, grad in zip(grad_parameters, grads, strict=True):
-                total.add_(grad)
-        else:
-            grad_parameters = grads
-    return grad_middle, grad_parameters
+def _add_gradients(total: list[Tensor], added: list[Tensor]) -> list[Tensor]:
+    """Add to the gradients in place, or return the added ones if there are none yet."""
+    if not total:
+        return added
+    return [grad.add_(other) for grad, other in zip(total, added, strict=True)]
 
 
 class _SavedState:
