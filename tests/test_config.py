@@ -113,7 +113,7 @@ def test_extending_a_config_changes_only_the_named_settings():
             "optim.lerning_rate is not a setting; did you mean optim.learning_rate?",
         ),
         ("learning_rate=1", "learning_rate is not a setting; did you mean optim.learning_rate?"),
-        ("optm.schedule=cosine", "did you mean optim?"),
+        ("optm.schedule=cosine", "did you mean optim.schedule?"),
         (
             "optim.learning_rate=7",
             "optim.learning_rate=7: input should be less than or equal to 1; allowed: number",
