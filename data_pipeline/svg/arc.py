@@ -13,23 +13,11 @@ MIN_LENGTH = 1e-9  # of a chord or radius: squares and quotients below it leave 
 
 
 def choose_arc_form(  # noqa: PLR0913
-    x0: float,
-    y0: float,
-    x: float,
-    y: float,
-    rx: float,
-    ry: float,
-    phi: float,
-    large: float,
-    sweep: float,
-    scale: float,
-    px: float,
-    py: float,
-    rounded_dx: float,
-    rounded_dy: float,
-    rounded_rx: float,
-    rounded_ry: float,
-) -> tuple[str, Any]:
+    x0: float, y0: float, x: float, y: float,
+    rx: float, ry: float, phi: float, large: float, sweep: float,
+    scale: float, px: float, py: float,
+    rounded_dx: float, rounded_dy: float, rounded_rx: float, rounded_ry: float,
+) -> tuple[str, Any]:  # fmt: skip
     """Return the command that draws the arc after scaling and rounding, and its data.
 
     The arc from (x0, y0) to (x, y) is in input units. Its rounded form has the chord
@@ -113,18 +101,10 @@ def arc_bulge(dx: float, dy: float, diameter: float, large: float, sweep: float)
 
 
 def convert_arc_to_cubics(  # noqa: PLR0913
-    x0: float,
-    y0: float,
-    dx: float,
-    dy: float,
-    rx: float,
-    ry: float,
-    phi: float,
-    large: float,
-    sweep: float,
-    *,
-    large_radius: float,
-) -> list[float]:
+    x0: float, y0: float, dx: float, dy: float,
+    rx: float, ry: float, phi: float, large: float, sweep: float,
+    *, large_radius: float,
+) -> list[float]:  # fmt: skip
     """Return the numbers of absolute Bézier curves for the arc from (x0, y0) to (x0+dx, y0+dy).
 
     Each curve turns by at most a quarter (radial error 0.03 %), or by an eighth if a radius is at

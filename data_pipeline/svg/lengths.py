@@ -40,7 +40,7 @@ class Space:
     height: float
     """Length that 100% means, for heights and y coordinates."""
     zoom: float = 1.0
-    """Lower bound of the grid units that one unit covers, whatever the ancestors' transforms."""
+    """Lower bound of the grid units that one unit covers, for any transforms of ancestors."""
 
     @property
     def diagonal(self) -> float:

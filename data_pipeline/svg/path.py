@@ -90,6 +90,7 @@ def rewrite_path(  # noqa: C901, PLR0912, PLR0915
             command, is_relative, base_x, base_y, x, y = saved_state
             saved_input, last_curve = (), ""
             continue
+
         if values[index] is None:
             # A letter; without one, the last command repeats.
             command, is_relative = COMMANDS[tokens[index]]
@@ -116,6 +117,7 @@ def rewrite_path(  # noqa: C901, PLR0912, PLR0915
                 )
                 d1x, d1y = q1x - px, q1y - py
                 x, y = x_, y_
+
             last_curve, control_x, control_y = "c", from_x + x2, from_y + y2
             x, y = from_x + x, from_y + y
             q2x, q2y = control_x * scale + MAGIC, control_y * scale + MAGIC
@@ -170,6 +172,7 @@ def rewrite_path(  # noqa: C901, PLR0912, PLR0915
             else:
                 rx, ry, phi = values[index : index + 3]
                 large, sweep, dx, dy, index = read_touching_flags(tokens, values, index + 3)
+
             x0, y0 = x, y
             x, y = from_x + dx, from_y + dy
             qx, qy = x * scale + MAGIC, y * scale + MAGIC
@@ -225,6 +228,7 @@ def rewrite_path(  # noqa: C901, PLR0912, PLR0915
                 )
                 x, y = from_x + values[index], from_y + values[index + 1]
                 index += 2
+
             last_curve = "q"
             qx, qy = x * scale + MAGIC, y * scale + MAGIC
 
@@ -260,6 +264,7 @@ def rewrite_path(  # noqa: C901, PLR0912, PLR0915
                 area_u = (error_u + last_error_u) * abs(v - last_v)
                 double_area += area_u + (error_v + last_error_v) * abs(u - last_u)
             last_u, last_v, last_error_u, last_error_v = u, v, error_u, error_v
+
         if form == "l":
             # Line: written as `l`, `h` or `v`, or left out if it has no length.
             dx, dy = qx - px, qy - py
