@@ -60,7 +60,7 @@ class ResumingDataset:
 def train_job(config: Config, shards: Shards) -> TrainResult:
     """Run or continue the job `train.run_name` in one MLflow run.
 
-    Needs a connected Ray (app.jobs.cluster.connect). Raises UserError if training fails.
+    Needs a connected Ray (app.jobs.cluster.connect_ray). Raises UserError if training fails.
     """
     job_dir = get_job_dir(config)
     with track_run(config, job_dir) as tracker:
