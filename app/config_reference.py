@@ -41,7 +41,7 @@ def render_reference(root: type[BaseModel]) -> str:
     lines = []
     for section, owner in _sections(root):
         lines += [f"## {section}", "", inspect.cleandoc(owner.__doc__ or ""), ""]
-        lines += ["| field | default | allowed | elsewhere called | meaning |"]
+        lines += ["| field | default | allowed | name in other libraries | meaning |"]
         lines += ["| --- | --- | --- | --- | --- |"]
         for name, field in owner.model_fields.items():
             cells = (

@@ -1,1 +1,1 @@
-"""Turn SVG files into a stream of packed token sequences. Imports no model and no trainer."""
+"""Turn SVG files into a stream of packed token sequences."""

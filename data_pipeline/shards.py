@@ -191,23 +191,45 @@ class Shards:
         return sum(file.num_records for file in self.files[split])
 
     def read(self, split: str, start: int, stop: int) -> list[ShardRecord]:
-        """Return records start … stop-1 of the split in their order; read only their row groups."""
+        """Return records start … stop-1 of the split in their order; read only their row groups.
+
+        Raises DataError if this node cannot read the folder.
+        """
         assert 0 <= start <= stop <= self.num_records(split), (split, start, stop)
         fs, path = open_filesystem(self.folder)
         records: list[ShardRecord] = []
-        for file in self.files[split]:
-            first = max(start - file.first_record, 0)
-            last = min(stop - file.first_record, file.num_records)
-            if first < last:
-                records += _read_file(fs, f"{path}/{file.name}", first, last)
+        try:
+            for file in self.files[split]:
+                file_start = max(start - file.first_record, 0)
+                file_stop = min(stop - file.first_record, file.num_records)
+                if file_start < file_stop:
+                    records += _read_file(fs, f"{path}/{file.name}", file_start, file_stop)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise self._make_read_error(error) from None
+
+        assert len(records) == stop - start, (self.folder, split, start, stop, len(records))
         return records
 
     def read_captions(self, split: str) -> Iterator[str]:
-        """Yield all captions of the split in their order; read no other column."""
+        """Yield all captions of the split in their order; read no other column.
+
+        Raises DataError if this node cannot read the folder.
+        """
         fs, path = open_filesystem(self.folder)
         for file in self.files[split]:
-            with pq.ParquetFile(f"{path}/{file.name}", filesystem=fs) as parquet:
-                yield from parquet.read(columns=["caption"])["caption"].to_pylist()
+            try:
+                with pq.ParquetFile(f"{path}/{file.name}", filesystem=fs) as parquet:
+                    captions = parquet.read(columns=["caption"])["caption"]
+            except (OSError, pa.ArrowInvalid) as error:
+                raise self._make_read_error(error) from None
+            yield from captions.to_pylist()
+
+    def _make_read_error(self, error: Exception) -> DataError:
+        reason = " ".join(str(error).split())
+        return DataError(
+            f"{self.folder!r} cannot be read ({reason}): "
+            "give data.shards a folder that every node can read"
+        )
 
 
 def _read_file(fs: pyarrow.fs.FileSystem, path: str, start: int, stop: int) -> list[ShardRecord]:

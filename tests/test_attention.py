@@ -99,17 +99,17 @@ def test_a_plan_has_every_visible_key_once_and_no_block_without_one(lengths, win
     planned = torch.zeros(length, length)
     (blocks,) = block_mask.plan_blocks(document_ids, 1, length, window)
     for block in blocks:
-        assert 0 < block.last - block.first <= block_mask.MAX_QUERIES
+        assert 0 < block.stop - block.start <= block_mask.MAX_QUERIES
         for tile in block.tiles:
-            assert 0 < tile.last - tile.first <= block_mask.MAX_KEYS
-            area = planned[block.first : block.last, tile.first : tile.last]
+            assert 0 < tile.stop - tile.start <= block_mask.MAX_KEYS
+            area = planned[block.start : block.stop, tile.start : tile.stop]
             area += 1 if tile.seen is None else tile.seen[:, 0]
             assert area.any()
             assert (tile.bias is None) == (tile.seen is None)
             if tile.bias is not None and tile.seen is not None:
                 assert torch.equal(tile.bias.exp(), tile.seen)
     assert torch.equal(planned, seen.float())
-    assert [block.first for block in blocks[1:]] == [block.last for block in blocks[:-1]]
+    assert [block.start for block in blocks[1:]] == [block.stop for block in blocks[:-1]]
 
 
 def test_many_short_documents_share_blocks():

@@ -80,7 +80,7 @@ def test_any_batch_gives_the_captions_of_drawings_decoded_alone(
         model,
         encoder,
         SVGS,
-        batch=batch,
+        batch_size=batch,
         max_new_tokens=MAX_NEW_TOKENS,
         on_progress=progress.append,
     )
@@ -93,7 +93,7 @@ def test_any_batch_gives_the_captions_of_drawings_decoded_alone(
 
 
 def test_no_drawings_no_captions(model: Gemma2ForCausalLM, encoder: PromptEncoder) -> None:
-    assert generate_captions(model, encoder, [], batch=4, max_new_tokens=MAX_NEW_TOKENS) == []
+    assert generate_captions(model, encoder, [], batch_size=4, max_new_tokens=MAX_NEW_TOKENS) == []
 
 
 @pytest.mark.filterwarnings(
@@ -117,12 +117,14 @@ def test_an_adapter_on_a_4_bit_base_captions_alike_and_stays_as_it_was(
     weights = {name: value.clone() for name, value in tuned.state_dict().items()}
     with evaluation_mode(tuned):
         modes = [module.training for module in tuned.modules()]
-        captions = generate_captions(tuned, encoder, SVGS, batch=3, max_new_tokens=MAX_NEW_TOKENS)
+        captions = generate_captions(
+            tuned, encoder, SVGS, batch_size=3, max_new_tokens=MAX_NEW_TOKENS
+        )
         assert captions == [alone(tuned, encoder, svg) for svg in SVGS]
         assert [module.training for module in tuned.modules()] == modes
     assert len(set(captions)) == len(SVGS)
     assert captions != generate_captions(
-        model, encoder, SVGS, batch=3, max_new_tokens=MAX_NEW_TOKENS
+        model, encoder, SVGS, batch_size=3, max_new_tokens=MAX_NEW_TOKENS
     )
     after = tuned.state_dict()
     assert after.keys() == weights.keys()

@@ -149,7 +149,10 @@ def test_the_longest_sequence_is_the_longest_that_fits(peak_bytes):
     simulated = []
     for limit in (10**9, 3_000_000, 650_000, 90_000, 700, 0):
         found = peak.find_longest_sequence(
-            lambda tokens: simulated.append(tokens) or peak_bytes(tokens), limit, known, most=2**18
+            lambda tokens: simulated.append(tokens) or peak_bytes(tokens),
+            limit,
+            known,
+            max_tokens=2**18,
         )
         fitting = [tokens for tokens in range(64, 2**18 + 1, 64) if peak_bytes(tokens) <= limit]
         assert found in fitting or found == 0

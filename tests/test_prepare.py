@@ -201,9 +201,9 @@ def test_a_drawing_ties_the_concepts_that_use_it(tmp_path: Path) -> None:
 def test_splits_against_connected_components(examples: list[tuple[int, int, int]]) -> None:
     fingerprints = Fingerprints()
     for drawn, named, caption in examples:
-        fingerprints.content.append(drawn * 100 + named * 10 + caption)
-        fingerprints.drawing.append(drawn)
-        fingerprints.concept.append(named)
+        fingerprints.content_hashes.append(drawn * 100 + named * 10 + caption)
+        fingerprints.drawing_hashes.append(drawn)
+        fingerprints.concept_hashes.append(named)
         fingerprints.validation.append(named >= 5)
         fingerprints.leaks.append(False)
     decision = decide_splits(fingerprints)

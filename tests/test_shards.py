@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -98,6 +99,17 @@ def test_opened_shards_are_cheap_to_pickle(shards: Shards) -> None:
     sent = pickle.dumps(shards)
     assert len(sent) < 1000
     assert pickle.loads(sent).read("train", 3, 5) == TRAIN[3:5]
+
+
+def test_a_folder_that_cannot_be_read_on_a_node_is_named(tmp_path: Path) -> None:
+    shards = write(tmp_path / "a", RECORDS[:20])
+    shutil.rmtree(tmp_path / "a")
+    for read in (lambda: shards.read("train", 0, 1), lambda: [*shards.read_captions("train")]):
+        with pytest.raises(DataError) as error:
+            read()
+        assert str(tmp_path / "a") in str(error.value)
+        assert "every node" in str(error.value)
+        assert "\n" not in str(error.value)
 
 
 def test_the_digest_is_of_the_records_not_of_the_files(tmp_path: Path, shards: Shards) -> None:

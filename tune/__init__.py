@@ -1,1 +1,1 @@
-"""Searches over a config. Imports no model: the caller passes a callable that runs one trial."""
+"""Searches over a config. The caller passes a callable that runs one trial."""

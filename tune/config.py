@@ -1,4 +1,4 @@
-"""Section `search`. Imports no Ray, so that a wrong value is reported at once."""
+"""Section `search` of the config."""
 
 from typing import Annotated, Literal, Self
 
@@ -68,7 +68,7 @@ class SearchConfig(BaseModel):
     workers_per_trial: Annotated[int, Field(ge=1, le=4096)] = Field(
         1,
         description="training workers of one trial; gradient accumulation keeps the job's "
-        "global batch",
+        "global batch, its steps rounded down, at least 1",
     )
     max_concurrent: Annotated[int, Field(ge=1, le=10_000)] = Field(
         1,

@@ -1,4 +1,4 @@
-"""Outcomes of the trials of a search. Imports no Ray."""
+"""Outcomes of the trials of a search."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

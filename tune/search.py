@@ -1,4 +1,4 @@
-"""A search with Ray Tune over a callable that runs one trial. Imports no model and no tracker."""
+"""A search with Ray Tune over a callable that runs one trial."""
 
 import logging
 import math

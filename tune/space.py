@@ -1,4 +1,4 @@
-"""Values for the trials of a search: random draws, or distributions for Optuna. Imports no Ray."""
+"""Values for the trials of a search: random draws, or distributions for Optuna."""
 
 import math
 import random

@@ -1,1 +1,1 @@
-"""Evaluation of a trained captioner: held-out loss, text metrics, gallery."""
+"""Evaluation of captions: greedy generation, text metrics, gallery page."""

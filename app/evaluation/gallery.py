@@ -1,7 +1,4 @@
-"""One HTML page of drawings with their captions, safe to open with untrusted content.
-
-Imports no model.
-"""
+"""One HTML page of drawings with their captions, safe to open with untrusted content."""
 
 import base64
 import html
@@ -17,8 +14,8 @@ class GalleryItem:
     id: str
     svg: str
     reference: str
-    before: str
-    after: str
+    base: str
+    tuned: str
 
 
 def render_gallery(items: Sequence[GalleryItem], *, title: str, summary: Mapping[str, str]) -> str:
@@ -44,8 +41,8 @@ def _render_card(item: GalleryItem) -> str:
         id=_escape_text(item.id),
         image=image,
         reference=_escape_text(item.reference),
-        before=_mark_words(item.before, item.reference),
-        after=_mark_words(item.after, item.reference),
+        base=_mark_words(item.base, item.reference),
+        tuned=_mark_words(item.tuned, item.reference),
     )
 
 
@@ -102,8 +99,8 @@ _CARD = """\
 <img src="data:image/svg+xml;base64,{image}" alt="drawing {id}" loading="lazy">
 <dl>
 <div class="reference"><dt>Reference</dt><dd>{reference}</dd></div>
-<div class="before"><dt>Base model</dt><dd>{before}</dd></div>
-<div class="after"><dt>Tuned model</dt><dd>{after}</dd></div>
+<div class="before"><dt>Base model</dt><dd>{base}</dd></div>
+<div class="after"><dt>Tuned model</dt><dd>{tuned}</dd></div>
 </dl>
 <footer>{id}</footer>
 </article>"""

@@ -1,6 +1,6 @@
 """Greedy captions of drawings, in batches.
 
-Imports torch, never Ray or MLflow. Does not switch between training and evaluation mode.
+This module does not switch between training and evaluation mode.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ def generate_captions(
     encoder: PromptEncoder,
     svgs: Sequence[str],
     *,
-    batch: int,
+    batch_size: int,
     max_new_tokens: int,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[str]:
@@ -25,8 +25,8 @@ def generate_captions(
     other drawings of a batch.
 
     `model` is a causal language model with the signature of transformers. The caller sets
-    evaluation mode and autocast. `batch` is the number of drawings in one batch. After each batch
-    `on_progress` is called with the number of drawings captioned so far.
+    evaluation mode and autocast. `batch_size` is the number of drawings in one batch. After each
+    batch `on_progress` is called with the number of drawings captioned so far.
     """
     prompts = [encoder.encode_prompt(svg) for svg in svgs]
 
@@ -35,8 +35,8 @@ def generate_captions(
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
 
     captions = [""] * len(prompts)
-    for start in range(0, len(order), batch):
-        indices = order[start : start + batch]
+    for start in range(0, len(order), batch_size):
+        indices = order[start : start + batch_size]
         generated = _generate_ids(model, encoder, [prompts[i] for i in indices], max_new_tokens)
         for i, ids in zip(indices, generated, strict=True):
             captions[i] = encoder.decode(ids).strip()

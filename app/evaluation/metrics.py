@@ -1,7 +1,4 @@
-"""Scores of captions against references: BLEU-4, the best constant caption, named fields.
-
-Imports no model.
-"""
+"""Scores of captions against references: BLEU-4, the best constant caption, named fields."""
 
 import re
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Gemma 2: loading in NF4 with LoRA, attention, loss. Imports torch, never Ray or MLflow."""
+"""Gemma 2: loading in NF4 with LoRA, attention, loss."""
 
 import logging
 

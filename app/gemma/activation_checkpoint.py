@@ -25,11 +25,11 @@ from app.gemma.tiles import iterate_tiles
 def apply_memory_config(
     model: Gemma2ForCausalLM, memory: MemoryConfig, *, host_device: str = "cpu"
 ) -> None:
-    """Patch a base model with its adapter so that it keeps only as much memory as `memory` allows.
+    """Patch norms and LoRA layers; recompute, offload and move the embedding as `memory` says.
 
-    Loss and gradients stay the same. `host_device` is the torch device of the host: `meta` in a
-    simulation of a GPU's memory. Raises UserError if the embedding is trained but shall be on the
-    host.
+    `model` is a base model with its adapter. Loss and gradients stay the same. `host_device` is the
+    torch device of the host: `meta` in a simulation of a GPU's memory. Raises UserError if the
+    embedding is trained but shall be on the host.
     """
     patch_layers(model)
     layers = model.model.layers

@@ -29,10 +29,10 @@ Masks = dict[tuple[bytes, int, int], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Tile:
-    """The keys [first, last) that some query of a block sees."""
+    """The keys [start, stop) that some query of a block sees."""
 
-    first: int
-    last: int
+    start: int
+    stop: int
     bias: Tensor | None
     """[queries, 1, keys] to add to scores: 0 where seen, -inf where not.
 
@@ -44,13 +44,13 @@ class Tile:
 
 @dataclass(frozen=True)
 class Block:
-    """The queries [first, last) of one sequence, and their tiles.
+    """The queries [start, stop) of one sequence, and their tiles.
 
     Every query sees a key of the first tile: its own.
     """
 
-    first: int
-    last: int
+    start: int
+    stop: int
     tiles: tuple[Tile, ...]
 
 
@@ -68,7 +68,7 @@ def plan_blocks(
     `window` - 1 if there is a window.
 
     >>> blocks = plan_blocks(None, batch=1, length=600, window=128)[0]
-    >>> [(block.first, block.last, block.tiles[0].first) for block in blocks]
+    >>> [(block.start, block.stop, block.tiles[0].start) for block in blocks]
     [(0, 120, 0), (120, 240, 0), (240, 360, 113), (360, 480, 233), (480, 600, 353)]
     """
     masks: Masks = {}
@@ -92,21 +92,21 @@ def _plan_sequence(
         first_keys = np.maximum(first_keys, np.arange(length) - (window - 1))
 
     blocks = []
-    for first, last in _cut_into_blocks(document_starts.tolist(), length):
+    for start, stop in _cut_into_blocks(document_starts.tolist(), length):
         # First keys never decrease: no later query of the block sees further back.
-        low = int(first_keys[first])
-        num_tiles = -(-(last - low) // MAX_KEYS)
-        edges = [last - (last - low) * i // num_tiles for i in range(num_tiles + 1)]
+        low = int(first_keys[start])
+        num_tiles = -(-(stop - low) // MAX_KEYS)
+        edges = [stop - (stop - low) * i // num_tiles for i in range(num_tiles + 1)]
         tiles = tuple(
-            Tile(left, right, *_mask_tile(first_keys[first:last], first, left, right, masks))
+            Tile(left, right, *_mask_tile(first_keys[start:stop], start, left, right, masks))
             for right, left in itertools.pairwise(edges)
         )
-        blocks.append(Block(first, last, tiles))
+        blocks.append(Block(start, stop, tiles))
     return tuple(blocks)
 
 
 def _cut_into_blocks(document_starts: list[int], length: int) -> list[tuple[int, int]]:
-    """Return blocks [first, last) of at most MAX_QUERIES tokens.
+    """Return blocks [start, stop) of at most MAX_QUERIES tokens.
 
     Whole short documents share a block; a long document is cut evenly into blocks of its own.
     """
@@ -126,21 +126,21 @@ def _cut_into_blocks(document_starts: list[int], length: int) -> list[tuple[int,
 
 
 def _mask_tile(
-    first_keys: Ints, first: int, left: int, right: int, masks: Masks
+    first_keys: Ints, start: int, left: int, right: int, masks: Masks
 ) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """Return `bias` and `seen` of the tile of keys [left, right) for the queries from `first` on.
+    """Return `bias` and `seen` of the tile of keys [left, right) for the queries from `start` on.
 
     `first_keys` holds the first key that each of these queries sees. Equal masks are made once and
     kept in `masks`: the diagonal tiles of a long document are all equal.
     """
-    if right - 1 <= first and first_keys[-1] <= left:
+    if right - 1 <= start and first_keys[-1] <= left:
         return None, None
 
     relative = np.clip(first_keys - left, 0, right - left)
-    kind = (relative.tobytes(), first - left, right - left)
+    kind = (relative.tobytes(), start - left, right - left)
     if kind not in masks:
         keys = np.arange(right - left)
-        queries = np.arange(len(first_keys)) + (first - left)
+        queries = np.arange(len(first_keys)) + (start - left)
         seen = (keys >= relative[:, None]) & (keys <= queries[:, None])
         masks[kind] = (
             torch.tensor(np.where(seen, np.float32(0), np.float32("-inf")))[:, None],

@@ -155,14 +155,14 @@ def _forward_sequence(
     key_KSD, value_KSD = (x.to(lse_HS1.dtype) for x in (inputs.key_KSD, inputs.value_KSD))
 
     for block in blocks:
-        queries = slice(block.first, block.last)
+        queries = slice(block.start, block.stop)
         query_KQD = _get_block(inputs.query_HSD, queries, kv_heads) * (cap.scale / cap.unit)
         highest = torch.full_like(query_KQD[..., :1], torch.finfo(query_KQD.dtype).min)
         total, attended_KQD = torch.zeros_like(highest), torch.zeros_like(query_KQD)
 
         for tile in block.tiles:
             # masked scores
-            keys = slice(tile.first, tile.last)
+            keys = slice(tile.start, tile.stop)
             scores = _compute_scores(query_KQD, key_KSD[:, keys], cap)
             scores_KQGS = _view_groups(scores, groups)
             if tile.bias is not None:
@@ -200,7 +200,7 @@ def _backward_sequence(
     key_KSD, value_KSD = (x.to(lse_HS1.dtype) for x in (inputs.key_KSD, inputs.value_KSD))
 
     for block in blocks:
-        queries = slice(block.first, block.last)
+        queries = slice(block.start, block.stop)
         query_KQD = _get_block(inputs.query_HSD, queries, kv_heads) * (cap.scale / cap.unit)
         grad_output_KQD = _get_block(grad_output_HSD, queries, kv_heads)
         delta_KQ1 = (grad_output_KQD * _get_block(output_HSD, queries, kv_heads)).sum(-1, True)
@@ -209,7 +209,7 @@ def _backward_sequence(
 
         for tile in block.tiles:
             # recompute scores and weights
-            keys = slice(tile.first, tile.last)
+            keys = slice(tile.start, tile.stop)
             scores = _compute_scores(query_KQD, key_KSD[:, keys], cap)
             weights = torch.add(minus_lse_KQ1, scores, alpha=cap.unit)
             weights.clamp_(UNDERFLOW, 0.0).exp_()

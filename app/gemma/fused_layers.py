@@ -52,15 +52,21 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def lora_linear(
-    x: Tensor, base: nn.Linear, a: Tensor, b: Tensor, *, scale: float, dropped: Tensor | None = None
+    x: Tensor,
+    base_layer: nn.Linear,
+    a: Tensor,
+    b: Tensor,
+    *,
+    scale: float,
+    dropped: Tensor | None = None,
 ) -> Tensor:
-    """Return x W^T + scale · (x A^T) B^T with the frozen weight W of `base`: [.., out].
+    """Return x W^T + scale · (x A^T) B^T with the frozen weight W of `base_layer`: [.., out].
 
     x is [.., in], a [rank, in], b [out, rank]. `dropped` is x after the adapter's dropout, if any.
     Products are in x's dtype. A 4-bit W is dequantised in both passes and never kept. The
     update is added to the base layer's product in place.
     """
-    product: Tensor = _LoraLinear.apply(x, dropped, a, b, base, scale)  # type: ignore[no-untyped-call]
+    product: Tensor = _LoraLinear.apply(x, dropped, a, b, base_layer, scale)  # type: ignore[no-untyped-call]
     return product
 
 
@@ -164,16 +170,16 @@ class _LoraLinear(torch.autograd.Function):
         dropped: Tensor | None,
         a: Tensor,
         b: Tensor,
-        base: nn.Linear,
+        base_layer: nn.Linear,
         scale: float,
     ) -> Tensor:
         adapter_input = x if dropped is None else dropped
         with torch.autocast(x.device.type, enabled=False):
-            product = _multiply_base(x, base)
+            product = _multiply_base(x, base_layer)
             low_rank = adapter_input.flatten(0, -2) @ a.to(x.dtype).T  # [tokens, rank]
             product.view(-1, len(b)).addmm_(low_rank, b.to(x.dtype).T, alpha=scale)
         ctx.save_for_backward(adapter_input, low_rank, a, b)
-        ctx.base, ctx.scale, ctx.has_dropout = base, scale, dropped is not None
+        ctx.base_layer, ctx.scale, ctx.has_dropout = base_layer, scale, dropped is not None
         return product
 
     @staticmethod
@@ -191,7 +197,7 @@ class _LoraLinear(torch.autograd.Function):
             grad_b = (grad_output.T @ low_rank).mul_(ctx.scale)
 
             # input
-            grad_x = (grad_output @ _get_weight(ctx.base, dtype)) if needs_x else None
+            grad_x = (grad_output @ _get_weight(ctx.base_layer, dtype)) if needs_x else None
             grad_dropped = None
             if ctx.has_dropout and needs_dropped:
                 grad_dropped = (grad_low_rank @ a.to(dtype)).view(adapter_input.shape)
@@ -203,21 +209,21 @@ class _LoraLinear(torch.autograd.Function):
         return grad_x, grad_dropped, grad_a.to(a.dtype), grad_b.to(b.dtype), None, None
 
 
-def _multiply_base(x: Tensor, base: nn.Linear) -> Tensor:
+def _multiply_base(x: Tensor, base_layer: nn.Linear) -> Tensor:
     """Return the base layer's product x W^T."""
     # A weight that FSDP gathered has no quantisation state.
-    quant_state: Any = base.quant_state if isinstance(base, Linear4bit) else None
+    quant_state: Any = base_layer.quant_state if isinstance(base_layer, Linear4bit) else None
     if quant_state is None:
-        return nn.functional.linear(x, base.weight.to(x.dtype))
-    product: Tensor = matmul_4bit(x, base.weight, quant_state=quant_state)
+        return nn.functional.linear(x, base_layer.weight.to(x.dtype))
+    product: Tensor = matmul_4bit(x, base_layer.weight, quant_state=quant_state)
     return product
 
 
-def _get_weight(base: nn.Linear, dtype: torch.dtype) -> Tensor:
+def _get_weight(base_layer: nn.Linear, dtype: torch.dtype) -> Tensor:
     """Return the base layer's weight [out, in], dequantised if it is stored in 4 bits."""
     weight: Tensor = (
-        dequantize_4bit(base.weight, base.quant_state)
-        if isinstance(base, Linear4bit)
-        else base.weight
+        dequantize_4bit(base_layer.weight, base_layer.quant_state)
+        if isinstance(base_layer, Linear4bit)
+        else base_layer.weight
     )
     return weight.to(dtype)

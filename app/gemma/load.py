@@ -26,9 +26,8 @@ from app.gemma.config import LoraConfig, ModelConfig, QuantizationConfig
 from app.gemma.loss import softcapped_cross_entropy
 
 transformers.utils.logging.disable_progress_bar()  # the bars of several workers would overlap
-warnings.filterwarnings(
-    "ignore", "`is_gradient_checkpointing` is deprecated"
-)  # peft 0.21 on transformers 5
+# peft 0.21 uses an attribute that transformers 5 deprecates.
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -46,7 +45,7 @@ def load_base_model(
     read as they are if the model is stored in 4 bits (`python -m app quantize`). Otherwise the
     stored weights are quantised one by one. Both ways give the same bits, in any dtype, on one kind
     of device. Sliding window, layer types, query scale, and the softcaps that are not switched off,
-    come from the checkpoint's config.
+    come from the model's config.
 
     Raises UserError for a model that is missing, is not a Gemma 2, or is stored in another kind of
     4 bits than configured.

@@ -50,7 +50,7 @@ def softcapped_cross_entropy(
     Products are computed in hidden's dtype, softcap and log-softmax in fp32 (fp64 for fp64), in
     tiles of tokens and vocabulary that take `budget` bytes. Tiles of a frozen weight on the host
     are copied to hidden's device. The weight's gradient is summed in the weight's dtype. Each
-    forward pass allows one backward pass.
+    forward pass allows one backward pass, which scales that gradient in place.
     """
     positions = (labels != IGNORE_INDEX).nonzero(as_tuple=True)[0]
     with_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)

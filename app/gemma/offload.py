@@ -19,7 +19,10 @@ class HostOffload:
         self._last: weakref.ref[OffloadedTensor] | None = None
 
     def put(self, tensor: Tensor) -> "OffloadedTensor":
-        """Copy a tensor to the host. The caller may reuse the tensor's memory at once."""
+        """Copy a tensor to the host.
+
+        The caller may free the tensor at once, but must not write into it before the copy ends.
+        """
         if tensor.is_cuda and self._stream is None:
             self._stream = torch.cuda.Stream(tensor.device)
         pinned = self._stream is not None

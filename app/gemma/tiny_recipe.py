@@ -203,6 +203,7 @@ def compute_loss(
     Both are in nats per token; labels of captions are smoothed. Without smoothing the logits of
     words that are in no caption end at the softcap's lower limit. Fine-tuning on other captions
     would need a learning rate so high, to raise them again, that it ruins the rest.
+
     The prediction of a drawing's next token teaches the meaning of its numbers: a drawing has ten
     times as many tokens as its caption.
     """

@@ -1,1 +1,4 @@
-"""One file per command. Only this package uses the root config together with Ray."""
+"""Functions behind the commands: one file per command, and the parts that they share.
+
+Only this package uses the root config together with Ray.
+"""

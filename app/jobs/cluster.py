@@ -46,7 +46,7 @@ _PRIVATE_DEFAULTS = {
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
 }
 
-# Otherwise Ray warns about each pruned trial, and about tokens without need for any action.
+# At a lower level Ray warns about each pruned trial and about tokens, which need no action.
 _LOGGING = ray.LoggingConfig(log_level="ERROR")
 
 
@@ -157,7 +157,7 @@ def list_node_resources() -> list[Resources]:
 
 
 def count_fitting_workers(
-    on: Sequence[Resources], cpus_per_worker: float, use_gpu: bool, cpus_per_task: float
+    nodes: Sequence[Resources], cpus_per_worker: float, use_gpu: bool, cpus_per_task: float
 ) -> int:
     """Return how many training workers fit on the nodes beside one data task.
 
@@ -173,7 +173,7 @@ def count_fitting_workers(
         by_cpus = math.floor(cpus / cpus_per_worker + 1e-6)
         return min(by_cpus, int(gpus)) if use_gpu else by_cpus
 
-    sizes = [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in on]
+    sizes = [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes]
     displaced = [
         count(cpus, gpus) - count(cpus - cpus_per_task, gpus)
         for cpus, gpus in sizes
@@ -183,7 +183,7 @@ def count_fitting_workers(
 
 
 def describe_shortage(
-    on: Sequence[Resources],
+    nodes: Sequence[Resources],
     num_workers: int,
     cpus_per_worker: float,
     use_gpu: bool,
@@ -194,14 +194,18 @@ def describe_shortage(
     The sentence names the requested resources, the existing ones and the settings to change. A job
     without room for a data task would deadlock.
     """
-    max_workers = count_fitting_workers(on, cpus_per_worker, use_gpu, cpus_per_task)
+    max_workers = count_fitting_workers(nodes, cpus_per_worker, use_gpu, cpus_per_task)
     if max_workers >= num_workers:
         return None
 
     # find the largest cpus_per_worker that fits
     smaller = (n / 100 for n in range(math.ceil(cpus_per_worker * 100) - 1, 0, -1))
     fitting_cpus = next(
-        (c for c in smaller if count_fitting_workers(on, c, use_gpu, cpus_per_task) >= num_workers),
+        (
+            c
+            for c in smaller
+            if count_fitting_workers(nodes, c, use_gpu, cpus_per_task) >= num_workers
+        ),
         None,
     )
 
@@ -214,7 +218,7 @@ def describe_shortage(
     if not fixes:
         fixes = ["scaling.use_gpu=false", "a smaller data.cpus_per_task"]
 
-    cpus, gpus = (sum(node.get(kind, 0.0) for node in on) for kind in ("CPU", "GPU"))
+    cpus, gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
     worker = f"{cpus_per_worker:g} CPU{' and 1 GPU' if use_gpu else ''}"
     return (
         f"{cpus:g} CPU and {gpus:g} GPU cannot hold {num_workers} training workers of {worker} "

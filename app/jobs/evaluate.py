@@ -80,12 +80,12 @@ def evaluate_job(config: Config, shards: Shards, adapter: str) -> dict[str, Any]
 
     with track_run(config, job_dir) as tracker:
         # evaluate
-        records, before, after = evaluate_base_and_tuned(config, shards, adapter)
-        report = _compute_figures(config, shards, records, before, after)
+        records, base, tuned = evaluate_base_and_tuned(config, shards, adapter)
+        report = _compute_figures(config, shards, records, base, tuned)
         numbers = {name: value for name, value in report.items() if isinstance(value, float)}
 
         # write
-        page = _render_page(config, records, before, after, numbers)
+        page = _render_page(config, records, base, tuned, numbers)
         report["gallery"] = join_uri(job_dir, "gallery.html")
         write_text(report["gallery"], page)
         write_json(join_uri(job_dir, "evaluation.json"), report)
@@ -109,12 +109,12 @@ def evaluate_base_and_tuned(
         _evaluate_model
     )
     try:
-        before, after = ray.get(
+        base, tuned = ray.get(
             [task.remote(config, stream, None), task.remote(config, stream, adapter)]
         )
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error  # the original error, without the traceback of the task
-    return _read_held_out(config, shards), before, after
+    return _read_held_out(config, shards), base, tuned
 
 
 def _read_held_out(config: Config, shards: Shards) -> list[ShardRecord]:
@@ -127,15 +127,15 @@ def _compute_figures(
     config: Config,
     shards: Shards,
     records: Sequence[ShardRecord],
-    before: ModelEvaluation,
-    after: ModelEvaluation,
+    base: ModelEvaluation,
+    tuned: ModelEvaluation,
 ) -> dict[str, Any]:
     """Return the figures of both models and of their baselines, by name."""
     report: dict[str, Any] = {
-        "eval_loss_before": before.eval_loss,
-        "eval_loss_after": after.eval_loss,
-        "perplexity_before": math.exp(min(before.eval_loss, 80.0)),
-        "perplexity_after": math.exp(min(after.eval_loss, 80.0)),
+        "eval_loss_before": base.eval_loss,
+        "eval_loss_after": tuned.eval_loss,
+        "perplexity_before": math.exp(min(base.eval_loss, 80.0)),
+        "perplexity_after": math.exp(min(tuned.eval_loss, 80.0)),
         "num_captions": len(records),
     }
     if not records:
@@ -145,21 +145,21 @@ def _compute_figures(
     references = [record.caption for record in records]
     constant, constant_score = find_best_constant_caption(shards.read_captions("train"), references)
     report |= {
-        "bleu4_before": compute_bleu4(before.captions, references),
-        "bleu4_after": compute_bleu4(after.captions, references),
+        "bleu4_before": compute_bleu4(base.captions, references),
+        "bleu4_after": compute_bleu4(tuned.captions, references),
         "bleu4_constant": constant_score,
         "constant_caption": constant,
     }
 
     # named fields
     fields = config.evaluate.fields
-    for name, score in score_fields(after.captions, references, fields).items():
+    for name, score in score_fields(tuned.captions, references, fields).items():
         report |= {
             f"{name}_accuracy": score.accuracy,
             f"{name}_chance": score.chance,
             f"{name}_majority": score.majority,
         }
-    for name, score in score_fields(before.captions, references, fields).items():
+    for name, score in score_fields(base.captions, references, fields).items():
         report[f"{name}_accuracy_before"] = score.accuracy
     return report
 
@@ -199,7 +199,7 @@ def _evaluate_model(config: Config, stream: Stream, adapter: str | None) -> Mode
             model,
             PromptEncoder(stream.tokenizer, config.data.system_prompt),
             [record.svg for record in records],
-            batch=config.evaluate.generation_batch_size,
+            batch_size=config.evaluate.generation_batch_size,
             max_new_tokens=config.evaluate.max_new_tokens,
             on_progress=print_progress,
         )
@@ -209,14 +209,16 @@ def _evaluate_model(config: Config, stream: Stream, adapter: str | None) -> Mode
 def _render_page(
     config: Config,
     records: Sequence[ShardRecord],
-    before: ModelEvaluation,
-    after: ModelEvaluation,
+    base: ModelEvaluation,
+    tuned: ModelEvaluation,
     numbers: dict[str, float],
 ) -> str:
     """Return the gallery page of an even sample of the drawings."""
     items = [
-        GalleryItem(record.id, record.svg, record.caption, base, tuned)
-        for record, base, tuned in zip(records, before.captions, after.captions, strict=True)
+        GalleryItem(record.id, record.svg, record.caption, base_caption, tuned_caption)
+        for record, base_caption, tuned_caption in zip(
+            records, base.captions, tuned.captions, strict=True
+        )
     ]
     return render_gallery(
         _sample_evenly(items, config.evaluate.max_gallery_items),

@@ -26,7 +26,8 @@ def build_stream(config: Config, shards: Shards) -> Stream:
 def require_workers(config: Config, num_workers: int) -> None:
     """Wait until the connected Ray has room for the workers and one data task.
 
-    Raises UserError within seconds if it can never have that room.
+    Raises UserError if there is no room after `scaling.wait_seconds`: at once if that is 0 and the
+    nodes are too few or too small.
     """
     scaling = config.scaling
     require_resources(

@@ -102,8 +102,8 @@ class RayTrainContext:
     def report(self, state: TrainState, eval_loss: float, *, save: bool) -> None:
         """Report an evaluation to Ray Train, with a checkpoint if `save`.
 
-        All ranks call it: Ray Train waits for the report of every rank. Rank 0 gathers the shards
-        of the others and writes the checkpoint.
+        All ranks call it: Ray Train waits for the report of every rank. Shards are gathered by
+        all-gather, so every rank gets each whole tensor; only rank 0 keeps and writes them.
         """
         if self.ledger is not None:
             self.ledger.write(state.step)
@@ -124,7 +124,7 @@ class RayTrainContext:
             ray.train.report(metrics, checkpoint=saved)
 
     def _save_checkpoint(self, folder: Path | None, state: TrainState, eval_loss: float) -> None:
-        """Write the checkpoint into `folder` and log it (rank 0); None: only send the shards."""
+        """Write the checkpoint into `folder` and log it (rank 0); None: only gather."""
         saved_state = {
             "state": loop.state_to_json(state),
             "eval_loss": eval_loss,

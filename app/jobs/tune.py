@@ -59,7 +59,10 @@ def tune_job(config: Config, shards: Shards) -> TuneResult:
 
 
 def _trial_config(config: Config, job_dir: str, overrides: dict[str, Any], trial_id: str) -> Config:
-    """Return the config of one trial, which has the same global batch as the job."""
+    """Return the config of one trial.
+
+    Gradient accumulation keeps the job's global batch. Its steps are rounded down, at least 1.
+    """
     num_workers = config.search.workers_per_trial
     micro_batches = config.train.gradient_accumulation_steps * config.scaling.num_workers
     own = {

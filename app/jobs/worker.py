@@ -100,9 +100,9 @@ def _work(job: WorkerJob) -> dict[str, Any]:
     # restore the best weights
     if config.train.save_steps:
         _restore_best_weights(model)
-    best_loss = compute_mean_loss(wrapped, validation, context)
+    eval_loss = compute_mean_loss(wrapped, validation, context)
     context.tracker.flush()
-    return _final_figures(state, best_loss, num_validation_dropped)
+    return _final_figures(state, eval_loss, num_validation_dropped)
 
 
 def configure_device(config: Config, device: torch.device) -> None:
@@ -169,7 +169,10 @@ def _tag_run(context: RayTrainContext, num_trained: int, num_parameters: int) ->
 def _final_figures(
     state: TrainState, eval_loss: float, num_validation_dropped: int
 ) -> dict[str, Any]:
-    """Return the figures of the finished job, as in result.json."""
+    """Return the figures of the finished job, as in result.json.
+
+    `eval_loss` is the loss of the best saved weights, or of the last weights if none were saved.
+    """
     return {
         "step": state.step,
         "eval_loss": eval_loss,

@@ -1,4 +1,1 @@
-"""Predict the memory of one optimizer step without weights or a GPU.
-
-Imports torch, never Ray or MLflow.
-"""
+"""Predict the memory of one optimizer step without weights or a GPU."""

@@ -41,6 +41,7 @@ Layers come in pairs, because sliding and full attention alternate.
 GRAIN = 64
 """The longest sequence is a multiple of it (tokens)."""
 TRAINING_DEVICE = torch.device("cpu")
+"""Device of the fake tensors that stand for those on the training device (see simulate)."""
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,11 @@ def find_longest_sequence(
     limit_bytes: float,
     known: dict[int, int],
     *,
-    most: int = 2**20,
+    max_tokens: int = 2**20,
 ) -> int:
     """Return the longest sequence whose peak is within a limit, or 0 if none is.
 
-    Lengths are in tokens, multiples of GRAIN, and at most `most`. The peak is the maximum of
+    Lengths are in tokens, multiples of GRAIN, and at most `max_tokens`. The peak is the maximum of
     moments that each grow linearly with the length. It is therefore convex: it lies below its
     chords and above their extensions. Peaks are computed until both bounds agree on the answer to
     GRAIN tokens. `known` keeps them, {tokens: bytes}, for calls with other limits.
@@ -131,10 +132,10 @@ def find_longest_sequence(
         return 0
     high = 8192
     while fits(high):
-        if high >= most:
-            return most
+        if high >= max_tokens:
+            return max_tokens
         crossing = _find_crossing(known, GRAIN, high, limit_bytes)
-        high = min(most, 2 * GRAIN + int(crossing) // GRAIN * GRAIN)
+        high = min(max_tokens, 2 * GRAIN + int(crossing) // GRAIN * GRAIN)
 
     # narrow down between the longest that fits and the shortest that does not
     while True:

@@ -166,7 +166,7 @@ class MemoryTimeline(TorchDispatchMode):
         for category, tensors in owners.items():
             for tensor in tensors:
                 self.assign(tensor, category)
-        self.stage("start")
+        self.begin_stage("start")
 
     def assign(self, tensor: Tensor, category: Category) -> None:
         """Assign a tensor's storage to a category."""
@@ -175,7 +175,7 @@ class MemoryTimeline(TorchDispatchMode):
         if key in self._live:
             self._live[key][1].category = category
 
-    def stage(self, name: str) -> None:
+    def begin_stage(self, name: str) -> None:
         """Begin a stage of the step: later allocations belong to it."""
         self._now += 1
         self._stages.append((self._now, name))
@@ -217,7 +217,7 @@ class MemoryTimeline(TorchDispatchMode):
         stage = self._stages[-1][1] if self._stages else ""
         in_forward = not _is_in_backward()
         if in_forward and stage.startswith("backward"):
-            self.stage("update")
+            self.begin_stage("update")
         self._now += 1
         category: Category | None = "loss" if stage == "loss" and in_forward else None
         storage = _Storage(raw.nbytes(), category, self._now, is_forward=in_forward)
@@ -255,21 +255,21 @@ def mark_stages(timeline: MemoryTimeline, model: Gemma2ForCausalLM) -> None:
     def mark_forward(i: int) -> Any:
         def hook(_module: nn.Module, _inputs: Any) -> None:
             if not _is_in_backward():
-                timeline.stage(f"forward {i}")
+                timeline.begin_stage(f"forward {i}")
 
         return hook
 
     def mark_backward(i: int) -> Any:
         def hook(_module: nn.Module, _inputs: Any, out: Tensor) -> None:
             if not _is_in_backward():
-                out.register_hook(lambda _grad: timeline.stage(f"backward {i}"))
+                out.register_hook(lambda _grad: timeline.begin_stage(f"backward {i}"))
 
         return hook
 
     for i, layer in enumerate(model.model.layers):
         layer.register_forward_pre_hook(mark_forward(i))
         layer.register_forward_hook(mark_backward(i))
-    model.model.register_forward_hook(lambda *_: timeline.stage("loss"))
+    model.model.register_forward_hook(lambda *_: timeline.begin_stage("loss"))
 
 
 def _is_in_backward() -> bool:

@@ -1,6 +1,7 @@
 """Operations on one MLflow run. Each may be sent twice, because its answer can get lost."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,17 @@ class MlflowOperations:
 
     def send(self, operation: str, arguments: list[Any]) -> None:
         """Send one operation. It raises whatever error MLflow raises."""
-        getattr(self, f"_send_{operation}")(*arguments)
+        methods: dict[str, Callable[..., None]] = {
+            "params": self._send_params,
+            "tags": self._send_tags,
+            "metrics": self._send_metrics,
+            "dataset": self._send_dataset,
+            "checkpoint": self._send_checkpoint,
+            "artifact": self._send_artifact,
+            "text": self._send_text,
+            "status": self._send_status,
+        }
+        methods[operation](*arguments)
 
     def _send_params(self, params: dict[str, str]) -> None:
         from mlflow.entities import Param

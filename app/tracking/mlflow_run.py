@@ -1,7 +1,6 @@
 """Tracker on one MLflow run: a queue that keeps records and sends them in order.
 
-No record is lost or doubled, and training does not wait for the server. Only mlflow_store.py
-imports this file. It reads no config.
+No record is lost or doubled, and training does not wait for the server.
 """
 
 import re

@@ -62,7 +62,7 @@ def restore_checkpoint(
 ) -> dict[str, Any]:
     """Load weights and moments in place, and return the saved state.
 
-    A sharded model loads this worker's shards only.
+    Every worker reads the whole file; a sharded model keeps its shards.
     """
     restore_weights(folder, model)
 
@@ -97,7 +97,7 @@ def restore_weights(folder: Path, model: PeftModel) -> None:
             parameter.copy_(_shard_like(saved[name], parameter))
 
 
-def require_same_base_model(folder: Path, base: BaseModelPin) -> None:
+def require_same_base_model(folder: Path, pin: BaseModelPin) -> None:
     """Raise UserError if the checkpoint was trained on another base model.
 
     An adapter on another base model would generate noise. The name may differ (a folder may move);
@@ -105,26 +105,26 @@ def require_same_base_model(folder: Path, base: BaseModelPin) -> None:
     names no base model: then print a warning and accept it.
     """
     state_file = folder / STATE_FILE
-    pinned: BaseModelPin | None = None
+    saved_pin: BaseModelPin | None = None
     if state_file.is_file():
-        pinned = json.loads(state_file.read_text()).get("base")
+        saved_pin = json.loads(state_file.read_text()).get("base")
 
-    if pinned is None:
+    if saved_pin is None:
         print(
             "the adapter does not name its base model; it is used with "
-            f"{_describe_base_model(base)}",
+            f"{_describe_base_model(pin)}",
             file=sys.stderr,
         )
-    elif any(pinned[key] != base[key] for key in ("sha256", "quantization")):
+    elif any(saved_pin[key] != pin[key] for key in ("sha256", "quantization")):
         raise UserError(
-            f"the checkpoint was trained on the base model {_describe_base_model(pinned)}, "
-            f"not on {_describe_base_model(base)}: "
+            f"the checkpoint was trained on the base model {_describe_base_model(saved_pin)}, "
+            f"not on {_describe_base_model(pin)}: "
             "set model.name and quantization to that base model, or train.run_name to a new job"
         )
 
 
-def _describe_base_model(base: BaseModelPin) -> str:
-    return f"{base['name']} ({base['quantization']}; sha256 {base['sha256'][:16]}…)"
+def _describe_base_model(pin: BaseModelPin) -> str:
+    return f"{pin['name']} ({pin['quantization']}; sha256 {pin['sha256'][:16]}…)"
 
 
 def _get_trained(model: nn.Module, *, tied: bool = False) -> dict[str, nn.Parameter]:

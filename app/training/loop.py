@@ -1,6 +1,6 @@
 """The training loop: when to step, evaluate, report and stop.
 
-step.py holds one step. Imports torch and the columns of the stream, never Ray or MLflow.
+step.py holds one step.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ class TrainState:
     step: int = 0
     """Number of optimizer steps taken."""
     position: Position = field(default_factory=Position)
-    """The next packed sequence of the stream."""
+    """Position of the next packed sequence of the stream."""
     progress: float = 0.0
     """Share of the job that is done, in [0, 1]."""
     best_loss: float = math.inf

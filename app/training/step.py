@@ -1,7 +1,6 @@
 """One optimizer step, and the mean loss of an evaluation.
 
-Sums and counts are taken over sequences, micro-batches and workers, and divided once. Imports torch
-and the columns of the stream, never Ray or MLflow.
+Sums and counts are taken over sequences, micro-batches and workers, and divided once.
 """
 
 import math
@@ -42,7 +41,7 @@ class StepTotals:
     num_targets: int
     num_tokens: int
     num_slots: int
-    """Number of tokens with padding."""
+    """Number of token positions, padding included."""
     num_examples: int
     num_dropped: int
     num_truncated: int
@@ -58,14 +57,14 @@ class StepOutcome(NamedTuple):
 
     @property
     def is_finite(self) -> bool:
-        """False if the step changed no weight."""
+        """True if loss and gradient norm are finite; otherwise no weight changed."""
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
 def count_step_totals(micro_batches: Sequence[Batch], context: TrainContext) -> StepTotals:
     """Count targets, tokens and examples on the host.
 
-    Call it before the forward pass: it needs no device synchronisation then.
+    Call it before the forward pass: then the device has little queued work to wait for.
     """
     counts = [
         (

@@ -24,12 +24,15 @@ from data_pipeline.shards import QuarantinedRecord, ShardRecord
 from data_pipeline.sources.record import Record, stable_hash
 from data_pipeline.svg import SVGRefused, canonicalise
 
-_FIRST_BYTES = 256  # of a refused drawing that are kept
+# The quarantine keeps this many bytes of a refused drawing.
+_FIRST_BYTES = 256
 _BATCH_RECORDS = 128
-# Raw drawings of one batch, approximately: memory holds a batch three times.
+# A batch ends at about this size of its raw drawings. Memory holds a batch three times.
 _BATCH_BYTES = 1 << 22
-_INLINE_BATCHES = 8  # cleaning fewer takes less time than starting a pool
-_BATCHES_AHEAD = 3  # for each process: bounds the memory, and keeps the order cheap
+# Cleaning fewer batches takes less time than starting a pool.
+_INLINE_BATCHES = 8
+# Each process has this many batches ahead. The limit bounds the memory, and keeps the order cheap.
+_BATCHES_AHEAD = 3
 
 
 class CleanRecord(NamedTuple):
@@ -37,9 +40,9 @@ class CleanRecord(NamedTuple):
 
     record: ShardRecord
     shuffle_key: int  # sorts the records into the shuffled order
-    drawing: int  # hash of the canonical text
-    content: int  # hash of the canonical text and the caption
-    concept: int  # hash of the concept
+    drawing_hash: int  # hash of the canonical text
+    content_hash: int  # hash of the canonical text and the caption
+    concept_hash: int  # hash of the concept
     validation: bool  # the concept is in the validation split
     leaks: bool  # the drawing's text contains the caption
 
@@ -111,9 +114,9 @@ def _make_clean_record(
     return CleanRecord(
         record=ShardRecord(id_, svg, caption, record.source),
         shuffle_key=stable_hash(config.seed, id_),
-        drawing=hash_content(svg),
-        content=hash_content(svg, caption),
-        concept=hash_content(record.concept),
+        drawing_hash=hash_content(svg),
+        content_hash=hash_content(svg, caption),
+        concept_hash=hash_content(record.concept),
         validation=split == "validation",
         leaks=contains_caption(svg, caption),
     )

@@ -201,13 +201,13 @@ def _write_buckets(
     with ExitStack() as stack:
         buckets = [stack.enter_context((folder / str(n)).open("wb")) for n in range(_NUM_BUCKETS)]
         for clean in records:
-            entry = clean.shuffle_key, tuple(clean.record), clean.content, len(fingerprints)
+            entry = clean.shuffle_key, tuple(clean.record), clean.content_hash, len(fingerprints)
             bucket = buckets[clean.shuffle_key % _NUM_BUCKETS]
             pickle.dump(entry, bucket, protocol=pickle.HIGHEST_PROTOCOL)
 
-            fingerprints.content.append(clean.content)
-            fingerprints.drawing.append(clean.drawing)
-            fingerprints.concept.append(clean.concept)
+            fingerprints.content_hashes.append(clean.content_hash)
+            fingerprints.drawing_hashes.append(clean.drawing_hash)
+            fingerprints.concept_hashes.append(clean.concept_hash)
             fingerprints.validation.append(clean.validation)
             fingerprints.leaks.append(clean.leaks)
 

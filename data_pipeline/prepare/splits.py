@@ -13,14 +13,14 @@ from data_pipeline.sources.record import stable_hash
 class Fingerprints:
     """Hashes and flags of all cleaned records, in reading order: 26 bytes a record."""
 
-    content: "array[int]" = field(default_factory=lambda: array("Q"))
-    drawing: "array[int]" = field(default_factory=lambda: array("Q"))
-    concept: "array[int]" = field(default_factory=lambda: array("Q"))
+    content_hashes: "array[int]" = field(default_factory=lambda: array("Q"))
+    drawing_hashes: "array[int]" = field(default_factory=lambda: array("Q"))
+    concept_hashes: "array[int]" = field(default_factory=lambda: array("Q"))
     validation: "array[int]" = field(default_factory=lambda: array("b"))
     leaks: "array[int]" = field(default_factory=lambda: array("b"))
 
     def __len__(self) -> int:
-        return len(self.content)
+        return len(self.content_hashes)
 
 
 @dataclass(frozen=True)
@@ -40,22 +40,22 @@ def decide_splits(fingerprints: Fingerprints) -> SplitDecision:
     concept. The move is repeated for concepts that share a drawing with a moved one. No record is
     lost, and a drawing that many concepts share cannot pull them into validation.
     """
-    content = np.frombuffer(fingerprints.content, np.uint64)
-    drawing = np.frombuffer(fingerprints.drawing, np.uint64)
-    concept = np.frombuffer(fingerprints.concept, np.uint64)
+    content_hashes = np.frombuffer(fingerprints.content_hashes, np.uint64)
+    drawing_hashes = np.frombuffer(fingerprints.drawing_hashes, np.uint64)
+    concept_hashes = np.frombuffer(fingerprints.concept_hashes, np.uint64)
     validation = np.frombuffer(fingerprints.validation, np.bool_).copy()
 
     # keep first occurrences
-    kept = np.zeros(len(content), np.bool_)
-    kept[np.unique(content, return_index=True)[1]] = True
+    kept = np.zeros(len(content_hashes), np.bool_)
+    kept[np.unique(content_hashes, return_index=True)[1]] = True
 
     # move tied concepts
     held_out = np.flatnonzero(kept & validation)
-    train_drawings = drawing[kept & ~validation]
+    train_drawings = drawing_hashes[kept & ~validation]
     while len(train_drawings) and len(held_out):
-        tied = concept[held_out[np.isin(drawing[held_out], train_drawings)]]
-        moves = np.isin(concept[held_out], tied)
-        train_drawings, held_out = drawing[held_out[moves]], held_out[~moves]
+        tied = concept_hashes[held_out[np.isin(drawing_hashes[held_out], train_drawings)]]
+        moves = np.isin(concept_hashes[held_out], tied)
+        train_drawings, held_out = drawing_hashes[held_out[moves]], held_out[~moves]
 
     num_moved = int((kept & validation).sum()) - len(held_out)
     validation[:] = False

@@ -14,7 +14,8 @@ from data_pipeline.errors import DataError
 from data_pipeline.sources.captions import make_records
 from data_pipeline.sources.record import Record
 
-HEAD_ROWS = 100  # show which columns a file has, and whether a pair holds drawings
+HEAD_ROWS = 100
+"""The first rows show which columns a file has, and whether a pair holds drawings."""
 
 SVG_COLUMNS = ("svg", "svg_code")
 CAPTION_COLUMNS = (

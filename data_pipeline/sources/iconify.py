@@ -13,10 +13,12 @@ from data_pipeline.sources.json_parser import load_json
 from data_pipeline.sources.phosphor import derive_concept
 from data_pipeline.sources.record import Record
 
-_HEAD_BYTES = 1 << 16  # hold the prefix of a set, and the beginning of its icons
+# The first bytes of a file hold the prefix of a set and the beginning of its icons.
+_HEAD_BYTES = 1 << 16
 _DEFAULT_SIDE = 16
 _BOX = ("left", "top", "width", "height")
-_MAX_PARENTS = 10  # of an alias of an alias; a longer chain counts as a circle
+# An alias may refer to an alias. A longer chain of parents counts as a circle.
+_MAX_PARENTS = 10
 
 
 def is_iconify(file: SourceFile) -> bool:

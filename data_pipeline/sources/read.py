@@ -50,6 +50,8 @@ def read_source(
     A source without captions is refused. For example, StarVector's svg-stack has no captions: its
     `Filename` is a hash. `config.caption_column` accepts any column as the caption.
 
+    Files with a name in `ignored_files` are not read and do not decide the format.
+
     Raises DataError. Everything that can be checked is checked before the first record.
     """
     if spec == "phosphor":

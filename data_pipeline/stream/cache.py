@@ -1,4 +1,4 @@
-"""Cache of tokenised examples on disk: each text is encoded once. Imports no shards and no Ray.
+"""Cache of tokenised examples on disk: each text is encoded once.
 
 The name of a file is a hash of everything that its tokens depend on. The file begins with a
 checksum of its name and its tokens. The texts are encoded again if the file is damaged, cut short

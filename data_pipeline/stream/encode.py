@@ -1,4 +1,4 @@
-"""Encode (svg, caption) pairs as token ids in Gemma 2's chat format. Imports no Ray and no model.
+"""Encode (svg, caption) pairs as token ids in Gemma 2's chat format.
 
 Two tokenizer instances encode the template and the content separately. Only the tokenizer of the
 template has the control tokens. No byte of an SVG or caption can therefore become a control token.

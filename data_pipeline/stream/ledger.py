@@ -1,8 +1,8 @@
-"""Ledger of the records that each step trained on, as Parquet files. Imports no Ray and no trainer.
+"""Ledger of the records that each step trained on, as Parquet files.
 
 ledger/00000020-1.parquet has the columns epoch, step, rank and record_id. It lists the records that
 rank 1 trained on in the steps up to step 20, from the step after the last one of its previous file.
-Step 20 may be a checkpoint, the steps between the two files are not.
+A checkpoint can only be the last step of a file.
 """
 
 from collections.abc import Sequence

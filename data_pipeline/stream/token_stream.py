@@ -1,4 +1,4 @@
-"""The token stream: every epoch as shuffle blocks of packed sequences. Imports no Ray and no model.
+"""The token stream: every epoch as shuffle blocks of packed sequences.
 
 One shuffle block is a pure function of its number: its examples are shuffled, encoded and packed
 together. A position in the stream is therefore a few integers, and packed sequence n is the same
@@ -125,7 +125,7 @@ class Stream:
         num_examples = self.shards.num_records(split)
         if not num_examples:
             raise DataError(
-                f"the {split} split of {self.config.shards!r} is empty: "
+                f"the {split} split of {self.shards.folder!r} is empty: "
                 "prepare it from more records, or with another --validation-share"
             )
         return num_examples if limit is None else min(num_examples, limit)
@@ -169,15 +169,15 @@ class Stream:
         columns["num_dropped"][0] = len(examples) - len(fitting)
         columns["num_truncated"][0] = num_truncated
         if self.config.ledger:
-            most = max(1, self.config.sequence_tokens // encoder.min_tokens)
+            max_examples = max(1, self.config.sequence_tokens // encoder.min_tokens)
             numbers = [np.array([fitting[i][0] for i in s.members], np.int32) for s in packed]
-            columns["example_numbers"] = _pad(numbers, most, -1)
+            columns["example_numbers"] = _pad(numbers, max_examples, -1)
         return columns
 
     def _make_columns(
         self, packed: Sequence[PackedSequence], number: int, encoder: PromptEncoder
     ) -> Batch:
-        """Return the columns of block `number`, with no example dropped or truncated."""
+        """Return the columns of block `number`, with num_dropped and num_truncated set to 0."""
         length, num_sequences = self.config.sequence_tokens, len(packed)
         return {
             "input_ids": _pad([s.input_ids for s in packed], length, encoder.pad_id),

@@ -1,4 +1,4 @@
-"""Split packed sequences among workers, as micro-batches. Imports no Ray and no model."""
+"""Split packed sequences among workers, as micro-batches."""
 
 from collections.abc import Iterable, Iterator
 

@@ -3,13 +3,14 @@
 import math
 from typing import Any
 
+from data_pipeline.svg.curves import MAX_SQUARED_SHIFT
 from data_pipeline.svg.numbers import format_number
 
-# Output units by which rounding may move the midpoint of an arc. Near half and full turns, a
-# rounded radius or chord can move it by many units: such an arc becomes cubics.
-MAX_MIDPOINT_SHIFT = 0.75
-LARGE_RADIUS = 512  # output units
-MIN_LENGTH = 1e-9  # of a chord or radius: squares and quotients below it leave the float range
+# A cubic of a quarter turn differs from its circle by up to 0.03 % of the radius. Above this radius
+# (output units) these are more than 0.15 units: each cubic then draws at most an eighth of a turn.
+LARGE_RADIUS = 512
+# Squares and quotients of a shorter chord or radius leave the range of floats.
+MIN_LENGTH = 1e-9
 
 
 def choose_arc_form(  # noqa: PLR0913
@@ -52,8 +53,8 @@ def choose_arc_form(  # noqa: PLR0913
         if phi and rounded_rx != rounded_ry:
             rotation = f" {format_number(phi, 1)}"
 
-    # form
-    if shift_x * shift_x + shift_y * shift_y <= 4 * MAX_MIDPOINT_SHIFT * MAX_MIDPOINT_SHIFT:
+    # form: near half and full turns, a rounded radius or chord can move the midpoint by many units
+    if shift_x * shift_x + shift_y * shift_y <= 4 * MAX_SQUARED_SHIFT:
         if not is_arc:
             return "l", None
         if sweep:

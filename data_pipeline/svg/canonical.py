@@ -13,7 +13,8 @@ from data_pipeline.svg.prune import prune_tree
 from data_pipeline.svg.scale import is_scalable, scale_tree
 from data_pipeline.svg.tree import Drawing, Node, serialise_tree
 
-MIN_SIDE = 1e-3  # of the viewBox: below it a scaled number leaves the range of exact floats
+# With a shorter side of the viewBox, a scaled number leaves the range of exact floats.
+MIN_SIDE = 1e-3
 
 # Rounding is visible when it moves the outlines of a stroked drawing by more than 0.45 % of the
 # page (2.3 of the 255 grey levels in the mean). Such a drawing gets one more decimal if that costs

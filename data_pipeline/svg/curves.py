@@ -2,8 +2,9 @@
 
 from data_pipeline.svg.numbers import MAGIC
 
-# Output units by which a shorter form may move a control point. The mirrored control point of `s`
-# or `t` adds up the rounding of three points: where it moves further, the curve is written in full.
+# Output units by which a shorter form may move a control point, and rounding the midpoint of an
+# arc. The mirrored control point of `s` or `t` adds up the rounding of three points: where it moves
+# further, the curve is written in full.
 MAX_SHIFT = 0.75
 MAX_SQUARED_SHIFT = MAX_SHIFT * MAX_SHIFT
 

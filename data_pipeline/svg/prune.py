@@ -3,6 +3,8 @@
 from data_pipeline.svg.names import DEFINITIONS, GROUPS
 from data_pipeline.svg.tree import Drawing, Node, append_text
 
+# One sweep can leave unused elements for the next. The limit bounds the time for a long chain of
+# them; an unused element that remains is not drawn.
 MAX_SWEEPS = 4
 
 _NOT_DRAWN = DEFINITIONS | {"defs"}

@@ -34,6 +34,8 @@ from data_pipeline.svg.tree import Drawing, Node
 
 # Characters of path data. Rounding is invisible in a smaller drawing that is only filled.
 DENSE = 20_000
+# Grid units that one unit of a marker may cover. The unit is the width of any stroke that uses the
+# marker, unless the marker has a viewBox.
 MIN_MARKER_ZOOM = 16.0
 
 _GRADIENTS = frozenset(("linearGradient", "radialGradient"))
