@@ -206,7 +206,6 @@ class Shards:
                     records += _read_file(fs, f"{path}/{file.name}", file_start, file_stop)
         except (OSError, pa.ArrowInvalid) as error:
             raise self._make_read_error(error) from None
-
         assert len(records) == stop - start, (self.folder, split, start, stop, len(records))
         return records
 
@@ -226,10 +225,8 @@ class Shards:
 
     def _make_read_error(self, error: Exception) -> DataError:
         reason = " ".join(str(error).split())
-        return DataError(
-            f"{self.folder!r} cannot be read ({reason}): "
-            "give data.shards a folder that every node can read"
-        )
+        fix = "give data.shards a folder that every node can read"
+        return DataError(f"{self.folder!r} cannot be read ({reason}): {fix}")
 
 
 def _read_file(fs: pyarrow.fs.FileSystem, path: str, start: int, stop: int) -> list[ShardRecord]:
@@ -253,8 +250,7 @@ def _read_file(fs: pyarrow.fs.FileSystem, path: str, start: int, stop: int) -> l
 def open_shards(folder: str) -> Shards:
     """Open a prepared dataset.
 
-    Raises DataError if the folder is missing, holds no finished dataset or no shard, or if a shard
-    lacks a column.
+    Raises DataError if the folder holds no finished dataset or no shard, or a shard lacks a column.
     """
     fs, path = open_filesystem(folder)
     try:
@@ -273,9 +269,8 @@ def open_shards(folder: str) -> Shards:
     if not any(files.values()):
         raise DataError(f"{folder!r} holds no shard: {fix}")
 
-    return Shards(
-        folder, manifest["digest"], files, manifest["duplicates"], manifest["quarantined"]
-    )
+    digest, num_duplicates = manifest["digest"], manifest["duplicates"]
+    return Shards(folder, digest, files, num_duplicates, manifest["quarantined"])
 
 
 def _find_shards(

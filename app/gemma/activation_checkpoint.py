@@ -25,7 +25,7 @@ from app.gemma.tiles import iterate_tiles
 def apply_memory_config(
     model: Gemma2ForCausalLM, memory: MemoryConfig, *, host_device: str = "cpu"
 ) -> None:
-    """Patch norms and LoRA layers; recompute, offload and move the embedding as `memory` says.
+    """Patch norms and LoRA layers; recompute, offload, move the embedding as `memory` configures.
 
     `model` is a base model with its adapter. Loss and gradients stay the same. `host_device` is the
     torch device of the host: `meta` in a simulation of a GPU's memory. Raises UserError if the
