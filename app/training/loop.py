@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +31,7 @@ from app.training.step import (
     accumulate_gradients,
     compute_mean_loss,
     count_step_totals,
+    measure_peak_memory_mib,
     train_step,
 )
 from data_pipeline.stream.token_stream import Batch, Position
@@ -284,13 +284,6 @@ def evaluate_model(setup: TrainSetup, state: TrainState, *, save: bool) -> float
         context.record(state.step, {"eval/loss": loss, "eval/perplexity": perplexity})
     context.report(state, loss, save=save and math.isfinite(loss))
     return loss
-
-
-def measure_peak_memory_mib(device: torch.device) -> float:
-    """Return the peak in MiB: of the allocator on a GPU, of resident process memory on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def state_to_json(state: TrainState) -> dict[str, Any]:

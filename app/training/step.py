@@ -4,6 +4,7 @@ Sums and counts are taken over sequences, micro-batches and workers, and divided
 """
 
 import math
+import resource
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -173,3 +174,10 @@ def move_to_device(batch: Batch, device: torch.device) -> dict[str, Tensor]:
         name: torch.as_tensor(batch[name]).to(device, torch.int64, non_blocking=True)
         for name in names
     }
+
+
+def measure_peak_memory_mib(device: torch.device) -> float:
+    """Return the peak in MiB: of the allocator on a GPU, of resident process memory on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
