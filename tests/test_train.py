@@ -204,7 +204,7 @@ def test_a_job_that_goes_on_with_other_workers_trains_on_every_example_once_per_
         "train__num_epochs": 2,
         "train__eval_steps": 100,
         "train__save_steps": 100,
-        "data__max_train_examples": len(records),
+        "data__max_train_records": len(records),
         "data__sequence_tokens": limit,
         "data__too_long": "truncate",
         "data__ledger": True,
