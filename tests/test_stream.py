@@ -155,7 +155,7 @@ def test_a_sequence_is_its_examples_one_after_another(stream: Stream) -> None:
         assert block["num_examples"][sequence] == len(members)
 
 
-def test_max_train_examples_keeps_the_first_examples(stream: Stream) -> None:
+def test_max_train_records_keeps_the_first_examples(stream: Stream) -> None:
     few = changed(stream, max_train_records=130)
     assert (few.num_train_examples, few.num_shuffle_blocks_per_epoch, few.num_shuffle_blocks) == (
         130,
