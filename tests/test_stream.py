@@ -416,7 +416,7 @@ def test_resuming_reads_nothing_of_the_shuffle_blocks_before(
             content = file.read_bytes()
             footer = int.from_bytes(content[-8:-4], "little") + 8
             file.write_bytes(b"PAR1" + bytes(len(content) - footer - 4) + content[-footer:])
-    with pytest.raises(OSError):  # noqa: PT011
+    with pytest.raises(DataError, match="cannot be read"):
         stream.pack_shuffle_block(4)
     start = Position(shuffle_block=5, index=3, num_block_sequences=len(last["index"]))
     (part,) = consume(stream, start, micro_batch_size=1, num_workers=1)
