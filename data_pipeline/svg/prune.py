@@ -1,11 +1,13 @@
 """Pruning: remove elements that no drawn element uses, and names that may describe the picture."""
 
+from data_pipeline.svg.errors import SVGRefused
 from data_pipeline.svg.names import DEFINITIONS, GROUPS
+from data_pipeline.svg.references import URL
 from data_pipeline.svg.tree import Drawing, Node, append_text
 
 # One sweep can leave unused elements for the next. The limit bounds the time for a long chain of
-# them; an unused element that remains is not drawn.
-MAX_SWEEPS = 4
+# them in a large drawing.
+MAX_SWEPT_NODES = 1_000_000
 
 _NOT_DRAWN = DEFINITIONS | {"defs"}
 
@@ -15,12 +17,17 @@ def prune_tree(nodes: list[Node]) -> Drawing:
 
     Changes the tree in place: removes unused definitions, dangling references and empty groups,
     collapses groups without attributes, and replaces ids by short ones.
+    Raises SVGRefused: `too_many_elements`.
     """
     root = nodes[0]
     tags = {node.tag for node in nodes}
 
     # A removed element may have held the last reference to another one.
-    for _ in range(MAX_SWEEPS):
+    num_swept = 0
+    while True:
+        num_swept += len(nodes)
+        if num_swept > MAX_SWEPT_NODES:
+            raise SVGRefused("too_many_elements", "a chain of unused elements is too long")
         # reversed: the first of equal ids counts
         by_id = {node.attributes["id"]: node for node in reversed(nodes) if "id" in node.attributes}
         reached = None if _NOT_DRAWN.isdisjoint(tags) else _find_reached(root, by_id)
@@ -107,6 +114,8 @@ def _rename_ids(nodes: list[Node]) -> None:
     for node in nodes:
         if node.references:
             _rename_references(node, new_names)
+        if node.tag == "feImage" and "href" not in node.attributes:
+            _make_transparent(node)
 
 
 def _rename_references(node: Node, new_names: dict[str, str]) -> None:
@@ -115,15 +124,24 @@ def _rename_references(node: Node, new_names: dict[str, str]) -> None:
         if name == "href":
             target = value[1:]
             node.attributes[name] = f"#{new_names[target]}" if target in new_names else ""
-        elif value[:5] == "url(#":
-            end = value.index(")")
-            target, fallback = value[5:end], value[end + 1 :]
-            if target in new_names:
-                node.attributes[name] = f"url(#{new_names[target]}){fallback}"
+        elif "url(#" in value:
+            targets = URL.findall(value)
+            if all(target in new_names for target in targets):
+                value = URL.sub(lambda match: f"url(#{new_names[match[1]]})", value)
             else:
                 default = "none" if name in ("fill", "stroke") else ""
-                node.attributes[name] = fallback.lstrip() or default
+                value = URL.sub("", value).strip() or default if len(targets) == 1 else default
+            node.attributes[name] = value
     node.attributes = {name: value for name, value in node.attributes.items() if value}
+
+
+def _make_transparent(image: Node) -> None:
+    """Replace a filter's image that is not in the drawing by nothing, under the same name."""
+    image.tag = "feFlood"
+    result = image.attributes.get("result", "")
+    image.attributes = (
+        {"result": result, "flood-opacity": "0"} if result else {"flood-opacity": "0"}
+    )
 
 
 def _rename_filter_results(filter_: Node) -> None:
