@@ -138,6 +138,8 @@ def test_deep_and_large_documents_are_refused() -> None:
 
 
 MANY = 100_000
+VARIABLES = "".join(f"--v{n}:{f'var(--v{n + 1})' * 9};" for n in range(MANY // 9))
+NESTED = f"{'<g>' * 190}{LINE * 9}{'</g>' * 190}"
 LARGE = {
     "digits": f"<path d='M0 0h{'1' * 9 * MANY}'/>",
     "digits of an arc": f"<path d='M0 0a{'1' * 9 * MANY}'/>",
@@ -153,6 +155,17 @@ LARGE = {
     "open fonts": f"<style>{'@font-face{' * (MANY // 2)}</style>{LINE}",
     "rules": f"<style>{'a{}' * MANY}</style>{LINE}",
     "comments": f"<style>{'/*' * 4 * MANY}</style>{LINE}",
+    "selectors": f"<style>{','.join(['path'] * MANY)}{{fill:red}}</style>{LINE}",
+    "ancestors": f"<style>.a {'g ' * 20}path{{x:y;fill:red}}</style>{NESTED}",
+    "siblings": f"<style>.a~path~path~path{{fill:red}}</style>{LINE * (MANY // 3)}",
+    "relatives": f"<style>:has(:has(:has(.a))){{fill:red}}</style>{NESTED}",
+    "kinds": f"<style>path:nth-of-type(2n){{fill:red}}</style>{LINE * (MANY // 3)}",
+    "negations": f"<style>{':not(' * MANY}</style>{LINE}",
+    "media": f"<style>@media {'not ' * (MANY // 2)}print{{}}</style>{LINE}",
+    "a style": f"<path style='{'fill:(;' * MANY}' d='M0 0h9'/>",
+    "styles": f"<path style='{'fill:url(1);' * (MANY // 2)}' d='M0 0h9'/>",
+    "variables": f"<g style='{VARIABLES}' fill='var(--v0)'>{LINE}</g>",
+    "variable": f"<path fill='{'var(--a,' * MANY}' d='M0 0h9'/>",
     "attributes": "<path d='M0 0h9' " + " ".join(f"a{n}='1'" for n in range(MANY // 2)) + "/>",
     "groups": f"{'<g>' * 200}{LINE * (MANY // 4)}{'</g>' * 200}",
 }

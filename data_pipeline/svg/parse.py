@@ -150,34 +150,31 @@ def _choose_children(nodes: list[Node]) -> list[Node]:
         if node.tag == "switch":
             node.tag = "g"
             drawn = [child for child in node.children if child.tag in _CONDITIONAL_TAGS]
-            node.children = [child for child in node.children if child not in drawn[1:]]
+            others = [child for child in node.children if child.tag not in _CONDITIONAL_TAGS]
+            node.children = others + drawn[:1]
     return nodes[0].walk()
 
 
-def _settle_white_space(node: Node, inherited: str, text: Node | None) -> None:
+def _settle_white_space(node: Node, inherited: str, is_plain: bool | None) -> None:
     """Write `xml:space` at texts whose white space it changes, and remove it elsewhere.
 
-    The attribute and the property `white-space` are inherited from any ancestor. `text` is the
-    ancestor that is a text element.
+    The attribute and the property `white-space` are inherited from any ancestor. `is_plain` is None
+    outside of text, and True inside of a text whose words are separated by single spaces.
     """
     attributes = node.attributes
     space = attributes.pop(XML_SPACE, inherited)
     if "white-space" in attributes:
         space = "preserve" if preserves_white_space(attributes.pop("white-space")) else "default"
 
-    outer = inherited if text else "default"
-    if node.tag == "text" and not text:
-        text = node
-    if text and space != outer and not _is_plain(text):
+    outer = "default" if is_plain is None else inherited
+    if is_plain is None and node.tag == "text":
+        content = node.text + "".join([part.text + part.tail for part in node.walk()[1:]])
+        content = content.replace("\r", " ")  # as it will be written
+        is_plain = " ".join(content.split()) == content
+    if is_plain is False and space != outer:
         attributes[XML_SPACE] = space
     for child in node.children:
-        _settle_white_space(child, space, text)
-
-
-def _is_plain(text: Node) -> bool:
-    """Return whether the words are separated by single spaces, with nothing around them."""
-    content = text.text + "".join([node.text + node.tail for node in text.walk()[1:]])
-    return " ".join(content.split()) == content
+        _settle_white_space(child, space, is_plain)
 
 
 def _keep_allowed_attributes(node: Node) -> None:

@@ -34,7 +34,7 @@ _REFUSED: dict[str, tuple[str, ...]] = {
     "mask-mode": ("match-source",),
     "clip": ("auto",),
     "zoom": ("1", "100%", "normal"),
-    "all": (),
+    **dict.fromkeys(("all", "font"), ()),
 }
 RELEVANT = _SAME_AS_ATTRIBUTE.union(
     _GEOMETRY, STYLE_ONLY, _LONGHANDS, _WHITE_SPACE, _REFUSED, ("transform",)
@@ -153,7 +153,7 @@ def _put_special(
             attributes[shorthand] = value
     elif (
         keyword not in _REFUSED[name]
-        and (keyword not in WIDE_KEYWORDS or name == "all")
+        and (keyword not in WIDE_KEYWORDS or not _REFUSED[name])
         and (is_root or name != "background-image")
     ):
         raise StyleError(f"the property {name} with the value {value[:60]!r}")

@@ -5,7 +5,6 @@ import re
 import tinycss2
 from tinycss2.color4 import parse_color
 
-from data_pipeline.svg.errors import StyleError
 from data_pipeline.svg.style.properties import RELEVANT, WIDE_KEYWORDS
 
 _MARKERS = ("marker-start", "marker-mid", "marker-end")
@@ -48,7 +47,7 @@ def _expand_font(value: str) -> list[tuple[str, str]]:
     if value.lower() in WIDE_KEYWORDS:
         return [(name, value) for name in (*_FONT_KEYWORDS, "font-size", "font-family")]
     if "(" in value:
-        raise StyleError(f"the property font with the value {value[:60]!r}")
+        return [("font", value)]  # refused where an element has it
 
     found = dict.fromkeys(_FONT_KEYWORDS, "normal")
     words = _SLASH.sub("/", value).split()

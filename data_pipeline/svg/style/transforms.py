@@ -83,8 +83,7 @@ def convert_transform(value: str) -> str | None:
         texts = [format_number(number, _DECIMALS) for number in rewritten]
         calls.append(f"{function}({' '.join(texts)})")
 
-    if _CALL.sub("", value).strip():
-        if "(" in value:
-            raise StyleError(f"the transform {value[:60]!r}")
-        return None
-    return " ".join(calls)
+    rest = _CALL.sub("", value).strip()
+    if "(" in rest:
+        raise StyleError(f"the transform {value[:60]!r}")
+    return None if rest else " ".join(calls)
