@@ -115,6 +115,18 @@ def test_gzip_is_unpacked_within_bounds() -> None:
     assert refusal_reason(gzip.compress(packed)) == "bad_encoding"  # one layer only
 
 
+def test_gzip_in_several_members_is_one_document() -> None:
+    data = PLAIN.encode()
+    members = [gzip.compress(data[start : start + 40]) for start in range(0, len(data), 40)]
+    assert len(members) > 1
+    packed = b"".join(members)
+    assert canonicalise(packed) == canonicalise(PLAIN)
+    assert canonicalise(packed + bytes(512)) == canonicalise(PLAIN)  # padding of a tape
+    assert refusal_reason(packed[:-9]) == "bad_gzip"
+    assert refusal_reason(gzip.compress(b" " * 3_000_000) * 2) == "too_large"
+    assert refusal_reason(gzip.compress(b"") * 100_000) == "bad_gzip"
+
+
 def test_deep_and_large_documents_are_refused() -> None:
     assert refusal_reason(f"{HEAD}{'<g>' * 200}{LINE}{'</g>' * 200}</svg>") == "too_deep"
     assert refusal_reason(f"{HEAD}{'<g>' * 5000}{LINE}{'</g>' * 5000}</svg>") == "too_deep"

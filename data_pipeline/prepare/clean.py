@@ -92,7 +92,7 @@ def clean_batch(
         caption = _replace_surrogates(record.caption).strip()
         try:
             if not caption:
-                raise SVGRefused("no_caption", "the caption is empty")
+                raise SVGRefused("no_caption", record.problem or "the caption is empty")
 
             # Neighbours may be one drawing with several captions: canonicalise it once.
             if raw is None or record.svg is not raw:

@@ -44,6 +44,8 @@ _ENTITY = re.compile(r"""<!ENTITY\s+([\w:.-]+)\s+(?:"([^"&%<]*)"|'([^'&%<]*)')\s
 _REFERENCE = re.compile(r"&([\w:.-]+);")
 # Some converters leave `&#38;ns_xlink;` as the URI of this namespace.
 _XLINK = re.compile(r"""xmlns:xlink\s*=\s*("&[^"]*"|'&[^']*')""")
+_MAX_MEMBERS = 1_000
+_GZIP = b"\x1f\x8b"
 _WBITS_GZIP = 31  # selects the gzip format in zlib
 
 
@@ -114,20 +116,26 @@ def _refuse_entity(*_: object) -> None:
 def _unzip(data: bytes, max_bytes: int) -> bytes:
     if len(data) > max_bytes:
         raise SVGRefused("too_large", f"{len(data):,} bytes, more than {max_bytes:,}")
-    if not data.startswith(b"\x1f\x8b"):
+    if not data.startswith(_GZIP):
         return data
 
-    unzip = zlib.decompressobj(wbits=_WBITS_GZIP)
-    try:
-        plain = unzip.decompress(data, max_bytes + 1)
-    except zlib.error as error:
-        raise SVGRefused("bad_gzip", str(error)) from None
+    # A gzip file may have several members, one after another. Each costs a copy of the rest.
+    plain = b""
+    for _ in range(_MAX_MEMBERS):
+        unzip = zlib.decompressobj(wbits=_WBITS_GZIP)
+        try:
+            plain += unzip.decompress(data, max_bytes + 1 - len(plain))
+        except zlib.error as error:
+            raise SVGRefused("bad_gzip", str(error)) from None
 
-    if len(plain) > max_bytes:
-        raise SVGRefused("too_large", f"more than {max_bytes:,} bytes when unpacked")
-    if not unzip.eof:
-        raise SVGRefused("bad_gzip", f"the compressed data ends after {len(plain):,} bytes")
-    return plain
+        if len(plain) > max_bytes:
+            raise SVGRefused("too_large", f"more than {max_bytes:,} bytes when unpacked")
+        if not unzip.eof:
+            raise SVGRefused("bad_gzip", f"the compressed data ends after {len(plain):,} bytes")
+        data = unzip.unused_data
+        if not data.startswith(_GZIP):
+            return plain
+    raise SVGRefused("bad_gzip", f"more than {_MAX_MEMBERS:,} compressed members")
 
 
 def _decode(data: bytes) -> str:
