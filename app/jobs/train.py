@@ -17,6 +17,7 @@ from app.jobs.train_context import WorkerJob
 from app.jobs.worker import run_worker
 from app.storage import join_uri, read_json, write_json
 from app.tracking import Tracker, open_run
+from data_pipeline.filesystem import open_filesystem
 from data_pipeline.shards import Shards
 from data_pipeline.stream.ray_dataset import build_data_config, build_dataset
 from data_pipeline.stream.token_stream import Position, Stream
@@ -48,13 +49,19 @@ class ResumingDataset:
 
     stream: Stream
     snapshot: str
+    micro_batch_size: int
     num_workers: int
 
     def __call__(self) -> ray.data.Dataset:
         """Return the dataset from the newest checkpoint's position on."""
         newest = (read_json(self.snapshot) or {}).get("latest_checkpoint_result")
         start = Position() if newest is None else Position(**newest["metrics"]["position"])
-        return build_dataset(self.stream, start=start, num_workers=self.num_workers)
+        return build_dataset(
+            self.stream,
+            start=start,
+            micro_batch_size=self.micro_batch_size,
+            num_workers=self.num_workers,
+        )
 
 
 def train_job(config: Config, shards: Shards) -> TrainResult:
@@ -126,8 +133,13 @@ def _build_trainer(
 ) -> ray.train.torch.TorchTrainer:
     config, scaling = job.config, job.config.scaling
     resources = {"CPU": scaling.cpus_per_worker} | ({"GPU": 1.0} if scaling.use_gpu else {})
-    storage_path, _, name = job.job_dir.rpartition("/")
-    dataset = ResumingDataset(job.stream, join_uri(job.job_dir, SNAPSHOT), scaling.num_workers)
+    # Ray would cut the query off a URI, such as an S3 endpoint
+    filesystem, path = open_filesystem(job.job_dir)
+    storage_path, _, name = path.rpartition("/")
+    snapshot = join_uri(job.job_dir, SNAPSHOT)
+    dataset = ResumingDataset(
+        job.stream, snapshot, config.train.micro_batch_size, scaling.num_workers
+    )
 
     return ray.train.torch.TorchTrainer(
         cast(Any, run_worker),  # Ray's annotation of this argument allows no returned value
@@ -143,6 +155,7 @@ def _build_trainer(
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=storage_path,
+            storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=config.train.save_total_limit,
