@@ -18,6 +18,8 @@ from app.arguments import parse_arguments
 from app.config_reference import render_reference
 from app.errors import UserError
 from app.gemma.config import ModelConfig, QuantizationConfig
+from app.jobs.job_dir import find_adapter
+from app.jobs.precision import resolve_precision
 from app.tracking import build_ui_command, check_tracking
 from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import DataError
@@ -46,16 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     """Train the job of the config, or continue it. Print its result as JSON."""
     config = _load_job_config(arguments)
-    from app.jobs.cluster import connect_ray
     from app.jobs.fit import get_memory_limit, require_fit
-    from app.jobs.job import require_workers
+    from app.jobs.job import connect_workers
     from app.jobs.train import train_job
     from data_pipeline.shards import open_shards
 
     shards = open_shards(config.data.shards)
     require_fit(config, get_memory_limit(config))
-    with connect_ray():
-        require_workers(config, config.scaling.num_workers)
+    with connect_workers(config, config.scaling.num_workers):
         result = train_job(config, shards)
     print(json.dumps({**result.metrics, "adapter": result.adapter, "run_id": result.run_id}))
     return 0
@@ -63,7 +63,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _plan(arguments: argparse.Namespace) -> int:
     """Print the memory of one optimizer step, the number of steps and the size of a checkpoint."""
-    config = _load_config(arguments)
+    config = resolve_precision(_load_config(arguments))
     from app.jobs import plan
 
     gpus = [plan.parse_gib(text) for text in arguments.gpu]
@@ -77,14 +77,14 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _tune(arguments: argparse.Namespace) -> int:
     """Search over `search.space`. Print the best trial as JSON."""
     config = _load_job_config(arguments)
-    from app.jobs.cluster import connect_ray
-    from app.jobs.job import require_workers
+    from app.jobs.job import connect_workers
     from app.jobs.tune import tune_job
     from data_pipeline.shards import open_shards
 
     shards = open_shards(config.data.shards)
-    with connect_ray():
-        require_workers(config, config.search.max_concurrent * config.search.workers_per_trial)
+    per_trial = config.search.workers_per_trial
+    num_workers = config.search.max_concurrent * per_trial
+    with connect_workers(config, num_workers, workers_per_trial=per_trial):
         searched = tune_job(config, shards)
 
     best = searched.result.best
@@ -101,14 +101,17 @@ def _tune(arguments: argparse.Namespace) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     """Evaluate the base and the tuned model on the held-out split. Print the report as JSON."""
+    paths = configs.make_paths_absolute(_load_config(arguments))
+    adapter = find_adapter(paths, arguments.adapter)  # before the imports, which take seconds
     config = _load_job_config(arguments)
-    from app.jobs.cluster import connect_ray
-    from app.jobs.evaluate import evaluate_job, find_adapter
+    from app.jobs.evaluate import evaluate_job
+    from app.jobs.fit import get_memory_limit, require_evaluation_fit
+    from app.jobs.job import connect_workers
     from data_pipeline.shards import open_shards
 
-    adapter = arguments.adapter or find_adapter(config)
     shards = open_shards(config.data.shards)
-    with connect_ray():
+    require_evaluation_fit(config, get_memory_limit(config))
+    with connect_workers(config, 1, with_data_task=False):
         report = evaluate_job(config, shards, adapter)
     print(json.dumps(report))
     return 0
@@ -144,6 +147,7 @@ def _quantize(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     """Run prepare, tune, train and evaluate on real icons."""
     config = configs.make_paths_absolute(configs.load_config("demo", arguments.overrides))
+    config = resolve_precision(config)
     from app.jobs.demo import run_demo
 
     return run_demo(config)
@@ -183,10 +187,10 @@ def _load_config(arguments: argparse.Namespace) -> configs.Config:
 
 
 def _load_job_config(arguments: argparse.Namespace) -> configs.Config:
-    """Load the config, make its paths absolute and check that its tracking server answers."""
+    """Load the config with absolute paths and a precision; check that its tracking answers."""
     config = configs.make_paths_absolute(_load_config(arguments))
     check_tracking(config.tracking)
-    return config
+    return resolve_precision(config)
 
 
 _HANDLERS: dict[str, Callable[[argparse.Namespace], int]] = {

@@ -47,7 +47,8 @@ def _build_parser() -> argparse.ArgumentParser:
         commands, "evaluate", "compare base and tuned model on the held-out split"
     )
     evaluate.add_argument(
-        "--adapter", help="folder of a checkpoint (default: the job's best checkpoint)"
+        "--adapter",
+        help="folder or URI of a checkpoint (default: the job's best one, or its newest one)",
     )
     _add_command_with_config(
         commands, "doctor", "check that the job of a config can run on this machine"

@@ -70,6 +70,8 @@ class Config(BaseModel):
                     "name a path of another section"
                 )
             for value in _list_extremes(domain):
+                if (path, value) == ("train.precision", "auto"):
+                    raise ValueError(f"search.space.{path}: name the precisions, without auto")
                 try:
                     Config.model_validate(_set_path(without_search, path, value))
                 except ValidationError as error:
@@ -108,12 +110,17 @@ def make_paths_absolute(config: Config) -> Config:
     name = config.model.name
     paths = {
         "model.name": os.path.abspath(name) if os.path.isdir(name) else name,
-        "data.shards": _make_absolute(config.data.shards),
-        "data.cache_dir": config.data.cache_dir and _make_absolute(config.data.cache_dir),
-        "train.output_dir": _make_absolute(config.train.output_dir),
+        "data.shards": make_absolute(config.data.shards),
+        "data.cache_dir": config.data.cache_dir and make_absolute(config.data.cache_dir),
+        "train.output_dir": make_absolute(config.train.output_dir),
         "tracking.uri": resolve_uri(config.tracking).uri,
     }
     return override_config(config, paths)
+
+
+def make_absolute(path: str) -> str:
+    """Return the absolute path; a URI as it is."""
+    return path if "://" in path else os.path.abspath(path)
 
 
 def config_to_yaml(config: Config) -> str:
@@ -124,10 +131,6 @@ def config_to_yaml(config: Config) -> str:
 def flatten_config(config: Config) -> dict[str, Any]:
     """Return all settings by dotted path: `{"optim.learning_rate": 0.0001, …}`."""
     return dict(_iterate_leaves(config.model_dump(mode="json"), ""))
-
-
-def _make_absolute(path: str) -> str:
-    return path if "://" in path else os.path.abspath(path)
 
 
 def _resolve(raw: dict[str, Any], overrides: Sequence[str] | Mapping[str, Any]) -> Config:

@@ -206,18 +206,19 @@ def trainer(folder: Path) -> Figures:
     from mlflow import MlflowClient
 
     from app.config import load_config, make_paths_absolute
+    from app.jobs.precision import resolve_precision
     from app.jobs.train import train_job
     from app.tracking import check_tracking
 
     prepare_dataset(
         ["phosphor"], PrepareConfig(out=str(folder / "icons"), max_records=3000), progress=False
     )
-    config = make_paths_absolute(load_config("demo", {
+    config = resolve_precision(make_paths_absolute(load_config("demo", {
         "data.shards": str(folder / "icons"), "data.max_validation_records": 8,
         "train.output_dir": str(folder / "job"),
         "train.max_steps": TRAINER_STEPS, "train.eval_steps": 1000, "train.save_steps": None,
         "tracking.uri": f"sqlite:///{folder}/mlflow.db",
-    }))  # fmt: skip
+    })))  # fmt: skip
     check_tracking(config.tracking)
 
     # train

@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.util.state import list_nodes
 
+from app.config import load_config
 from app.errors import UserError
-from app.jobs.cluster import (
-    ConnectedRay,
+from app.jobs.cluster import ConnectedRay, connect_ray
+from app.jobs.job import connect_workers
+from app.jobs.resources import (
     Resources,
-    connect_ray,
     count_fitting_workers,
+    describe_shortage,
     require_resources,
 )
 
@@ -72,6 +74,44 @@ def test_a_job_that_can_never_fit_is_refused(
     with pytest.raises(UserError) as refused:
         require_resources(*needs)
     assert str(refused.value) == f"the cluster has no room: {message}"
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "per_trial", "fix"),
+    [
+        (2, 1, "set search.max_concurrent=1"),
+        (8, 2, "set search.max_concurrent=1"),
+        (12, 1, "set search.max_concurrent=3"),
+        (12, 4, "set search.max_concurrent=1 search.workers_per_trial=3"),
+    ],
+)
+def test_a_search_that_can_never_fit_is_told_to_run_fewer_trials_at_a_time(
+    num_workers: int, per_trial: int, fix: str
+) -> None:
+    node = {"CPU": 64.0, "GPU": 1.0 if num_workers == 2 else 3.0}
+    sentence = describe_shortage([node], num_workers, 1.0, True, 0.5, per_trial)
+    assert sentence is not None
+    assert sentence.endswith(fix)
+
+
+def test_an_evaluation_needs_no_data_task() -> None:
+    assert describe_shortage([{"CPU": 1.0}], 1, 1.0, False, 0.0) is None
+    sentence = describe_shortage([{"CPU": 1.0}], 1, 1.0, True, 0.0)
+    assert sentence == (
+        "1 CPU and 0 GPU cannot hold 1 training workers of 1 CPU and 1 GPU each; "
+        "set scaling.use_gpu=false"
+    )
+
+
+def test_a_private_ray_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no autoscaler: a job that does not fit is refused before Ray starts."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    wants = {"scaling.num_workers": 900, "scaling.wait_seconds": 86_400}
+    with (
+        pytest.raises(UserError, match=r"this machine has no room: .* 900 training workers"),
+        connect_workers(load_config(None, wants), 900),
+    ):
+        pass
 
 
 def test_a_job_waits_for_what_other_work_gives_back(

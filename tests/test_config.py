@@ -127,6 +127,10 @@ def test_extending_a_config_changes_only_the_named_settings():
         ("lora.target_modules=[q_proj, zz]", "lora.target_modules.1='zz'"),
         ("search.space.optim.learning_rat={uniform: [1, 2]}", "did you mean optim.learning_rate?"),
         (
+            "search.space.train.precision={choice: [fp32, auto]}",
+            "name the precisions, without auto",
+        ),
+        (
             "search.space.optim.learning_rate={loguniform: [1e-4, 3]}",
             "search.space: optim.learning_rate=3.0",
         ),

@@ -27,6 +27,7 @@ from app.tracking import (
     check_tracking,
     get_final_status,
     open_run,
+    reopen_run,
     resolve_uri,
 )
 
@@ -94,6 +95,22 @@ def test_one_job_is_one_run_with_a_true_status(config: TrackingConfig, tmp_path:
         again.finish(status)
         assert stored(config, again).info.status == status
     assert open_job(config, tmp_path / "b").run_id != first.run_id
+
+
+@pytest.mark.parametrize("status", ["KILLED", "FAILED", "FINISHED", "RUNNING"])
+def test_a_reopened_run_keeps_its_status(
+    config: TrackingConfig, tmp_path: Path, status: str
+) -> None:
+    assert reopen_run(config, job_dir=str(tmp_path)) is None
+    job = open_job(config, tmp_path)
+    if status != "RUNNING":
+        job.finish(status)  # type: ignore[arg-type]
+    reopened = reopen_run(config, job_dir=str(tmp_path))
+    assert reopened is not None
+    reopened.log_metrics(7, {"held_out/bleu4": 0.25})
+    reopened.flush()
+    assert history(config, job, "held_out/bleu4") == [(7, 0.25)]
+    assert stored(config, job).info.status == status
 
 
 def test_a_job_whose_run_is_gone_gets_a_new_one(config: TrackingConfig, tmp_path: Path) -> None:

@@ -28,10 +28,10 @@ class ModelConfig(BaseModel):
         json_schema_extra={"counterpart": "from_pretrained.revision"},
     )
     attention: Literal["eager", "blockwise", "flash_attention_2", "flex_attention"] = Field(
-        "eager",
-        description="attention implementation: eager is the reference, blockwise needs O(tokens) "
-        "memory (on a GPU it is FlexAttention); each applies Gemma 2's softcap, windows and "
-        "document borders",
+        "blockwise",
+        description="attention implementation: blockwise needs O(tokens) memory (on a GPU it is "
+        "FlexAttention), eager is the reference and needs O(tokens²); each applies Gemma 2's "
+        "softcap, windows and document borders",
         json_schema_extra={"counterpart": "from_pretrained.attn_implementation"},
     )
     attention_softcap: bool = Field(

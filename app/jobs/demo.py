@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from app.config import Config, override_config
-from app.jobs.cluster import connect_ray
-from app.jobs.evaluate import evaluate_job, find_adapter
-from app.jobs.job import require_workers
+from app.jobs.evaluate import evaluate_job
+from app.jobs.job import connect_workers
+from app.jobs.job_dir import find_adapter
 from app.jobs.train import TrainResult, train_job
 from app.jobs.tune import TuneResult, tune_job
 from app.tracking import check_tracking
@@ -54,8 +54,8 @@ def run_demo(config: Config) -> int:
 
     with phases("connect", "start a private Ray on this machine"):
         connection = ExitStack()
-        connection.enter_context(connect_ray())
-        require_workers(config, max(config.scaling.num_workers, config.search.max_concurrent))
+        num_workers = max(config.scaling.num_workers, config.search.max_concurrent)
+        connection.enter_context(connect_workers(config, num_workers))
 
     with connection:
         num_trials = config.search.num_trials

@@ -42,6 +42,12 @@ def check_packages(config: Config) -> Iterator[Line]:
     if wrong:
         yield "FAIL", f"{'; '.join(wrong)}: run pip install -c deploy/constraints.txt -e ."
 
+    if config.parallel.strategy == "fsdp" and _is_older("torch", "2.13"):
+        yield (
+            "FAIL",
+            "parallel.strategy=fsdp shards 4-bit weights, which needs torch 2.13: update it",
+        )
+
     for name in ("torch", "bitsandbytes", "transformers", "ray", "mlflow"):
         try:
             importlib.import_module(name)
@@ -49,6 +55,12 @@ def check_packages(config: Config) -> Iterator[Line]:
             reason = f"{type(error).__name__}: {error}"
             yield "FAIL", f"{name} cannot be imported ({reason}): reinstall it"
     yield "ok", f"Python {platform.python_version()}, Ray {importlib.metadata.version('ray')}"
+
+
+def _is_older(package: str, version: str) -> bool:
+    from packaging.version import Version
+
+    return Version(importlib.metadata.version(package)) < Version(version)
 
 
 def _list_requirements(*, optuna: bool) -> list["Requirement"]:
@@ -200,7 +212,8 @@ def check_ray(config: Config) -> Iterator[Line]:
 
     Joining a cluster verifies its address, token and version: Ray refuses others.
     """
-    from app.jobs.cluster import connect_ray, describe_shortage, list_node_resources
+    from app.jobs.cluster import connect_ray, is_ray_private
+    from app.jobs.resources import describe_shortage, get_machine_resources, list_node_resources
 
     scaling = config.scaling
     needs = (
@@ -209,13 +222,10 @@ def check_ray(config: Config) -> Iterator[Line]:
         scaling.use_gpu,
         config.data.cpus_per_task,
     )
-    if os.environ.get("RAY_ADDRESS", "local") == "local":
-        import torch
-        from ray._private.utils import get_num_cpus
-
+    is_private = is_ray_private()
+    if is_private:
         yield "ok", "RAY_ADDRESS is not set: each command starts a private Ray on this machine"
-        machine = {"CPU": float(get_num_cpus()), "GPU": float(torch.cuda.device_count())}
-        shortage = describe_shortage([machine], *needs)
+        shortage = describe_shortage([get_machine_resources()], *needs)
     else:
         with connect_ray() as cluster:
             version = importlib.metadata.version("ray")
@@ -223,7 +233,7 @@ def check_ray(config: Config) -> Iterator[Line]:
             yield _check_token(cluster.dashboard)
             shortage = describe_shortage(list_node_resources(), *needs)
 
-    if shortage and scaling.wait_seconds:
+    if shortage and scaling.wait_seconds and not is_private:
         wait = f"or let the autoscaler add nodes within {scaling.wait_seconds} s"
         yield "warn", f"{shortage}, {wait}"
     elif shortage:

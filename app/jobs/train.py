@@ -12,7 +12,8 @@ from ray.train.v2.api.result import Result
 
 from app.config import Config, config_to_yaml, flatten_config
 from app.errors import UserError
-from app.jobs.job import build_stream, get_job_dir, track_run
+from app.jobs.job import build_stream, track_run
+from app.jobs.job_dir import SNAPSHOT, get_job_dir
 from app.jobs.train_context import WorkerJob
 from app.jobs.worker import run_worker
 from app.storage import join_uri, read_json, write_json
@@ -23,9 +24,6 @@ from data_pipeline.stream.ray_dataset import build_data_config, build_dataset
 from data_pipeline.stream.token_stream import Position, Stream
 
 Checkpoints = list[tuple[ray.train.Checkpoint, dict[str, Any]]]
-
-SNAPSHOT = "checkpoint_manager_snapshot.json"
-"""File in the run's folder in which Ray Train 2.60 keeps its list of checkpoints."""
 
 
 @dataclass(frozen=True)

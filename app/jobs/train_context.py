@@ -112,6 +112,7 @@ class RayTrainContext:
             "eval_loss": eval_loss,
             "progress": state.progress,
             "position": dataclasses.asdict(state.position),
+            "precision": self._job.config.train.precision,
         }
         if not save:
             ray.train.report(metrics)

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.config import Config, config_to_yaml, flatten_config, override_config
-from app.jobs.job import get_job_dir, track_run
+from app.jobs.job import track_run
+from app.jobs.job_dir import get_job_dir
 from app.jobs.train import train_trial
 from app.storage import join_uri, write_text
 from app.tracking import Status, open_run

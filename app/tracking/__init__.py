@@ -7,6 +7,7 @@ from app.tracking.mlflow_store import (
     check_tracking,
     get_final_status,
     open_run,
+    reopen_run,
 )
 from app.tracking.tracker import NullTracker, Status, Tracker
 
@@ -20,5 +21,6 @@ __all__ = [
     "check_tracking",
     "get_final_status",
     "open_run",
+    "reopen_run",
     "resolve_uri",
 ]

@@ -89,6 +89,20 @@ def open_run(
     return tracker
 
 
+def reopen_run(config: TrackingConfig, *, job_dir: str) -> Tracker | None:
+    """Return the tracker of the job's run, whose status stays as it is; None if there is no run.
+
+    Its last call is `flush`.
+    """
+    if config.uri is None:
+        return NullTracker()
+    run_id = (read_json(join_uri(job_dir, "mlflow_run.json")) or {}).get("run_id")
+    client = make_client(config.uri, config.timeout_seconds)
+    if run_id is None or not _is_active(client, run_id):
+        return None
+    return attach_run(config, run_id, job_dir=job_dir)
+
+
 def attach_run(
     config: TrackingConfig, run_id: str | None, *, job_dir: str | None = None
 ) -> Tracker:

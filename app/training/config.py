@@ -137,10 +137,11 @@ class TrainConfig(BaseModel):
         "always kept",
         json_schema_extra={"counterpart": "TrainingArguments.save_total_limit"},
     )
-    precision: Literal["bf16", "fp16", "fp32"] = Field(
-        "bf16",
-        description="dtype of matrix products; fp16 is for GPUs without bf16: it scales the loss "
-        "and keeps the residual stream in fp32",
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
+        "auto",
+        description="dtype of matrix products; auto: that of the job's newest checkpoint, "
+        "otherwise bf16 on GPUs and on CPUs that multiply bf16, fp32 on other CPUs; fp16 is for "
+        "GPUs without bf16: it scales the loss and keeps the residual stream in fp32",
         json_schema_extra={
             "counterpart": "TrainingArguments.bf16, TrainingArguments.fp16, "
             "from_pretrained.dtype, BitsAndBytesConfig.bnb_4bit_compute_dtype"

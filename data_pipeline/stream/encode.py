@@ -74,9 +74,15 @@ class PromptEncoder:
         self._before_svg = [self._control_id("<bos>"), *user_turn, *system_ids]
         self._after_svg = _encode_text(self._template, "\n<end_of_turn>\n<start_of_turn>model\n")
 
-    def encode_prompt(self, svg: str) -> list[int]:
-        """Return the ids up to and including `<start_of_turn>model\\n`."""
-        return [*self._before_svg, *_encode_text(self._content, svg), *self._after_svg]
+    def encode_prompt(self, svg: str, max_tokens: int | None = None) -> list[int]:
+        """Return the ids up to and including `<start_of_turn>model\\n`.
+
+        The end of the SVG is cut if the prompt would be longer than `max_tokens`.
+        """
+        svg_ids = _encode_text(self._content, svg)
+        if max_tokens is not None:
+            svg_ids = svg_ids[: max(0, max_tokens - len(self._before_svg) - len(self._after_svg))]
+        return [*self._before_svg, *svg_ids, *self._after_svg]
 
     def encode(self, svg: str, caption: str) -> Example:
         """Return the whole example.
