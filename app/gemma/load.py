@@ -13,6 +13,7 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, Gemma2ForCausalLM
+from transformers.utils.generic import is_flash_attention_requested
 
 from app.gemma import attention
 from app.gemma.base_model import (
@@ -235,6 +236,10 @@ class CaptionLoss(nn.Module):
         attention mask.
         """
         inner = unwrap_gemma(self.model)
+        if is_flash_attention_requested(inner.config):
+            # Flash attention reads document borders from position_ids in a batch of one only.
+            input_ids, position_ids = input_ids.reshape(1, -1), position_ids.reshape(1, -1)
+
         with autocast(input_ids.device, self.dtype):
             hidden = inner.model(
                 input_ids=input_ids, position_ids=position_ids, use_cache=False
