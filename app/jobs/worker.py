@@ -28,7 +28,7 @@ from app.training.parallel import (
 )
 from app.training.step import compute_mean_loss
 from data_pipeline.stream.ray_dataset import iterate_batches
-from data_pipeline.stream.token_stream import Batch, Position, compute_progress
+from data_pipeline.stream.token_stream import Batch, Position
 from data_pipeline.stream.worker_batches import read_validation_batches
 
 
@@ -76,7 +76,6 @@ def _work(job: WorkerJob) -> dict[str, Any]:
     )
     own_dropped = sum(int(batch["num_dropped"].sum()) for batch in validation)
     num_validation_dropped = int(all_reduce_sum(torch.tensor(own_dropped), context))
-    num_shuffle_blocks = job.stream.num_shuffle_blocks
 
     def after_step(step: int, micro_batches: Sequence[Batch]) -> None:
         _empty_cache(step, config.memory.empty_cache_steps, device)
@@ -91,7 +90,7 @@ def _work(job: WorkerJob) -> dict[str, Any]:
         config=config.train,
         optim=config.optim,
         context=context,
-        compute_progress=lambda position: compute_progress(position, num_shuffle_blocks),
+        compute_progress=job.stream.compute_progress,
         after_step=after_step,
     )
     batches = _check_start(_iterate_train_batches(config, context), state.position)

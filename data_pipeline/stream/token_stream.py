@@ -8,7 +8,7 @@ for any number of workers.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -51,12 +51,6 @@ class Position:
     """Number of sequences in that shuffle block; not used while index is 0."""
 
 
-def compute_progress(position: Position, num_shuffle_blocks: int) -> float:
-    """Return the finished share of all epochs, from 0 to 1; every shuffle block counts alike."""
-    done = position.shuffle_block + position.index / position.num_block_sequences
-    return done / num_shuffle_blocks
-
-
 @dataclass(frozen=True)
 class Stream:
     """All epochs of the train split, and the validation split, as blocks of packed sequences."""
@@ -82,17 +76,27 @@ class Stream:
         """Number of shuffle blocks in all epochs. The stream ends there."""
         return self.num_epochs * self.num_shuffle_blocks_per_epoch
 
+    def compute_progress(self, position: Position) -> float:
+        """Return the finished share of all epochs, from 0 to 1, by numbers of examples."""
+        num_blocks, size = self.num_shuffle_blocks_per_epoch, self.config.shuffle_block_examples
+        epoch, turn = divmod(position.shuffle_block, num_blocks)
+
+        # only the last block of the shards may be short
+        num_missing = num_blocks * size - self.num_train_examples
+        order = _order_blocks(self.config.seed, epoch, num_blocks)
+        sizes = np.where(order == num_blocks - 1, size - num_missing, size)
+
+        done = sizes[:turn].sum() + sizes[turn] * position.index / position.num_block_sequences
+        return float((epoch + done / self.num_train_examples) / self.num_epochs)
+
     def pack_shuffle_block(self, number: int) -> Batch:
         """Return the packed sequences of block `number`, 0 ≤ number < num_shuffle_blocks.
 
         This is a pure function of shards, config and number.
         """
-        epoch, turn = divmod(number, self.num_shuffle_blocks_per_epoch)
-        seed = self.config.seed
-
-        # choose the block of the shards
-        block_order = np.random.default_rng((seed, epoch))
-        block = int(block_order.permutation(self.num_shuffle_blocks_per_epoch)[turn])
+        num_blocks, seed = self.num_shuffle_blocks_per_epoch, self.config.seed
+        epoch, turn = divmod(number, num_blocks)
+        block = int(_order_blocks(seed, epoch, num_blocks)[turn])  # of the shards
 
         # shuffle inside the block; + 1 because numpy seeds (seed, epoch, 0) like (seed, epoch)
         example_order = np.random.default_rng((seed, epoch, block + 1))
@@ -213,6 +217,12 @@ class Stream:
                 num_truncated += 1
 
         return fitting, num_truncated
+
+
+@lru_cache(maxsize=2)
+def _order_blocks(seed: int, epoch: int, num_blocks: int) -> npt.NDArray[np.int64]:
+    """Return the blocks of the shards in the order in which an epoch reads them."""
+    return np.random.default_rng((seed, epoch)).permutation(num_blocks)
 
 
 _NO_TOKENS = np.zeros(0, np.int32)
