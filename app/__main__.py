@@ -17,6 +17,7 @@ from app import config as configs
 from app.arguments import parse_arguments
 from app.config_reference import render_reference
 from app.errors import UserError
+from app.full_disk import find_full_disk
 from app.gemma.config import ModelConfig, QuantizationConfig
 from app.tracking import build_ui_command, check_tracking
 from data_pipeline.config import PrepareConfig
@@ -38,6 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, DataError, SearchError) as error:
         print(f"svgscribe: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        full = find_full_disk(error)
+        if full is None:
+            raise
+        print(f"svgscribe: {full}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("svgscribe: interrupted", file=sys.stderr)
         return 130
@@ -46,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     """Train the job of the config, or continue it. Print its result as JSON."""
     config = _load_job_config(arguments)
+    from app.jobs.check import check_before_ray
     from app.jobs.cluster import connect_ray
     from app.jobs.fit import get_memory_limit, require_fit
     from app.jobs.job import require_workers
@@ -53,6 +61,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from data_pipeline.shards import open_shards
 
     shards = open_shards(config.data.shards)
+    check_before_ray(config, shards)
     require_fit(config, get_memory_limit(config))
     with connect_ray():
         require_workers(config, config.scaling.num_workers)
@@ -77,12 +86,14 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _tune(arguments: argparse.Namespace) -> int:
     """Search over `search.space`. Print the best trial as JSON."""
     config = _load_job_config(arguments)
+    from app.jobs.check import check_before_ray
     from app.jobs.cluster import connect_ray
     from app.jobs.job import require_workers
     from app.jobs.tune import tune_job
     from data_pipeline.shards import open_shards
 
     shards = open_shards(config.data.shards)
+    check_before_ray(config, shards)
     with connect_ray():
         require_workers(config, config.search.max_concurrent * config.search.workers_per_trial)
         searched = tune_job(config, shards)

@@ -18,8 +18,13 @@ def get_job_dir(config: Config) -> str:
 
 
 def build_stream(config: Config, shards: Shards) -> Stream:
-    """Return the token stream of a config over its opened shards."""
+    """Return the token stream of a config over its opened shards.
+
+    The tokenizer is that of the model, in the revision of the model.
+    """
     tokenizer = resolve_model_source(config.model.name)
+    if config.model.revision is not None:
+        tokenizer = f"{tokenizer}@{config.model.revision}"
     return Stream(shards, config.data, tokenizer, config.train.num_epochs)
 
 

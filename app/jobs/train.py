@@ -1,6 +1,7 @@
 """One training job: build Ray's TorchTrainer, run it, and record the best checkpoint."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,19 +13,20 @@ from ray.train.v2.api.result import Result
 
 from app.config import Config, config_to_yaml, flatten_config
 from app.errors import UserError
-from app.jobs.job import build_stream, get_job_dir, track_run
+from app.jobs.check import check_job, describe_length
+from app.jobs.failures import StopAtLastingErrors, find_lasting_error
+from app.jobs.job import get_job_dir, track_run
+from app.jobs.lease import hold_lease
+from app.jobs.resume import read_newest
 from app.jobs.train_context import WorkerJob
 from app.jobs.worker import run_worker
-from app.storage import join_uri, read_json, write_json
+from app.storage import join_uri, write_json
 from app.tracking import Tracker, open_run
 from data_pipeline.shards import Shards
 from data_pipeline.stream.ray_dataset import build_data_config, build_dataset
 from data_pipeline.stream.token_stream import Position, Stream
 
 Checkpoints = list[tuple[ray.train.Checkpoint, dict[str, Any]]]
-
-SNAPSHOT = "checkpoint_manager_snapshot.json"
-"""File in the run's folder in which Ray Train 2.60 keeps its list of checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,12 @@ class ResumingDataset:
     """
 
     stream: Stream
-    snapshot: str
+    job_dir: str
     num_workers: int
 
     def __call__(self) -> ray.data.Dataset:
         """Return the dataset from the newest checkpoint's position on."""
-        newest = (read_json(self.snapshot) or {}).get("latest_checkpoint_result")
+        newest = read_newest(self.job_dir)
         start = Position() if newest is None else Position(**newest["metrics"]["position"])
         return build_dataset(self.stream, start=start, num_workers=self.num_workers)
 
@@ -60,12 +62,21 @@ class ResumingDataset:
 def train_job(config: Config, shards: Shards) -> TrainResult:
     """Run or continue the job `train.run_name` in one MLflow run.
 
-    Needs a connected Ray (app.jobs.cluster.connect_ray). Raises UserError if training fails.
+    Needs a connected Ray (app.jobs.cluster.connect_ray). Raises UserError if training fails, if
+    another process trains this job, or if the newest checkpoint is of other settings or data.
     """
     job_dir = get_job_dir(config)
+    with hold_lease(job_dir):
+        stream = check_job(config, shards)
+        print(describe_length(config, stream), file=sys.stderr)
+        return _train(config, stream, job_dir)
+
+
+def _train(config: Config, stream: Stream, job_dir: str) -> TrainResult:
+    """Run or continue a checked job."""
     with track_run(config, job_dir) as tracker:
-        _log_job(tracker, config, shards)
-        job = WorkerJob(config, build_stream(config, shards), job_dir, tracker.run_id)
+        _log_job(tracker, config, stream.shards)
+        job = WorkerJob(config, stream, job_dir, tracker.run_id)
         metrics, checkpoints = _fit(_build_trainer(job))
         return _record_result(metrics, checkpoints, job_dir, tracker)
 
@@ -90,7 +101,7 @@ def train_trial(
         tags=tags,
     )
     _log_job(tracker, config, shards)
-    job = WorkerJob(config, build_stream(config, shards), job_dir, tracker.run_id)
+    job = WorkerJob(config, check_job(config, shards), job_dir, tracker.run_id)
     metrics, _ = _fit(_build_trainer(job, callbacks=[TuneReportCallback()]))
     tracker.finish("FINISHED")
     return metrics
@@ -121,13 +132,11 @@ def _log_job(tracker: Tracker, config: Config, shards: Shards) -> None:
     tracker.log_metrics(0, counts)
 
 
-def _build_trainer(
-    job: WorkerJob, callbacks: list[Any] | None = None
-) -> ray.train.torch.TorchTrainer:
+def _build_trainer(job: WorkerJob, callbacks: Sequence[Any] = ()) -> ray.train.torch.TorchTrainer:
     config, scaling = job.config, job.config.scaling
     resources = {"CPU": scaling.cpus_per_worker} | ({"GPU": 1.0} if scaling.use_gpu else {})
     storage_path, _, name = job.job_dir.rpartition("/")
-    dataset = ResumingDataset(job.stream, join_uri(job.job_dir, SNAPSHOT), scaling.num_workers)
+    dataset = ResumingDataset(job.stream, job.job_dir, scaling.num_workers)
 
     return ray.train.torch.TorchTrainer(
         cast(Any, run_worker),  # Ray's annotation of this argument allows no returned value
@@ -149,7 +158,7 @@ def _build_trainer(
                 checkpoint_score_attribute="eval_loss",
                 checkpoint_score_order="min",
             ),
-            callbacks=callbacks,
+            callbacks=cast(Any, [StopAtLastingErrors(), *callbacks]),
         ),
     )
 
@@ -162,6 +171,9 @@ def _fit(trainer: ray.train.torch.TorchTrainer) -> tuple[dict[str, Any], Checkpo
     try:
         result = cast(Result, trainer.fit())
     except ray.train.TrainingFailedError as error:
+        lasting = find_lasting_error(error)
+        if lasting is not None:
+            raise lasting from error
         failures = getattr(error, "worker_failures", None) or {0: error}
         rank, first = next(iter(failures.items()))
         reason = str(first).strip().splitlines()[-1]
@@ -169,10 +181,7 @@ def _fit(trainer: ray.train.torch.TorchTrainer) -> tuple[dict[str, Any], Checkpo
             f"training failed on worker {rank}: {reason} (its traceback is above)"
         ) from error
 
-    returned: dict[str, Any] = dict(result.return_value or {})
-    if "error" in returned:
-        raise UserError(returned["error"])
-    return returned, result.best_checkpoints or []
+    return dict(result.return_value or {}), result.best_checkpoints or []
 
 
 def _record_result(

@@ -104,7 +104,7 @@ def train_model(
             break
         step_started = time.monotonic()
         micro_batches = [batch for batch, _ in taken]
-        started = compute_progress(state.step, setup.compute_progress(state.position), config)
+        previous = compute_progress(state.step, setup.compute_progress(state.position), config)
         state.position = taken[-1][1]
         totals = count_step_totals(micro_batches, context)
         if not totals.num_targets:  # all examples were dropped: there is nothing to step on
@@ -112,10 +112,9 @@ def train_model(
             continue
 
         # learning rate in the middle of the step: neither the first nor the last step is at 0
-        state.progress = compute_progress(
-            state.step + 1, setup.compute_progress(state.position), config
-        )
-        learning_rate = compute_learning_rate(setup.optim, (started + state.progress) / 2)
+        data_share = setup.compute_progress(state.position)
+        state.progress = compute_progress(state.step + 1, data_share, config)
+        learning_rate = compute_learning_rate(setup.optim, (previous + state.progress) / 2)
 
         # one step
         outcome = _step_or_skip(setup, state, micro_batches, totals.num_targets, learning_rate)

@@ -62,6 +62,11 @@ class Stream:
     num_epochs: int
 
     @property
+    def encoder(self) -> PromptEncoder:
+        """The encoder of this stream; one for each process."""
+        return _encoder(self.tokenizer, self.config.system_prompt)
+
+    @property
     def num_train_examples(self) -> int:
         """Number of examples in one epoch."""
         return self._num_examples("train", self.config.max_train_records)
@@ -125,6 +130,33 @@ class Stream:
         for block in range(math.ceil(num_examples / self.config.shuffle_block_examples)):
             yield self._pack(self._encode_block("validation", block, num_examples), block)
 
+    def require_fitting_examples(self, split: str) -> None:
+        """Raise DataError if no example of a split fits into a sequence.
+
+        Read at most _MAX_CHECKED examples: `prepare` has shuffled them.
+        """
+        limit = self.config.max_train_records
+        if split == "validation":
+            limit = self.config.max_validation_records
+        num_examples = self._num_examples(split, limit)
+        lengths: list[int] = []
+
+        for block in range(math.ceil(num_examples / self.config.shuffle_block_examples)):
+            examples = self._encode_block(split, block, num_examples)
+            if self._fit(self.encoder, examples)[0]:
+                return
+            lengths += [len(example.input_ids) for _, example in examples]
+            if len(lengths) >= _MAX_CHECKED:
+                break
+
+        remedy = f"raise it to at least {min(lengths)}, or set data.too_long=truncate"
+        if self.config.too_long == "truncate":
+            remedy = "prompt and caption alone are longer; raise it"
+        raise DataError(
+            f"none of {len(lengths)} examples of the {split} split fits into "
+            f"data.sequence_tokens={self.config.sequence_tokens}: {remedy}"
+        )
+
     def _num_examples(self, split: str, limit: int | None) -> int:
         num_examples = self.shards.num_records(split)
         if not num_examples:
@@ -145,20 +177,18 @@ class Stream:
     def _encode_block(self, split: str, block: int, num_examples: int) -> list[_Numbered]:
         first, records = self._read_block(split, block, num_examples)
         pairs = [(record.svg, record.caption) for record in records]
-        encoder = _encoder(self.tokenizer, self.config.system_prompt)
-
         cache_dir = self.config.cache_dir
         if cache_dir is None:
-            examples = encoder.encode_batch(pairs)
+            examples = self.encoder.encode_batch(pairs)
         else:
-            examples = encode_cached(encoder, pairs, cache_dir)
+            examples = encode_cached(self.encoder, pairs, cache_dir)
         return [*enumerate(examples, first)]
 
     def _pack(
         self, examples: Sequence[_Numbered], number: int, order: np.random.Generator | None = None
     ) -> Batch:
         """Pack the examples of block `number`; `order` shuffles examples and sequences."""
-        encoder = _encoder(self.tokenizer, self.config.system_prompt)
+        encoder = self.encoder
 
         # shuffle, fit, pack
         if order is not None:
@@ -225,6 +255,7 @@ def _order_blocks(seed: int, epoch: int, num_blocks: int) -> npt.NDArray[np.int6
     return np.random.default_rng((seed, epoch)).permutation(num_blocks)
 
 
+_MAX_CHECKED = 16_384  # a few seconds of tokenising
 _NO_TOKENS = np.zeros(0, np.int32)
 _EMPTY_SEQUENCE = PackedSequence(_NO_TOKENS, _NO_TOKENS, _NO_TOKENS, members=())
 
