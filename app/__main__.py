@@ -147,7 +147,9 @@ def _quantize(arguments: argparse.Namespace) -> int:
     )
     from app.jobs.quantize import quantize_model
 
-    model = ModelConfig(name=arguments.model, revision=arguments.revision)
+    model = configs.validate_values(
+        ModelConfig, {"name": arguments.model, "revision": arguments.revision}
+    )
     print(json.dumps(quantize_model(model, quantization, Path(arguments.out))))
     return 0
 

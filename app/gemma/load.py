@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, Gemma2ForCausalLM
 from transformers.utils.generic import is_flash_attention_requested
 
+from app.errors import UserError
 from app.gemma import attention
 from app.gemma.base_model import (
     find_weight_files,
@@ -67,15 +68,22 @@ def load_base_model(
         )
 
     # load
-    base_model = Gemma2ForCausalLM.from_pretrained(
-        resolve_model_source(model.name),
-        config=config,
-        revision=model.revision or "main",
-        dtype=dtype if quantization.kind == "none" else "auto",
-        attn_implementation=model.attention,
-        quantization_config=quantize_while_loading,
-        device_map={"": device},
-    )
+    try:
+        base_model = Gemma2ForCausalLM.from_pretrained(
+            resolve_model_source(model.name),
+            config=config,
+            revision=model.revision or "main",
+            dtype=dtype if quantization.kind == "none" else "auto",
+            attn_implementation=model.attention,
+            quantization_config=quantize_while_loading,
+            device_map={"": device},
+        )
+    except ImportError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"model.attention={model.attention} cannot run here ({reason}): "
+            "install its package on every node, or set model.attention=blockwise"
+        ) from error
     _freeze_in_dtype(base_model, dtype)
 
     # log

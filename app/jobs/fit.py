@@ -78,7 +78,10 @@ def _find_fix(config: Config, limit_bytes: float) -> str:
     singles = [[remedy] for remedy in remedies]
     groups = [remedies[:n] for n in range(2, len(remedies) + 1)]
     for chosen in [*singles, *groups]:
-        changed = override_config(config, dict(chosen))
+        try:
+            changed = override_config(config, dict(chosen))
+        except UserError:
+            continue  # it does nothing without another remedy: a group has both
         if simulate_peak_bytes(changed, labelled_share=CAPTION_LABEL_SHARE) <= limit_bytes:
             return f"set {_format_settings(chosen)}"
 

@@ -69,6 +69,15 @@ class OptimConfig(BaseModel):
         json_schema_extra={"counterpart": "TrainingArguments.max_grad_norm"},
     )
 
+    @model_validator(mode="after")
+    def _require_restarts_for_cycles(self) -> Self:
+        if self.num_cycles != 1 and self.schedule != "cosine_with_restarts":
+            raise ValueError(
+                f"optim.num_cycles={self.num_cycles} does nothing with optim.schedule="
+                f"{self.schedule}: set optim.schedule=cosine_with_restarts, or optim.num_cycles=1"
+            )
+        return self
+
 
 class TrainConfig(BaseModel):
     """Length of the job, batch sizes, evaluation, checkpoints, precision and seed."""
