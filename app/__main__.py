@@ -17,6 +17,7 @@ from app import config as configs
 from app.arguments import parse_arguments
 from app.config_reference import render_reference
 from app.errors import UserError
+from app.full_disk import find_full_disk
 from app.gemma.config import ModelConfig, QuantizationConfig
 from app.jobs.job_dir import find_adapter
 from app.jobs.precision import resolve_precision
@@ -40,6 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, DataError, SearchError) as error:
         print(f"svgscribe: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        full = find_full_disk(error)
+        if full is None:
+            raise
+        print(f"svgscribe: {full}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("svgscribe: interrupted", file=sys.stderr)
         return 130
@@ -48,12 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     """Train the job of the config, or continue it. Print its result as JSON."""
     config = _load_job_config(arguments)
+    from app.jobs.check import check_before_ray
     from app.jobs.fit import get_memory_limit, require_fit
     from app.jobs.job import connect_workers
     from app.jobs.train import train_job
     from data_pipeline.shards import open_shards
 
     shards = open_shards(config.data.shards)
+    check_before_ray(config, shards)
     require_fit(config, get_memory_limit(config))
     with connect_workers(config, config.scaling.num_workers):
         result = train_job(config, shards)
@@ -77,11 +86,13 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _tune(arguments: argparse.Namespace) -> int:
     """Search over `search.space`. Print the best trial as JSON."""
     config = _load_job_config(arguments)
+    from app.jobs.check import check_before_ray
     from app.jobs.job import connect_workers
     from app.jobs.tune import tune_job
     from data_pipeline.shards import open_shards
 
     shards = open_shards(config.data.shards)
+    check_before_ray(config, shards)
     per_trial = config.search.workers_per_trial
     num_workers = config.search.max_concurrent * per_trial
     with connect_workers(config, num_workers, workers_per_trial=per_trial):
@@ -139,7 +150,9 @@ def _quantize(arguments: argparse.Namespace) -> int:
     )
     from app.jobs.quantize import quantize_model
 
-    model = ModelConfig(name=arguments.model, revision=arguments.revision)
+    model = configs.validate_values(
+        ModelConfig, {"name": arguments.model, "revision": arguments.revision}
+    )
     print(json.dumps(quantize_model(model, quantization, Path(arguments.out))))
     return 0
 

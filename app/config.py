@@ -53,6 +53,20 @@ class Config(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _check_model_settings_agree(self) -> Self:
+        if self.lora.train_embeddings and self.memory.embedding == "host":
+            raise ValueError(
+                "memory.embedding=host needs a frozen embedding: set lora.train_embeddings=false, "
+                "or memory.embedding=device"
+            )
+        if self.model.attention == "flash_attention_2" and self.train.precision == "fp32":
+            raise ValueError(
+                "model.attention=flash_attention_2 computes in 16 bits only, not in "
+                "train.precision=fp32: set train.precision=bf16, or model.attention=blockwise"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_search_space(self) -> Self:
         """Check that every choice, and both ends of every range, make a valid config."""
         steps = self.search.trial_steps or self.train.max_steps

@@ -197,3 +197,8 @@ def test_a_softcap_can_be_switched_off_in_loss_and_generation_alike(
         assert float(ours / count) == pytest.approx(float(theirs.loss), rel=1e-5)
         torch.testing.assert_close(generated, theirs.logits)
         assert not torch.allclose(generated, capped, atol=1e-2)
+
+
+def test_an_attention_whose_package_is_missing_is_refused_by_name(folder):
+    with pytest.raises(UserError, match=r"model\.attention=flash_attention_2 cannot run here"):
+        objective(folder, attention="flash_attention_2")

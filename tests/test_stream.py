@@ -16,7 +16,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.shards import open_shards
 from data_pipeline.stream.encode import IGNORE_INDEX, PromptEncoder
 from data_pipeline.stream.ray_dataset import build_dataset, iterate_batches
-from data_pipeline.stream.token_stream import Batch, Position, Stream, compute_progress
+from data_pipeline.stream.token_stream import Batch, Position, Stream
 from data_pipeline.stream.worker_batches import (
     Dealer,
     read_validation_batches,
@@ -346,12 +346,15 @@ def test_progress_grows_from_0_to_1_with_the_position(stream: Stream) -> None:
         Position(),
         *(p for _, p in split_among_workers(blocks, micro_batch_size=1, rank=0, num_workers=1)),
     ]
-    shares = [compute_progress(position, stream.num_shuffle_blocks) for position in positions]
+    shares = [stream.compute_progress(position) for position in positions]
     assert (shares[0], shares[-1]) == (0.0, 1.0)
     assert all(a < b for a, b in itertools.pairwise(shares))
     assert positions == sorted(positions)
     assert positions[-1] == Position(shuffle_block=4)
-    assert compute_progress(Position(shuffle_block=3, index=1, num_block_sequences=4), 13) == 0.25
+    num_done = 0
+    for number in range(stream.num_shuffle_blocks):  # blocks of 120 and of 30 examples
+        assert stream.compute_progress(Position(number)) == num_done / (2 * NUM_TRAIN)
+        num_done += int(stream.pack_shuffle_block(number)["num_examples"].sum())
     for position in positions[:: len(positions) // 7]:
         assert Position(**json.loads(json.dumps(dataclasses.asdict(position)))) == position
 

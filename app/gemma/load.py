@@ -13,7 +13,9 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, Gemma2ForCausalLM
+from transformers.utils.generic import is_flash_attention_requested
 
+from app.errors import UserError
 from app.gemma import attention
 from app.gemma.base_model import (
     find_weight_files,
@@ -66,15 +68,22 @@ def load_base_model(
         )
 
     # load
-    base_model = Gemma2ForCausalLM.from_pretrained(
-        resolve_model_source(model.name),
-        config=config,
-        revision=model.revision or "main",
-        dtype=dtype if quantization.kind == "none" else "auto",
-        attn_implementation=model.attention,
-        quantization_config=quantize_while_loading,
-        device_map={"": device},
-    )
+    try:
+        base_model = Gemma2ForCausalLM.from_pretrained(
+            resolve_model_source(model.name),
+            config=config,
+            revision=model.revision or "main",
+            dtype=dtype if quantization.kind == "none" else "auto",
+            attn_implementation=model.attention,
+            quantization_config=quantize_while_loading,
+            device_map={"": device},
+        )
+    except ImportError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"model.attention={model.attention} cannot run here ({reason}): "
+            "install its package on every node, or set model.attention=blockwise"
+        ) from error
     _freeze_in_dtype(base_model, dtype)
 
     # log
@@ -235,6 +244,10 @@ class CaptionLoss(nn.Module):
         attention mask.
         """
         inner = unwrap_gemma(self.model)
+        if is_flash_attention_requested(inner.config):
+            # Flash attention reads document borders from position_ids in a batch of one only.
+            input_ids, position_ids = input_ids.reshape(1, -1), position_ids.reshape(1, -1)
+
         with autocast(input_ids.device, self.dtype):
             hidden = inner.model(
                 input_ids=input_ids, position_ids=position_ids, use_cache=False

@@ -121,7 +121,11 @@ def _find_fix(
     singles = [[remedy] for remedy in possible]
     groups = [possible[:n] for n in range(2, len(possible) + 1)]
     for chosen in [*singles, *groups]:
-        if simulate_bytes(override_config(config, dict(chosen))) <= limit_bytes:
+        try:
+            changed = override_config(config, dict(chosen))
+        except UserError:
+            continue  # it does nothing without another remedy: a group has both
+        if simulate_bytes(changed) <= limit_bytes:
             return f"set {_format_settings(chosen)}"
 
     with_all = override_config(config, dict(possible))

@@ -14,8 +14,13 @@ from data_pipeline.stream.token_stream import Stream
 
 
 def build_stream(config: Config, shards: Shards) -> Stream:
-    """Return the token stream of a config over its opened shards."""
+    """Return the token stream of a config over its opened shards.
+
+    The tokenizer is that of the model, in the revision of the model.
+    """
     tokenizer = resolve_model_source(config.model.name)
+    if config.model.revision is not None:
+        tokenizer = f"{tokenizer}@{config.model.revision}"
     return Stream(shards, config.data, tokenizer, config.train.num_epochs)
 
 

@@ -1,6 +1,7 @@
 """One training job: build Ray's TorchTrainer, run it, and record the best checkpoint."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,11 +13,14 @@ from ray.train.v2.api.result import Result
 
 from app.config import Config, config_to_yaml, flatten_config
 from app.errors import UserError
-from app.jobs.job import build_stream, track_run
-from app.jobs.job_dir import SNAPSHOT, get_job_dir
+from app.jobs.check import check_job, describe_length
+from app.jobs.failures import StopAtLastingErrors, find_lasting_error
+from app.jobs.job import track_run
+from app.jobs.job_dir import get_job_dir, read_newest_checkpoint
+from app.jobs.lease import hold_lease
 from app.jobs.train_context import WorkerJob
 from app.jobs.worker import run_worker
-from app.storage import join_uri, read_json, write_json
+from app.storage import join_uri, write_json
 from app.tracking import Tracker, open_run
 from data_pipeline.filesystem import open_filesystem
 from data_pipeline.shards import Shards
@@ -46,14 +50,14 @@ class ResumingDataset:
     """
 
     stream: Stream
-    snapshot: str
+    job_dir: str
     micro_batch_size: int
     num_workers: int
 
     def __call__(self) -> ray.data.Dataset:
         """Return the dataset from the newest checkpoint's position on."""
-        newest = (read_json(self.snapshot) or {}).get("latest_checkpoint_result")
-        start = Position() if newest is None else Position(**newest["metrics"]["position"])
+        newest = read_newest_checkpoint(self.job_dir)
+        start = Position() if newest is None else Position(**newest.metrics["position"])
         return build_dataset(
             self.stream,
             start=start,
@@ -65,12 +69,21 @@ class ResumingDataset:
 def train_job(config: Config, shards: Shards) -> TrainResult:
     """Run or continue the job `train.run_name` in one MLflow run.
 
-    Needs a connected Ray (app.jobs.cluster.connect_ray). Raises UserError if training fails.
+    Needs a connected Ray (app.jobs.cluster.connect_ray). Raises UserError if training fails, if
+    another process trains this job, or if the newest checkpoint is of other settings or data.
     """
     job_dir = get_job_dir(config)
+    with hold_lease(job_dir):
+        stream = check_job(config, shards)
+        print(describe_length(config, stream), file=sys.stderr)
+        return _train(config, stream, job_dir)
+
+
+def _train(config: Config, stream: Stream, job_dir: str) -> TrainResult:
+    """Run or continue a checked job."""
     with track_run(config, job_dir) as tracker:
-        _log_job(tracker, config, shards)
-        job = WorkerJob(config, build_stream(config, shards), job_dir, tracker.run_id)
+        _log_job(tracker, config, stream.shards)
+        job = WorkerJob(config, stream, job_dir, tracker.run_id)
         metrics, checkpoints = _fit(_build_trainer(job))
         return _record_result(metrics, checkpoints, job_dir, tracker)
 
@@ -95,7 +108,7 @@ def train_trial(
         tags=tags,
     )
     _log_job(tracker, config, shards)
-    job = WorkerJob(config, build_stream(config, shards), job_dir, tracker.run_id)
+    job = WorkerJob(config, check_job(config, shards), job_dir, tracker.run_id)
     metrics, _ = _fit(_build_trainer(job, callbacks=[TuneReportCallback()]))
     tracker.finish("FINISHED")
     return metrics
@@ -126,17 +139,14 @@ def _log_job(tracker: Tracker, config: Config, shards: Shards) -> None:
     tracker.log_metrics(0, counts)
 
 
-def _build_trainer(
-    job: WorkerJob, callbacks: list[Any] | None = None
-) -> ray.train.torch.TorchTrainer:
+def _build_trainer(job: WorkerJob, callbacks: Sequence[Any] = ()) -> ray.train.torch.TorchTrainer:
     config, scaling = job.config, job.config.scaling
     resources = {"CPU": scaling.cpus_per_worker} | ({"GPU": 1.0} if scaling.use_gpu else {})
     # Ray would cut the query off a URI, such as an S3 endpoint
     filesystem, path = open_filesystem(job.job_dir)
     storage_path, _, name = path.rpartition("/")
-    snapshot = join_uri(job.job_dir, SNAPSHOT)
     dataset = ResumingDataset(
-        job.stream, snapshot, config.train.micro_batch_size, scaling.num_workers
+        job.stream, job.job_dir, config.train.micro_batch_size, scaling.num_workers
     )
 
     return ray.train.torch.TorchTrainer(
@@ -160,7 +170,7 @@ def _build_trainer(
                 checkpoint_score_attribute="eval_loss",
                 checkpoint_score_order="min",
             ),
-            callbacks=callbacks,
+            callbacks=cast(Any, [StopAtLastingErrors(), *callbacks]),
         ),
     )
 
@@ -173,6 +183,9 @@ def _fit(trainer: ray.train.torch.TorchTrainer) -> tuple[dict[str, Any], Checkpo
     try:
         result = cast(Result, trainer.fit())
     except ray.train.TrainingFailedError as error:
+        lasting = find_lasting_error(error)
+        if lasting is not None:
+            raise lasting from error
         failures = getattr(error, "worker_failures", None) or {0: error}
         rank, first = next(iter(failures.items()))
         reason = str(first).strip().splitlines()[-1]
@@ -180,10 +193,7 @@ def _fit(trainer: ray.train.torch.TorchTrainer) -> tuple[dict[str, Any], Checkpo
             f"training failed on worker {rank}: {reason} (its traceback is above)"
         ) from error
 
-    returned: dict[str, Any] = dict(result.return_value or {})
-    if "error" in returned:
-        raise UserError(returned["error"])
-    return returned, result.best_checkpoints or []
+    return dict(result.return_value or {}), result.best_checkpoints or []
 
 
 def _record_result(

@@ -1,11 +1,14 @@
 """One search: an MLflow run with a child run per trial. Combines `tune.search` with `train`."""
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 from app.config import Config, config_to_yaml, flatten_config, override_config
+from app.jobs.check import check_job, describe_length
 from app.jobs.job import track_run
 from app.jobs.job_dir import get_job_dir
+from app.jobs.lease import hold_lease
 from app.jobs.train import train_trial
 from app.storage import join_uri, write_text
 from app.tracking import Status, open_run
@@ -40,8 +43,10 @@ def tune_job(config: Config, shards: Shards) -> TuneResult:
     Write the best trial's config to best.yaml in the job's folder, and log it to MLflow.
     """
     job_dir = get_job_dir(config)
-    with track_run(config, job_dir, {"kind": "search"}) as parent:
+    with hold_lease(job_dir), track_run(config, job_dir, {"kind": "search"}) as parent:
         # search
+        trial = _trial_config(config, job_dir, {}, "0")
+        print(f"each trial: {describe_length(trial, check_job(config, shards))}", file=sys.stderr)
         parent.log_params(flatten_config(config))
         result, run_ids = _search(config, shards, job_dir, parent.run_id)
 

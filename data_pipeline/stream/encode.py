@@ -55,8 +55,9 @@ class Example(NamedTuple):
 class PromptEncoder:
     """Encode prompts and whole examples; decode captions.
 
-    `tokenizer` is a folder with a `tokenizer.json`, or a hub name. Raises DataError if it is
-    neither, or if the tokenizer lacks one of Gemma 2's control tokens.
+    `tokenizer` is a folder with a `tokenizer.json`, or a hub name such as `owner/name` or
+    `owner/name@revision`. Raises DataError if it is neither, or if the tokenizer lacks one of
+    Gemma 2's control tokens.
     """
 
     def __init__(self, tokenizer: str, system_prompt: str) -> None:
@@ -123,6 +124,16 @@ class PromptEncoder:
         return len(self._before_svg) + len(self._after_svg) + len(self.stop_ids)
 
     @cached_property
+    def tokenizer_sha256(self) -> str:
+        """Hash of the tokenizer alone."""
+        return hashlib.sha256(self._template.to_str().encode()).hexdigest()
+
+    @property
+    def max_id(self) -> int:
+        """Largest token id."""
+        return max(self._template.get_vocab().values())
+
+    @cached_property
     def fingerprint(self) -> bytes:
         """32-byte hash of all that a pair's tokens depend on: tokenizer, template, library."""
         template = [self._before_svg, self._after_svg, self.stop_ids]
@@ -155,8 +166,9 @@ def _load_tokenizer(tokenizer: str) -> Tokenizer:
             f"{tokenizer} holds no tokenizer.json: save the model's tokenizer beside its weights"
         )
 
+    name, _, revision = tokenizer.partition("@")
     try:
-        return Tokenizer.from_pretrained(tokenizer)
+        return Tokenizer.from_pretrained(name, revision=revision or "main")
     except Exception as error:  # the hub client raises bare Exceptions of many kinds
         raise DataError(
             f"no tokenizer {tokenizer!r}: "
