@@ -77,9 +77,9 @@ class TrainConfig(BaseModel):
 
     run_name: str = Field(
         "svgscribe",
-        min_length=1,
-        pattern=r"^[A-Za-z0-9._-]+$",
-        description="name of the job; the same name continues the job from its last checkpoint",
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$",
+        description="name of the job: letters, digits, _, - and ., the first a letter, a digit or "
+        "_; the same name continues the job from its last checkpoint",
         json_schema_extra={"counterpart": "TrainingArguments.run_name"},
     )
     output_dir: str = Field(
