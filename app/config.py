@@ -113,6 +113,12 @@ def make_paths_absolute(config: Config) -> Config:
         "train.output_dir": _make_absolute(config.train.output_dir),
         "tracking.uri": resolve_uri(config.tracking).uri,
     }
+    for path, value in paths.items():
+        if "***" in str(value):
+            raise UserError(
+                f"{path}={value!r} was printed without its credentials: "
+                "give the whole value as an override"
+            )
     return override_config(config, paths)
 
 

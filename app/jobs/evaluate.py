@@ -64,7 +64,9 @@ def find_adapter(config: Config) -> str:
             f"{job_dir} holds no trained adapter: run `train` with this config first, "
             "or give --adapter"
         )
-    return adapter
+    # result.json names the checkpoint without the credentials of train.output_dir
+    path = adapter.partition("?")[0] if "://" in adapter else adapter
+    return join_uri(job_dir, path.rpartition("/")[2])
 
 
 def evaluate_job(config: Config, shards: Shards, adapter: str) -> dict[str, Any]:

@@ -19,7 +19,9 @@ def get_job_dir(config: Config) -> str:
 
 def build_stream(config: Config, shards: Shards) -> Stream:
     """Return the token stream of a config over its opened shards."""
-    tokenizer = resolve_model_source(config.model.name)
+    # each node makes its own copy of a URI
+    name = config.model.name
+    tokenizer = name if "://" in name else resolve_model_source(name)
     return Stream(shards, config.data, tokenizer, config.train.num_epochs)
 
 
