@@ -29,14 +29,16 @@ def parse_override(text: str, root: type[BaseModel]) -> tuple[str, Any]:
     if value == "null" and NoneType in kinds:
         return path, None
     if kinds & {tuple, dict}:
-        # without text beside numbers, as in search.space, no item is converted from text
+        # Items of a list of texts stay texts. search.space also holds numbers.
         return path, _parse_yaml(text, value, is_text=kinds <= {tuple, dict, str})
     if str in kinds:
         return path, value
     try:
-        return path, json.loads(value)
+        parsed = json.loads(value)
     except ValueError:
         return path, value
+    # pydantic would take true for the number 1
+    return path, value if isinstance(parsed, bool) and bool not in kinds else parsed
 
 
 def _find_type(parts: list[str], owner: Any) -> Any:

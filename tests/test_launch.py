@@ -45,6 +45,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         "RAY_worker_niceness": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
         "OMP_NUM_THREADS": "1",
+        "HF_TOKEN": "hf_of_the_driver",  # the job's driver sends it to the workers
         "RAY_ADDRESS": f"127.0.0.1:{gcs}",
         "PATH": f"{BIN}:{os.environ['PATH']}",
     }

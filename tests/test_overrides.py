@@ -74,6 +74,7 @@ def test_a_value_is_read_by_the_type_of_its_setting(override: str, value: Any) -
     [
         ("train.max_steps=5 # five", "train.max_steps='5 # five'"),
         ("train.max_steps=1:30", "train.max_steps='1:30'"),
+        ("train.max_steps=true", "train.max_steps='true'"),
         ("train.max_steps=", "train.max_steps=''"),
         ("train.run_name=null:", "train.run_name='null:'"),
         ("lora.target_modules=[q_proj] # and v_proj", "ignores '# and v_proj'"),

@@ -50,7 +50,7 @@ def test_a_signal_ends_all_runs_as_killed_with_one_sentence(
         [sys.executable, "-m", "app", command, "demo", *settings, f"train.run_name={name}"],
         cwd=ROOT,
         # an empty RAY_ADDRESS is as if it were not set
-        env={**os.environ, "RAY_ADDRESS": "", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "RAY_ADDRESS": "", "OMP_NUM_THREADS": "1", "RAY_DEDUP_LOGS": "0"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -169,7 +169,7 @@ class TrainConfig(BaseModel):
     max_failures: Annotated[int, Field(ge=0)] = Field(
         3,
         description="number of restarts of the worker group from its last checkpoint before the "
-        "job fails",
+        "job fails; restarts after a cloud took back a spot node do not count",
     )
 
     @model_validator(mode="after")
