@@ -63,7 +63,7 @@ def test_known_tokens_are_masked_without_a_name() -> None:
         '["http://host:5000","me@example.org"]',
         '<svg xmlns="http://www.w3.org/2000/svg"><text>a:b@c</text></svg>',
         "set data.sequence_tokens=8192 evaluate.max_new_tokens=72",
-        "speed/tokens_per_second=120, search.space.lora.rank={choice: [8]}",
+        "speed/tokens_per_second=120, write lora.KEY=value",
         "s3://bucket/jobs?region=eu&endpoint_override=127.0.0.1:9000",
         "RAY_ADDRESS=127.0.0.1:6379 hf_hub mlflow.parentRunId=0123",
     ],
