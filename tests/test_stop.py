@@ -38,12 +38,12 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("command", "number", "num_runs"),
-    [("train", signal.SIGTERM, 1), ("train", signal.SIGINT, 1), ("tune", signal.SIGTERM, 3)],
+    ("command", "number", "num_trials"),
+    [("train", signal.SIGTERM, 0), ("train", signal.SIGINT, 0), ("tune", signal.SIGTERM, 2)],
     ids=["train-SIGTERM", "train-SIGINT", "tune-SIGTERM"],
 )
 def test_a_signal_ends_all_runs_as_killed_with_one_sentence(
-    settings: list[str], command: str, number: signal.Signals, num_runs: int
+    settings: list[str], command: str, number: signal.Signals, num_trials: int
 ) -> None:
     name = f"{command}-{number.name}"
     process = subprocess.Popen(
@@ -56,15 +56,11 @@ def test_a_signal_ends_all_runs_as_killed_with_one_sentence(
         text=True,
     )
     assert process.stdout is not None
-    printed, num_started = [], 0
-    for line in process.stdout:
-        printed.append(line)
-        num_started += "step 0: evaluation loss" in line
-        if num_started == max(1, num_runs - 1):
-            process.send_signal(number)
-            num_started = -1
-            printed.clear()
-    output = "".join(printed)
+    started = (line for line in process.stdout if "step 0: evaluation loss" in line)
+    for _ in range(num_trials or 1):
+        next(started, None)
+    process.send_signal(number)
+    output = process.stdout.read()
     assert process.wait(60) == 128 + number, output
     assert output.splitlines()[-1] == f"svgscribe: stopped by {number.name}"
     assert not [word for word in ("Traceback", "Fatal", "SIGABRT", "Aborted") if word in output]
@@ -75,5 +71,5 @@ def test_a_signal_ends_all_runs_as_killed_with_one_sentence(
     children = [
         run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
     ]
-    assert [run.info.status for run in (parent, *children)] == ["KILLED"] * num_runs
+    assert [run.info.status for run in (parent, *children)] == ["KILLED"] * (1 + num_trials)
     assert {run.data.tags["trial_status"] for run in children} <= {"interrupted"}
