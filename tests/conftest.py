@@ -39,7 +39,7 @@ SECONDS = {
     "test_search.py": 60,
     "test_tracking.py": 80,
     "test_launch.py": 100,
-    "test_stop.py": 120,
+    "test_stop.py": 80,
     "test_masking.py": 15,
     "test_cli.py": 60,
     "test_stream.py": 40,
