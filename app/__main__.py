@@ -10,8 +10,10 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 
 from app import config as configs
 from app.arguments import parse_arguments
@@ -21,6 +23,7 @@ from app.full_disk import find_full_disk
 from app.gemma.config import ModelConfig, QuantizationConfig
 from app.jobs.job_dir import find_adapter
 from app.jobs.precision import resolve_precision
+from app.output import mask_output
 from app.tracking import build_ui_command, check_tracking
 from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import DataError
@@ -28,28 +31,54 @@ from tune.errors import SearchError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code.
+    """Run one command, with credentials masked in all that it prints. Return its exit code.
 
-    0: done. 2: an error that the user can fix, printed to stderr in one sentence. 130: interrupted.
-    `doctor` returns 1 if a check failed.
+    0: done. 1: an unexpected error with its traceback, or a failed check of `doctor`. 2: an error
+    that the user can fix, printed to stderr in one sentence. 130, 143: stopped by SIGINT, SIGTERM.
     """
-    arguments = parse_arguments(argv)
-    # SIGTERM raises KeyboardInterrupt, so that the MLflow run of a stopped job ends as KILLED.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with mask_output():
+        arguments = parse_arguments(argv)
+        received: list[int] = []
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            """Raise KeyboardInterrupt, so that the MLflow run of a stopped job ends as KILLED."""
+            received.append(number)
+            for each in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(each, signal.SIG_DFL)  # a second signal ends the process at once
+            raise KeyboardInterrupt(number)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+        try:
+            code = _run_command(arguments)
+        except KeyboardInterrupt as error:
+            code = 1
+            received += [*error.args, signal.SIGINT]  # Ray raises one without the number
+        if not received or code == 0:
+            return code
+
+        # Ray's own exit handler would wait for seconds.
+        name = signal.Signals(received[0]).name
+        print(f"svgscribe: stopped by {name}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(128 + received[0])
+
+
+def _run_command(arguments: argparse.Namespace) -> int:
+    """Run one command and print its error. Return its exit code."""
     try:
         return _HANDLERS[arguments.command](arguments)
     except (UserError, DataError, SearchError) as error:
         print(f"svgscribe: {error}", file=sys.stderr)
         return 2
-    except OSError as error:
+    except Exception as error:
         full = find_full_disk(error)
         if full is None:
-            raise
+            traceback.print_exc()
+            return 1
         print(f"svgscribe: {full}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("svgscribe: interrupted", file=sys.stderr)
-        return 130
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -168,7 +197,8 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 def _show(arguments: argparse.Namespace) -> int:
     """Print the resolved config as YAML."""
-    print(configs.config_to_yaml(_load_config(arguments)), end="")
+    config = configs.load_config(arguments.config, arguments.overrides)
+    print(configs.config_to_yaml(config), end="")
     return 0
 
 
@@ -188,20 +218,27 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _ui(arguments: argparse.Namespace) -> int:
     """Start the MLflow UI of the tracking database, or print the address of the server."""
-    command = build_ui_command(_load_config(arguments).tracking, port=arguments.port)
+    config = _load_config(arguments)
+    command = build_ui_command(config.tracking, port=arguments.port)
+    is_server = len(command) == 1
+    if not is_server:
+        check_tracking(config.tracking)
     print(" ".join(command), flush=True)
-    if len(command) > 1:
-        os.execv(command[0], command)
+    if not is_server:
+        # not an argument: every user of this machine can read the arguments of a process
+        uri = str(config.tracking.uri)
+        os.execve(command[0], command, {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri})
     return 0
 
 
 def _load_config(arguments: argparse.Namespace) -> configs.Config:
-    return configs.load_config(arguments.config, arguments.overrides)
+    """Load the config and make its paths absolute."""
+    return configs.make_paths_absolute(configs.load_config(arguments.config, arguments.overrides))
 
 
 def _load_job_config(arguments: argparse.Namespace) -> configs.Config:
-    """Load the config with absolute paths and a precision; check that its tracking answers."""
-    config = configs.make_paths_absolute(_load_config(arguments))
+    """Load the config with a concrete precision; check that its tracking server answers."""
+    config = _load_config(arguments)
     check_tracking(config.tracking)
     return resolve_precision(config)
 

@@ -1,6 +1,7 @@
 """Arguments of the command line. Imports no heavy library."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -48,6 +49,7 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument(
         "--adapter",
+        type=os.path.expanduser,
         help="folder or URI of a checkpoint (default: the job's best one, or its newest one)",
     )
     _add_command_with_config(
@@ -92,7 +94,7 @@ def _add_prepare(commands: Commands) -> None:
             required=field.is_required(),
             help=field.description,
         )
-    prepare.add_argument("--json", help="write the counts to this file")
+    prepare.add_argument("--json", type=os.path.expanduser, help="write the counts to this file")
 
 
 def _add_plan(commands: Commands) -> None:
@@ -123,7 +125,12 @@ def _add_quantize(commands: Commands) -> None:
         commands, "quantize", "write a 4-bit base model, which workers load directly"
     )
     quantize.add_argument("model", help="hub name or folder of a Gemma 2 model, or tiny")
-    quantize.add_argument("--out", required=True, help="new folder; use it as model.name later")
+    quantize.add_argument(
+        "--out",
+        required=True,
+        type=os.path.expanduser,
+        help="new folder; use it, or the URI of a copy, as model.name later",
+    )
     quantize.add_argument("--revision", help=ModelConfig.model_fields["revision"].description)
     for name, field in QuantizationConfig.model_fields.items():
         quantize.add_argument(

@@ -1,9 +1,11 @@
 """Joining and starting Ray, whether a job fits, and the AWS cluster file."""
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import ray
@@ -11,6 +13,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.train.v2._internal.execution.failure_handling import create_failure_policy
+from ray.train.v2.api.exceptions import PreemptionError, WorkerGroupError
+from ray.train.v2.api.preemption import PreemptionInfo
 from ray.util.state import list_nodes
 
 from app.config import load_config
@@ -23,6 +28,8 @@ from app.jobs.resources import (
     describe_shortage,
     require_resources,
 )
+from app.jobs.train import _build_trainer
+from app.jobs.train_context import WorkerJob
 
 CLUSTER_YAML = Path(__file__).parent.parent / "cluster.yaml"
 
@@ -36,6 +43,41 @@ def test_workers_of_a_private_ray_reach_its_dashboard(ray_local: ConnectedRay) -
 
     assert ray.get(nodes_seen.remote()) == (1, "token", os.nice(0))
     assert ray_local.private
+
+
+def test_the_hub_token_reaches_the_workers_of_a_cluster_and_is_nowhere_in_the_clear(
+    ray_local: ConnectedRay,
+) -> None:
+    code = """
+import os, ray
+from ray.util.state import list_jobs
+from app.jobs.cluster import connect_ray
+
+@ray.remote(num_cpus=0.1)
+class Worker:
+    def read_token(self):
+        return os.environ.get("HF_TOKEN"), str(ray.get_runtime_context().runtime_env)
+
+with connect_ray():
+    token, shown = ray.get(Worker.remote().read_token.remote())
+    shown += str(ray.get_runtime_context().runtime_env) + str(list_jobs(detail=True))
+    print(token == "hf_of_the_driver", "hf_of_the_driver" in shown)
+"""
+    environment = {**os.environ, "HF_TOKEN": "hf_of_the_driver"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.split() == ["True", "False"], done.stderr
+
+
+def test_lost_spot_nodes_do_not_count_as_failures() -> None:
+    config = load_config("demo", {"train.max_failures": 1})
+    job: Any = WorkerJob(config, cast(Any, None), "/absent/job", None)
+    policy = create_failure_policy(_build_trainer(job).run_config.failure_config)
+    preempted = PreemptionError(PreemptionInfo(0, {"node": [0]}))
+    crashed = WorkerGroupError("crash", {0: RuntimeError()})
+    decisions = [policy.make_decision(error) for error in [preempted] * 9 + [crashed] * 2]
+    assert [decision.name for decision in decisions] == ["RETRY"] * 10 + ["RAISE"]
 
 
 def test_an_unreachable_cluster_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

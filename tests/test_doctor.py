@@ -10,8 +10,11 @@ import pytest
 import ray
 
 from app.config import Config, config_to_yaml, load_config, override_config
+from app.gemma.base_model import TINY
+from app.gemma.config import ModelConfig
 from app.jobs.cluster import ConnectedRay
 from app.jobs.doctor import run_check, run_doctor
+from app.jobs.doctor_checks import check_model, check_ray
 from data_pipeline.config import PrepareConfig
 from data_pipeline.prepare.dataset import prepare_dataset
 
@@ -112,6 +115,27 @@ def test_a_cluster_is_joined_and_its_dashboard_is_tried_without_a_token(
         ("ok", f"the dashboard {ray_local.dashboard} refuses clients without a token"),
         ("FAIL", f"{shortage}; set {fixes}"),
     }
+
+
+def test_an_empty_ray_address_is_as_if_it_were_not_set(
+    ready: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for address in ("", "local"):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        (_, text), *others = check_ray(ready)
+        assert "each command starts a private Ray" in text
+        assert {status for status, _ in others} == {"ok"}
+
+
+def test_a_model_at_a_uri_is_listed_and_not_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    uris = (f"file://{TINY}", f"file://{TINY.parent}")
+    lines = [next(iter(check_model(Config(model=ModelConfig(name=uri))))) for uri in uris]
+    assert [status for status, _ in lines] == ["ok", "FAIL"]
+    assert "each node of the job copies" in lines[0][1]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_check_that_hangs_or_breaks_is_a_failure() -> None:

@@ -13,7 +13,8 @@ from app.gemma.attention import softcapped_attention
 from app.gemma.compile_kernel import compile_kernel
 from app.gemma.config import MemoryConfig
 from app.gemma.load import evaluation_mode
-from app.jobs.evaluate import evaluate_job, find_adapter
+from app.jobs.evaluate import evaluate_job
+from app.jobs.job_dir import find_adapter
 from app.jobs.train import train_job
 from app.jobs.worker import configure_device
 from app.tracking import check_tracking

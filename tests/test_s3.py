@@ -11,9 +11,8 @@ import torch
 from app.config import load_config, make_paths_absolute, override_config
 from app.gemma.base_model import TINY
 from app.jobs.cluster import ConnectedRay
-from app.jobs.evaluate import find_adapter
 from app.jobs.job import build_stream
-from app.jobs.job_dir import get_job_dir
+from app.jobs.job_dir import find_adapter, get_job_dir
 from app.jobs.train import train_job
 from app.storage import join_uri, read_json, write_json
 from benchmarks.s3_server import S3Server, serve_s3

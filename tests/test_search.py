@@ -196,7 +196,7 @@ def test_interrupting_a_search_stops_it_and_its_trials(
         (0.5, "completed"),
         (0.25, "interrupted"),
     ]
-    with pytest.raises(KeyboardInterrupt):  # Tune has restored the handler of SIGINT
+    with pytest.raises(KeyboardInterrupt):  # Tune has kept the handler of SIGINT
         signal.raise_signal(signal.SIGINT)
 
 

@@ -20,7 +20,8 @@ class ModelConfig(BaseModel):
 
     name: str = Field(
         "tiny",
-        description="`tiny` (shipped, 2 M parameters), a hub name or a local folder",
+        description="`tiny` (shipped, 2 M parameters), a hub name, a local folder, or the URI of a "
+        "folder (s3://…, gs://…), which each node copies once to its disk",
         json_schema_extra={"counterpart": "from_pretrained.pretrained_model_name_or_path"},
     )
     revision: str | None = Field(

@@ -13,6 +13,8 @@ import ray
 import ray.exceptions
 
 from app.errors import UserError
+from app.jobs.hub_token import pass_hub_token
+from app.jobs.stop import keep_signal_handler, leave_ray
 
 _CONNECT_SECONDS = 5
 
@@ -55,32 +57,36 @@ class ConnectedRay:
 
 @contextlib.contextmanager
 def connect_ray(*, num_cpus: int | None = None) -> Iterator[ConnectedRay]:
-    """Join the cluster at RAY_ADDRESS, or start a private Ray if the variable is not set.
+    """Join the cluster at RAY_ADDRESS, or start a private Ray if the variable is empty or not set.
 
     The user or `ray job submit` sets RAY_ADDRESS. `num_cpus` is the number of logical CPUs of a
     private Ray (None: those of the machine); a cluster ignores it. Raises UserError if the cluster
     cannot be joined.
+
+    SIGTERM and SIGINT keep the handlers that the caller has set.
     """
-    address = os.environ.get("RAY_ADDRESS", "local")
     private = is_ray_private()
     with contextlib.ExitStack() as stack:
         stack.enter_context(_set_environment(_DEFAULTS))
-        if private:
-            # a short path: Ray's socket paths must stay under 108 bytes
-            folder = tempfile.TemporaryDirectory(
-                prefix="ray-", dir="/tmp", ignore_cleanup_errors=True
-            )
-            context = _start_private_ray(num_cpus, stack.enter_context(folder))
-        else:
-            context = _join_cluster(address)
-        stack.callback(ray.shutdown)  # runs before the folder and the variables are removed
+        with keep_signal_handler():
+            if private:
+                # a short path: Ray's socket paths must stay under 108 bytes
+                made = tempfile.TemporaryDirectory(
+                    prefix="ray-", dir="/tmp", ignore_cleanup_errors=True
+                )
+                folder = stack.enter_context(made)
+                stack.push(leave_ray)  # before the folder and the variables are removed
+                context = _start_private_ray(num_cpus, folder)
+            else:
+                stack.push(leave_ray)
+                context = _join_cluster(os.environ["RAY_ADDRESS"])
         info = context.address_info
         yield ConnectedRay(info["gcs_address"], info["webui_url"] or "", private)
 
 
 def is_ray_private() -> bool:
-    """Return whether `connect_ray` starts a private Ray on this machine."""
-    return os.environ.get("RAY_ADDRESS", "local") == "local"
+    """Return whether `connect_ray` starts a private Ray: RAY_ADDRESS is not set, empty or local."""
+    return os.environ.get("RAY_ADDRESS", "") in ("", "local")
 
 
 def _join_cluster(address: str) -> Any:
@@ -90,7 +96,7 @@ def _join_cluster(address: str) -> Any:
             # Check the port first: ray.init would try for a minute.
             target = (host.strip("[]"), int(port))
             socket.create_connection(target, timeout=_CONNECT_SECONDS).close()
-        return ray.init(logging_config=_LOGGING)
+        return ray.init(logging_config=_LOGGING, runtime_env=pass_hub_token())
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(

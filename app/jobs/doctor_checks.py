@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from app.config import Config
 from app.gemma.config import QuantizationConfig
-from app.storage import join_uri, mask_secrets
+from app.storage import join_uri
 from app.tracking import check_tracking
+from data_pipeline.masking import mask_secrets
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -90,7 +91,7 @@ def check_gpu(config: Config) -> Iterator[Line]:
     elif torch.version.cuda is None and shutil.which("nvidia-smi"):
         build = f"torch {torch.__version__} is a CPU build, but this machine has an NVIDIA driver"
         yield "FAIL", f"{build}: install a CUDA build"
-    elif config.scaling.use_gpu and "RAY_ADDRESS" not in os.environ:
+    elif config.scaling.use_gpu and not os.environ.get("RAY_ADDRESS"):
         fix = "use a machine with a GPU, or set scaling.use_gpu=false"
         yield "FAIL", f"torch finds no GPU: {fix}"
     else:
@@ -185,10 +186,19 @@ def check_shards(config: Config) -> Iterator[Line]:
 
 
 def check_model(config: Config) -> Iterator[Line]:
-    """Check that the model is a local folder, or a hub name that a job can download."""
+    """Check that the model is a local folder, a URI, or a hub name that a job can download."""
     from app.gemma.base_model import resolve_model_source
+    from data_pipeline.fetch import list_files
 
     name = config.model.name
+    if "://" in name:
+        files = list_files(name)
+        gib = sum(file.size for file in files) / _GIB
+        if any(file.base_name == "config.json" for file in files):
+            yield "ok", f"each node of the job copies {mask_secrets(name)} ({gib:.1f} GiB) once"
+        else:
+            yield "FAIL", f"model.name={mask_secrets(name)} is not a model folder (no config.json)"
+        return
     folder = Path(resolve_model_source(name))
     is_hub_name = name.count("/") == 1 and not name.startswith((".", "/", "~"))
     if (folder / "config.json").is_file():

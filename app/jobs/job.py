@@ -18,9 +18,13 @@ def build_stream(config: Config, shards: Shards) -> Stream:
 
     The tokenizer is that of the model, in the revision of the model.
     """
-    tokenizer = resolve_model_source(config.model.name)
-    if config.model.revision is not None:
-        tokenizer = f"{tokenizer}@{config.model.revision}"
+    name, revision = config.model.name, config.model.revision
+    if "://" in name:
+        tokenizer = name  # each node makes its own copy of a URI
+    elif revision is not None:
+        tokenizer = f"{name}@{revision}"
+    else:
+        tokenizer = resolve_model_source(name)
     return Stream(shards, config.data, tokenizer, config.train.num_epochs)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from app.config import Config, make_absolute
 from app.errors import UserError
-from app.storage import join_uri, mask_secrets, read_json
+from app.storage import join_uri, read_json
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 """File in the run's folder in which Ray Train 2.60 keeps its list of checkpoints."""
@@ -50,8 +50,7 @@ def find_adapter(config: Config, given: str | None = None) -> str:
         reason = str(error).splitlines()[0]
     if reason:
         raise UserError(
-            f"{mask_secrets(adapter)} is not an adapter ({mask_secrets(reason)}): "
-            "give --adapter the folder of a checkpoint"
+            f"{adapter} is not an adapter ({reason}): give --adapter the folder of a checkpoint"
         )
     return adapter
 
@@ -62,12 +61,16 @@ def _find_job_adapter(job_dir: str) -> str:
 
     # a finished job that was continued has checkpoints that are newer than its result
     is_current = newest is None or newest.metrics["step"] <= result.get("step", -1)
-    adapter: str | None = result.get("adapter") if is_current else None
-    if adapter is None and newest is not None:
+    best: str | None = result.get("adapter") if is_current else None
+    if best is not None:
+        # result.json names the checkpoint without the credentials of train.output_dir
+        path = best.partition("?")[0] if "://" in best else best
+        adapter = join_uri(job_dir, path.rpartition("/")[2])
+    elif newest is not None:
         adapter = newest.folder
-    if adapter is None:
+    else:
         raise UserError(
-            f"{mask_secrets(job_dir)} holds no trained adapter: "
+            f"{job_dir} holds no trained adapter: "
             "run `train` with this config first, or give --adapter"
         )
     return adapter

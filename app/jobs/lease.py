@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow.fs
 
 from app.errors import UserError
-from app.storage import join_uri, mask_secrets, read_json, write_json
+from app.storage import join_uri, read_json, write_json
 from data_pipeline.filesystem import open_filesystem
 
 RENEW_SECONDS = 10.0
@@ -90,8 +90,7 @@ class _Lease:
             self.release()
             reason = " ".join(str(error).split())
             raise UserError(
-                f"cannot write into {mask_secrets(self._job_dir)} ({reason}): "
-                "choose another train.output_dir"
+                f"cannot write into {self._job_dir} ({reason}): choose another train.output_dir"
             ) from error
         except BaseException:
             self.release()
@@ -117,7 +116,7 @@ class _Lease:
         """Raise UserError if the lease is lost."""
         if self._loss is not None:
             raise UserError(
-                f"the job has lost its lease of {mask_secrets(self._job_dir)} ({self._loss}), so "
+                f"the job has lost its lease of {self._job_dir} ({self._loss}), so "
                 "that another process may train there: start it again to continue from its newest "
                 "checkpoint"
             )
@@ -176,7 +175,7 @@ class _Lease:
 
     def _describe(self, claim: dict[str, Any]) -> str:
         return (
-            f"the job in {mask_secrets(self._job_dir)} is running: {claim['user']} started it on "
+            f"the job in {self._job_dir} is running: {claim['user']} started it on "
             f"{claim['host']} (pid {claim['pid']}) at {claim['since']}; wait for it, stop it, or "
             f"set train.run_name to another name (the lease of a dead process expires after "
             f"{EXPIRE_SECONDS:.0f} s)"

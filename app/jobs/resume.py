@@ -10,7 +10,7 @@ from typing import Any
 from app.config import Config, flatten_config
 from app.errors import UserError
 from app.jobs.job_dir import read_newest_checkpoint
-from app.storage import join_uri, mask_secrets, read_json
+from app.storage import join_uri, read_json
 from app.training.checkpoint import STATE_FILE
 from data_pipeline.stream.token_stream import Stream
 
@@ -61,7 +61,7 @@ def require_same_job(config: Config, stream: Stream, job_dir: str) -> None:
     state = read_json(join_uri(newest.folder, STATE_FILE))
     if state is None:
         raise UserError(
-            f"the newest checkpoint of the job, {mask_secrets(newest.folder)}, is missing: "
+            f"the newest checkpoint of the job, {newest.folder}, is missing: "
             "restore it, or set train.run_name to a new job"
         )
     saved = state.get("job")

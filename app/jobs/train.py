@@ -9,6 +9,7 @@ from typing import Any, cast
 import ray.data
 import ray.train
 import ray.train.torch
+from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.result import Result
 
 from app.config import Config, config_to_yaml, flatten_config
@@ -40,6 +41,13 @@ class TrainResult:
     """Folder or URI of the best checkpoint; None if none was saved."""
     run_id: str | None
     """MLflow run of the job; None if nothing is tracked."""
+
+
+class _Trainer(ray.train.torch.TorchTrainer):
+    """TorchTrainer that keeps the handler of SIGINT, which raises KeyboardInterrupt."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Do not wait until the controller has ended, as Ray's handler does."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,7 @@ def train_trial(
 
     Every evaluation goes to Tune as soon as it is reported. When Tune stops the trial, this process
     ends without cleaning up, and the trial's MLflow run keeps the status RUNNING. The driver of the
-    search then sets the true status.
+    search sets the true status of every trial.
     """
     from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -110,7 +118,7 @@ def train_trial(
     _log_job(tracker, config, shards)
     job = WorkerJob(config, check_job(config, shards), job_dir, tracker.run_id)
     metrics, _ = _fit(_build_trainer(job, callbacks=[TuneReportCallback()]))
-    tracker.finish("FINISHED")
+    tracker.flush()
     return metrics
 
 
@@ -149,7 +157,7 @@ def _build_trainer(job: WorkerJob, callbacks: Sequence[Any] = ()) -> ray.train.t
         job.stream, job.job_dir, config.train.micro_batch_size, scaling.num_workers
     )
 
-    return ray.train.torch.TorchTrainer(
+    return _Trainer(
         cast(Any, run_worker),  # Ray's annotation of this argument allows no returned value
         train_loop_config={"job": job},
         torch_config=ray.train.torch.TorchConfig(timeout_s=config.parallel.timeout_seconds),
@@ -164,7 +172,10 @@ def _build_trainer(job: WorkerJob, callbacks: Sequence[Any] = ()) -> ray.train.t
             name=name,
             storage_path=storage_path,
             storage_filesystem=filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
+            failure_config=FailureConfig(
+                max_failures=config.train.max_failures,
+                max_preemption_failures=-1,  # a spot node that is taken back is not a failure
+            ),
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=config.train.save_total_limit,
                 checkpoint_score_attribute="eval_loss",

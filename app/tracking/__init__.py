@@ -6,6 +6,7 @@ from app.tracking.mlflow_store import (
     build_ui_command,
     check_tracking,
     get_final_status,
+    kill_running_children,
     open_run,
     reopen_run,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "build_ui_command",
     "check_tracking",
     "get_final_status",
+    "kill_running_children",
     "open_run",
     "reopen_run",
     "resolve_uri",

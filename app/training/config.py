@@ -86,9 +86,9 @@ class TrainConfig(BaseModel):
 
     run_name: str = Field(
         "svgscribe",
-        min_length=1,
-        pattern=r"^[A-Za-z0-9._-]+$",
-        description="name of the job; the same name continues the job from its last checkpoint",
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$",
+        description="name of the job: letters, digits, _, - and ., the first a letter, a digit or "
+        "_; the same name continues the job from its last checkpoint",
         json_schema_extra={"counterpart": "TrainingArguments.run_name"},
     )
     output_dir: str = Field(
@@ -182,7 +182,7 @@ class TrainConfig(BaseModel):
     max_failures: Annotated[int, Field(ge=0)] = Field(
         3,
         description="number of restarts of the worker group from its last checkpoint before the "
-        "job fails",
+        "job fails; restarts after a cloud took back a spot node do not count",
     )
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ import tokenizers
 from tokenizers import Tokenizer
 
 from data_pipeline.errors import DataError
+from data_pipeline.fetch import fetch_folder
 
 IGNORE_INDEX = -100
 """Target of a position that is not trained on: the value that torch's cross-entropy ignores."""
@@ -55,7 +56,7 @@ class Example(NamedTuple):
 class PromptEncoder:
     """Encode prompts and whole examples; decode captions.
 
-    `tokenizer` is a folder with a `tokenizer.json`, or a hub name such as `owner/name` or
+    `tokenizer` is a folder or URI with a `tokenizer.json`, or a hub name such as `owner/name` or
     `owner/name@revision`. Raises DataError if it is neither, or if the tokenizer lacks one of
     Gemma 2's control tokens.
     """
@@ -158,6 +159,8 @@ def _encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def _load_tokenizer(tokenizer: str) -> Tokenizer:
+    if "://" in tokenizer:
+        tokenizer = fetch_folder(tokenizer)
     file = Path(tokenizer) / "tokenizer.json"
     if file.is_file():
         return Tokenizer.from_file(str(file))
