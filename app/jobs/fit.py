@@ -113,22 +113,24 @@ def _find_fix(
 ) -> str:
     """Return the settings with which the simulated bytes fit.
 
-    Try each remedy alone, then the first two, three, … together. If even all remedies do not
-    suffice, add the longest sequence that fits with them.
+    Every remedy lowers the peak. If all remedies together do not suffice, add the longest sequence
+    that fits with them. Otherwise try each remedy alone, then the first two, three, … together.
     """
     limit_bytes /= FRAGMENTATION
     possible = _list_remedies(config, remedies)
-    singles = [[remedy] for remedy in possible]
-    groups = [possible[:n] for n in range(2, len(possible) + 1)]
-    for chosen in [*singles, *groups]:
-        try:
-            changed = override_config(config, dict(chosen))
-        except UserError:
-            continue  # it does nothing without another remedy: a group has both
-        if simulate_bytes(changed) <= limit_bytes:
-            return f"set {_format_settings(chosen)}"
-
     with_all = override_config(config, dict(possible))
+    if simulate_bytes(with_all) <= limit_bytes:
+        singles = [[remedy] for remedy in possible]
+        groups = [possible[:n] for n in range(2, len(possible))]
+        for chosen in [*singles, *groups]:
+            try:
+                changed = override_config(config, dict(chosen))
+            except UserError:
+                continue  # it does nothing without another remedy: a group has both
+            if simulate_bytes(changed) <= limit_bytes:
+                return f"set {_format_settings(chosen)}"
+        return f"set {_format_settings(possible)}"
+
     tokens = find_longest_sequence(
         lambda tokens: simulate_bytes(override_config(with_all, {"data.sequence_tokens": tokens})),
         limit_bytes,
