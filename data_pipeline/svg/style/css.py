@@ -1,12 +1,11 @@
-"""CSS of drawings: parse style sheets and style attributes into declarations.
+"""Parser of CSS: turn style sheets and style attributes into declarations.
 
-Rules for a screen are kept. A sheet with a selector or an at-rule that cannot be applied is refused
-by name, because ignoring it would silently change the drawing. Invalid CSS is ignored, as browsers
-do.
+A sheet with a selector or an at-rule that cannot be applied is refused by name, because ignoring it
+would silently change the drawing. Invalid declarations are ignored, as browsers do.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ import cssselect2
 import tinycss2
 
 from data_pipeline.svg.errors import StyleError
-from data_pipeline.svg.style.media import matches_screen
+from data_pipeline.svg.style.media import matches_screen, split_at_commas
 from data_pipeline.svg.style.properties import RELEVANT, find_unsupported_function
 from data_pipeline.svg.style.shorthands import expand_shorthand
 
@@ -31,7 +30,7 @@ _BRACKET = re.compile(r"[(\[{]|[)\]}]")
 _PLAIN = re.compile(
     r"""(?:[^"'()\[\]{}\\!@/]++|/(?!\*)|"[^"'();\\]*+"|'[^"'();\\]*+'|\([^"'()\[\]{};\\!@]*+\))*+"""
 )
-# at-rules without effect on a still drawing on a screen.
+# At-rules that change nothing in a still drawing on a screen.
 _IGNORED = """
     charset import font-face keyframes page counter-style font-feature-values font-palette-values
     color-profile view-transition position-try starting-style viewport
@@ -105,10 +104,9 @@ def _add_declaration(
         is_custom = longhand.startswith("--")
         if not is_custom and (longhand not in RELEVANT or not part):
             continue
-        if find_unsupported_function(longhand, part):
-            fallbacks = [other for other in found if other.name == longhand]
-            if fallbacks:
-                continue
+        has_fallback = longhand in [other.name for other in found]
+        if has_fallback and find_unsupported_function(longhand, part):
+            continue
         found.append(Declaration(longhand, part, is_important))
 
 
@@ -144,7 +142,7 @@ def _add_rules(rules: list[Rule], nodes: list[Any], namespaces: dict[str | None,
     for node in nodes:
         if node.type == "qualified-rule":
             declarations = _parse_block(node.content)
-            selectors = _split_at_commas(node.prelude) if declarations else ()
+            selectors = split_at_commas(node.prelude) if declarations else ()
             for selector in selectors:
                 _add_rule(rules, selector, namespaces, declarations)
         elif node.type == "at-rule":
@@ -181,17 +179,6 @@ def _add_namespace(namespaces: dict[str | None, str], prelude: list[Any]) -> Non
             namespaces[prefix] = token.value
         elif token.type == "function" and token.arguments:
             namespaces[prefix] = token.arguments[0].value
-
-
-def _split_at_commas(tokens: list[Any]) -> Iterator[list[Any]]:
-    part: list[Any] = []
-    for token in tokens:
-        if token == ",":
-            yield part
-            part = []
-        else:
-            part.append(token)
-    yield part
 
 
 def _add_rule(
