@@ -46,6 +46,9 @@ class Declaration(NamedTuple):
     is_important: bool
 
 
+_Found = dict[tuple[str, bool], str]  # (name, is_important) → value
+
+
 class Rule(NamedTuple):
     """One selector with its declarations."""
 
@@ -67,33 +70,35 @@ def parse_style(text: str) -> tuple[Declaration, ...]:
 
 
 def _parse_style(text: str) -> tuple[Declaration, ...]:
-    found: list[Declaration] = []
+    found: _Found = {}
     if _PLAIN.fullmatch(text):
         for part in text.split(";"):
             name, _, value = part.partition(":")
             _add_declaration(found, name.strip(), value.strip(), is_important=False)
-        return tuple(found)
+        return _list_declarations(found)
 
     _check_nesting(text)
     for node in tinycss2.parse_blocks_contents(text, skip_comments=True, skip_whitespace=True):
         if node.type == "declaration":
             _add_node(found, node)
-    return tuple(found)
+    return _list_declarations(found)
 
 
 _parse_style_cached = lru_cache(maxsize=4096)(_parse_style)
 
 
-def _add_node(found: list[Declaration], node: Any) -> None:
+def _list_declarations(found: _Found) -> tuple[Declaration, ...]:
+    return tuple(Declaration(name, value, mark) for (name, mark), value in found.items())
+
+
+def _add_node(found: _Found, node: Any) -> None:
     value = tinycss2.serialize([token for token in node.value if token.type != "comment"])
     if "'" not in value:
         value = value.replace('"', "'")  # an attribute would need `&quot;`
     _add_declaration(found, node.name, value.strip(), is_important=node.important)
 
 
-def _add_declaration(
-    found: list[Declaration], name: str, value: str, *, is_important: bool
-) -> None:
+def _add_declaration(found: _Found, name: str, value: str, *, is_important: bool) -> None:
     """Add the declarations that one declaration stands for, if they change a drawing.
 
     A value with a function that attributes cannot hold is ignored behind another value of the same
@@ -104,10 +109,11 @@ def _add_declaration(
         is_custom = longhand.startswith("--")
         if not is_custom and (longhand not in RELEVANT or not part):
             continue
-        has_fallback = longhand in [other.name for other in found]
+        has_fallback = (longhand, False) in found or (longhand, True) in found
         if has_fallback and find_unsupported_function(longhand, part):
             continue
-        found.append(Declaration(longhand, part, is_important))
+        found.pop((longhand, is_important), None)  # the last one counts, at its place
+        found[longhand, is_important] = part
 
 
 def parse_sheets(sheets: list[tuple[str, str]]) -> list[Rule]:
@@ -159,14 +165,14 @@ def _add_rules(rules: list[Rule], nodes: list[Any], namespaces: dict[str | None,
 
 
 def _parse_block(content: list[Any]) -> tuple[Declaration, ...]:
-    found: list[Declaration] = []
+    found: _Found = {}
     nodes = tinycss2.parse_blocks_contents(content, skip_comments=True, skip_whitespace=True)
     for node in nodes:
         if node.type == "declaration":
             _add_node(found, node)
         elif node.type != "error":
             raise StyleError(f"a rule inside of a rule: {tinycss2.serialize([node])[:40]!r}")
-    return tuple(found)
+    return _list_declarations(found)
 
 
 def _add_namespace(namespaces: dict[str | None, str], prelude: list[Any]) -> None:
