@@ -175,6 +175,8 @@ LARGE = {
     "negations": f"<style>{':not(' * MANY}</style>{LINE}",
     "media": f"<style>@media {'not ' * (MANY // 2)}print{{}}</style>{LINE}",
     "a style": f"<path style='{'fill:(;' * MANY}' d='M0 0h9'/>",
+    "declarations": f"<path style='{'fill:red;' * MANY}fill:blue' d='M0 0h9'/>",
+    "fallbacks": f"<path style='fill:red;{'fill:lab(1);r:1px;' * MANY}' d='M0 0h9'/>",
     "styles": f"<path style='{'fill:url(1);' * (MANY // 2)}' d='M0 0h9'/>",
     "variables": f"<g style='{VARIABLES}' fill='var(--v0)'>{LINE}</g>",
     "variable": f"<path fill='{'var(--a,' * MANY}' d='M0 0h9'/>",

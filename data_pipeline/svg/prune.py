@@ -138,10 +138,8 @@ def _rename_references(node: Node, new_names: dict[str, str]) -> None:
 def _make_transparent(image: Node) -> None:
     """Replace a filter's image that is not in the drawing by nothing, under the same name."""
     image.tag = "feFlood"
-    result = image.attributes.get("result", "")
-    image.attributes = (
-        {"result": result, "flood-opacity": "0"} if result else {"flood-opacity": "0"}
-    )
+    kept = {name: value for name, value in image.attributes.items() if name == "result"}
+    image.attributes = {**kept, "flood-opacity": "0"}
 
 
 def _rename_filter_results(filter_: Node) -> None:

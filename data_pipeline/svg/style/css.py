@@ -1,12 +1,11 @@
-"""CSS of drawings: parse style sheets and style attributes into declarations.
+"""Parser of CSS: turn style sheets and style attributes into declarations.
 
-Rules for a screen are kept. A sheet with a selector or an at-rule that cannot be applied is refused
-by name, because ignoring it would silently change the drawing. Invalid CSS is ignored, as browsers
-do.
+A sheet with a selector or an at-rule that cannot be applied is refused by name, because ignoring it
+would silently change the drawing. Invalid declarations are ignored, as browsers do.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ import cssselect2
 import tinycss2
 
 from data_pipeline.svg.errors import StyleError
-from data_pipeline.svg.style.media import matches_screen
+from data_pipeline.svg.style.media import matches_screen, split_at_commas
 from data_pipeline.svg.style.properties import RELEVANT, find_unsupported_function
 from data_pipeline.svg.style.shorthands import expand_shorthand
 
@@ -31,7 +30,7 @@ _BRACKET = re.compile(r"[(\[{]|[)\]}]")
 _PLAIN = re.compile(
     r"""(?:[^"'()\[\]{}\\!@/]++|/(?!\*)|"[^"'();\\]*+"|'[^"'();\\]*+'|\([^"'()\[\]{};\\!@]*+\))*+"""
 )
-# at-rules without effect on a still drawing on a screen.
+# At-rules that change nothing in a still drawing on a screen.
 _IGNORED = """
     charset import font-face keyframes page counter-style font-feature-values font-palette-values
     color-profile view-transition position-try starting-style viewport
@@ -45,6 +44,9 @@ class Declaration(NamedTuple):
     name: str
     value: str
     is_important: bool
+
+
+_Found = dict[tuple[str, bool], str]  # (name, is_important) → value
 
 
 class Rule(NamedTuple):
@@ -68,33 +70,35 @@ def parse_style(text: str) -> tuple[Declaration, ...]:
 
 
 def _parse_style(text: str) -> tuple[Declaration, ...]:
-    found: list[Declaration] = []
+    found: _Found = {}
     if _PLAIN.fullmatch(text):
         for part in text.split(";"):
             name, _, value = part.partition(":")
             _add_declaration(found, name.strip(), value.strip(), is_important=False)
-        return tuple(found)
+        return _list_declarations(found)
 
     _check_nesting(text)
     for node in tinycss2.parse_blocks_contents(text, skip_comments=True, skip_whitespace=True):
         if node.type == "declaration":
             _add_node(found, node)
-    return tuple(found)
+    return _list_declarations(found)
 
 
 _parse_style_cached = lru_cache(maxsize=4096)(_parse_style)
 
 
-def _add_node(found: list[Declaration], node: Any) -> None:
+def _list_declarations(found: _Found) -> tuple[Declaration, ...]:
+    return tuple(Declaration(name, value, mark) for (name, mark), value in found.items())
+
+
+def _add_node(found: _Found, node: Any) -> None:
     value = tinycss2.serialize([token for token in node.value if token.type != "comment"])
     if "'" not in value:
         value = value.replace('"', "'")  # an attribute would need `&quot;`
     _add_declaration(found, node.name, value.strip(), is_important=node.important)
 
 
-def _add_declaration(
-    found: list[Declaration], name: str, value: str, *, is_important: bool
-) -> None:
+def _add_declaration(found: _Found, name: str, value: str, *, is_important: bool) -> None:
     """Add the declarations that one declaration stands for, if they change a drawing.
 
     A value with a function that attributes cannot hold is ignored behind another value of the same
@@ -105,11 +109,11 @@ def _add_declaration(
         is_custom = longhand.startswith("--")
         if not is_custom and (longhand not in RELEVANT or not part):
             continue
-        if find_unsupported_function(longhand, part):
-            fallbacks = [other for other in found if other.name == longhand]
-            if fallbacks:
-                continue
-        found.append(Declaration(longhand, part, is_important))
+        has_fallback = (longhand, False) in found or (longhand, True) in found
+        if has_fallback and find_unsupported_function(longhand, part):
+            continue
+        found.pop((longhand, is_important), None)  # the last one counts, at its place
+        found[longhand, is_important] = part
 
 
 def parse_sheets(sheets: list[tuple[str, str]]) -> list[Rule]:
@@ -144,7 +148,7 @@ def _add_rules(rules: list[Rule], nodes: list[Any], namespaces: dict[str | None,
     for node in nodes:
         if node.type == "qualified-rule":
             declarations = _parse_block(node.content)
-            selectors = _split_at_commas(node.prelude) if declarations else ()
+            selectors = split_at_commas(node.prelude) if declarations else ()
             for selector in selectors:
                 _add_rule(rules, selector, namespaces, declarations)
         elif node.type == "at-rule":
@@ -161,14 +165,14 @@ def _add_rules(rules: list[Rule], nodes: list[Any], namespaces: dict[str | None,
 
 
 def _parse_block(content: list[Any]) -> tuple[Declaration, ...]:
-    found: list[Declaration] = []
+    found: _Found = {}
     nodes = tinycss2.parse_blocks_contents(content, skip_comments=True, skip_whitespace=True)
     for node in nodes:
         if node.type == "declaration":
             _add_node(found, node)
         elif node.type != "error":
             raise StyleError(f"a rule inside of a rule: {tinycss2.serialize([node])[:40]!r}")
-    return tuple(found)
+    return _list_declarations(found)
 
 
 def _add_namespace(namespaces: dict[str | None, str], prelude: list[Any]) -> None:
@@ -181,17 +185,6 @@ def _add_namespace(namespaces: dict[str | None, str], prelude: list[Any]) -> Non
             namespaces[prefix] = token.value
         elif token.type == "function" and token.arguments:
             namespaces[prefix] = token.arguments[0].value
-
-
-def _split_at_commas(tokens: list[Any]) -> Iterator[list[Any]]:
-    part: list[Any] = []
-    for token in tokens:
-        if token == ",":
-            yield part
-            part = []
-        else:
-            part.append(token)
-    yield part
 
 
 def _add_rule(

@@ -29,6 +29,7 @@ _FEATURES = {
     "dynamic-range": "standard",
     "display-mode": "browser",
 }
+_SPACES = ("whitespace", "comment")
 _FALSE_VALUES = ("none", "no-preference", "0")
 _SIZES = frozenset(("width", "height", "aspect-ratio", "orientation", "resolution"))
 
@@ -38,13 +39,20 @@ def matches_screen(tokens: list[Any]) -> bool:
 
     An empty list applies. Raises StyleError for a query about the size of the window.
     """
-    queries: list[list[Any]] = [[]]
+    queries = split_at_commas(tokens)
+    words = [[token for token in query if token.type not in _SPACES] for query in queries]
+    return words == [[]] or any(map(_evaluate, words))
+
+
+def split_at_commas(tokens: list[Any]) -> list[list[Any]]:
+    """Return the parts of a list; without a comma, its only part."""
+    parts: list[list[Any]] = [[]]
     for token in tokens:
         if token == ",":
-            queries.append([])
-        elif token.type not in ("whitespace", "comment"):
-            queries[-1].append(token)
-    return queries == [[]] or any(map(_evaluate, queries))
+            parts.append([])
+        else:
+            parts[-1].append(token)
+    return parts
 
 
 def _evaluate(words: list[Any]) -> Truth:
@@ -73,7 +81,7 @@ def _evaluate_term(word: Any) -> Truth:
     if word.type != "() block":
         return None
 
-    content = [token for token in word.content if token.type not in ("whitespace", "comment")]
+    content = [token for token in word.content if token.type not in _SPACES]
     if any(token.type == "() block" for token in content):
         return _evaluate(content)
     return _evaluate_feature(content)

@@ -27,7 +27,7 @@ _LONGHANDS = {"text-decoration-line": "text-decoration", "font-variant-caps": "f
 _WHITE_SPACE = ("white-space", "white-space-collapse")
 # property → values that change nothing; a drawing with another value is refused
 _REFUSED: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("translate", "rotate", "scale", "offset-path", "perspective"), ("none",)),
+    **dict.fromkeys(("translate", "rotate", "scale", "offset-path"), ("none",)),
     **dict.fromkeys(("mask-image", "mask-border", "text-shadow", "backdrop-filter"), ("none",)),
     **dict.fromkeys(("text-transform", "vector-effect", "background-image"), ("none",)),
     **dict.fromkeys(("overflow-x", "overflow-y"), ("visible",)),
