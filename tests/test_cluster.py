@@ -1,6 +1,7 @@
 """Joining and starting Ray, whether a job fits, and the AWS cluster file."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -43,6 +44,10 @@ def test_workers_of_a_private_ray_reach_its_dashboard(ray_local: ConnectedRay) -
 
     assert ray.get(nodes_seen.remote()) == (1, "token", os.nice(0))
     assert ray_local.private
+
+
+def test_starting_ray_keeps_the_handler_of_sigterm(ray_local: ConnectedRay) -> None:
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_the_hub_token_reaches_the_workers_of_a_cluster_and_is_nowhere_in_the_clear(

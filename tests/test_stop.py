@@ -49,7 +49,7 @@ def test_a_signal_ends_all_runs_as_killed_with_one_sentence(
     settings: list[str], command: str, number: signal.Signals, num_trials: int
 ) -> None:
     name = f"{command}-{number.name}"
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "app", command, "demo", *settings, f"train.run_name={name}"],
         cwd=ROOT,
         # an empty RAY_ADDRESS is as if it were not set
@@ -57,14 +57,14 @@ def test_a_signal_ends_all_runs_as_killed_with_one_sentence(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-    )
-    assert process.stdout is not None
-    started = (line for line in process.stdout if "step 0: evaluation loss" in line)
-    for _ in range(num_trials or 1):
-        next(started, None)
-    process.send_signal(number)
-    output = process.stdout.read()
-    assert process.wait(60) == 128 + number, output
+    ) as process:
+        assert process.stdout is not None
+        started = (line for line in process.stdout if "step 0: evaluation loss" in line)
+        for _ in range(num_trials or 1):
+            next(started, None)
+        process.send_signal(number)
+        output = process.stdout.read()
+    assert process.returncode == 128 + number, output
     assert output.splitlines()[-1] == f"svgscribe: stopped by {number.name}"
     assert not [word for word in ("Traceback", "Fatal", "SIGABRT", "Aborted") if word in output]
 
