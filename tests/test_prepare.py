@@ -5,6 +5,8 @@ import itertools
 import json
 import multiprocessing
 import os
+import random
+import resource
 import select
 import subprocess
 import sys
@@ -464,6 +466,21 @@ def test_a_failure_leaves_the_old_dataset_alone(tmp_path: Path) -> None:
         "c.jsonl",
         "out",
     ]
+
+
+@pytest.mark.parametrize("max_file_bytes", [2_000, 10_000])  # of a bucket, and of a shard
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, max_file_bytes: int) -> None:
+    rng = random.Random(0)
+    rows = [(n, drawing(n), f"caption {rng.random()}") for n in range(1000)]
+    path = source(tmp_path / "a.jsonl", rows)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, limits[1]))
+    try:
+        with pytest.raises(DataError, match=r"cannot write to .*out.*File too large.*set TMPDIR"):
+            run(tmp_path / "out", path, processes=1, shard_records=1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert os.listdir(tmp_path) == ["a.jsonl"]
 
 
 def test_lone_surrogates_do_not_stop_the_corpus(tmp_path: Path) -> None:

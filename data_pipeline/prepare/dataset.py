@@ -129,8 +129,13 @@ def prepare_dataset(
         assert not leakage.num_drawings_in_both, leakage
         assert not leakage.num_records_in_both, leakage
         report = counts.make_report(leakage, digest, time.monotonic() - started)
-    except BaseException:
+    except BaseException as error:
         writer.abandon()
+        if isinstance(error, OSError):
+            raise DataError(
+                f"cannot write to {config.out} or to the temporary folder {tempfile.gettempdir()} "
+                f"({error}): free some space, or set TMPDIR to another disk"
+            ) from error
         raise
 
     writer.commit(_make_manifest(report, config), report.list_counts())
