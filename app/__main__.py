@@ -159,12 +159,24 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def _prepare(arguments: argparse.Namespace) -> int:
     """Write Parquet shards of the given sources. Print the counts."""
-    from data_pipeline.prepare.dataset import prepare_dataset
-
     if arguments.json and not os.path.isdir(os.path.dirname(os.path.abspath(arguments.json))):
         raise UserError(f"--json {arguments.json}: its folder does not exist; create it first")
     values = {name: getattr(arguments, name) for name in PrepareConfig.model_fields}
-    report = prepare_dataset(arguments.source, configs.validate_values(PrepareConfig, values))
+    config = configs.validate_values(PrepareConfig, values)
+    on_ray = arguments.ray or os.environ.get("RAY_ADDRESS")
+    if on_ray and config.processes:
+        raise UserError(
+            f"--processes {config.processes} counts processes of this machine, but Ray uses all "
+            "CPUs of its cluster: leave out --processes, or leave out --ray and unset RAY_ADDRESS"
+        )
+
+    from data_pipeline.prepare.dataset import prepare_dataset
+
+    if on_ray:
+        from app.jobs.prepare import map_on_ray
+
+    map_batches = map_on_ray if on_ray else None
+    report = prepare_dataset(arguments.source, config, map_batches=map_batches)
     if arguments.json:
         with open(arguments.json, "w") as file:
             json.dump(dataclasses.asdict(report), file, indent=2)

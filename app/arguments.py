@@ -94,6 +94,12 @@ def _add_prepare(commands: Commands) -> None:
             required=field.is_required(),
             help=field.description,
         )
+    prepare.add_argument(
+        "--ray",
+        action="store_true",
+        help="clean drawings on the Ray cluster at RAY_ADDRESS (default if the variable is set), "
+        "or on a private Ray",
+    )
     prepare.add_argument("--json", type=os.path.expanduser, help="write the counts to this file")
 
 

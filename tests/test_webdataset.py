@@ -54,6 +54,11 @@ def test_a_tar_compressed_in_several_members_is_read_to_its_end(
     assert read(tmp_path / "a.tar.gz", b"".join(members)) == CAPTIONS
 
 
+def test_a_tar_is_not_taken_for_compressed_by_the_name_of_its_first_file(tmp_path: Path) -> None:
+    captions = {"BZh1": "a cat", "BZ": "a dog"}
+    assert read(tmp_path / "a.tar", make_tar(make_samples(captions))) == captions
+
+
 def test_archives_one_after_another_are_all_read(tmp_path: Path) -> None:
     tars = [make_tar(make_samples({key: text})) for key, text in CAPTIONS.items()]
     assert read(tmp_path / "a.tar", b"".join(tars)) == CAPTIONS

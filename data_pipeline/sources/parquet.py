@@ -21,7 +21,9 @@ from data_pipeline.sources.columns import (
 from data_pipeline.sources.files import SourceFile
 from data_pipeline.sources.record import Record
 
-_BATCH_ROWS = 256  # in memory at once
+# In memory at once: this many rows, or fewer of about this size.
+_BATCH_ROWS = 256
+_BATCH_BYTES = 1 << 22
 # A column of a row group is read in pieces of this size (bytes): the group may be the whole corpus.
 _BUFFER_BYTES = 1 << 20
 _TEXT = {pa.string(), pa.large_string(), pa.string_view()}
@@ -93,12 +95,19 @@ def read_rows(file: SourceFile, names: list[str]) -> Iterator[dict[str, Any]]:
         with pq.ParquetFile(
             file.path, filesystem=file.fs, buffer_size=_BUFFER_BYTES, pre_buffer=False
         ) as parquet:
-            for batch in parquet.iter_batches(_BATCH_ROWS, columns=names):
+            num_rows = _choose_batch_rows(parquet.metadata)
+            for batch in parquet.iter_batches(num_rows, columns=names):
                 yield from _convert_batch(batch)
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{file.path} cannot be read to its end: {' '.join(str(error).split())}"
         ) from None
+
+
+def _choose_batch_rows(metadata: pq.FileMetaData) -> int:
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    row_bytes = sum(group.total_byte_size for group in groups) / max(metadata.num_rows, 1)
+    return max(min(int(_BATCH_BYTES / max(row_bytes, 1)), _BATCH_ROWS), 1)
 
 
 def _convert_batch(batch: pa.RecordBatch) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import bz2
 import gzip
 import json
 import lzma
+import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,11 +29,13 @@ from data_pipeline.sources.record import Record
 
 _HEAD_SAMPLES = 100  # a tar without a caption in these is refused
 # tarfile itself reads only the first member of a compressed stream.
-_OPEN_COMPRESSED: dict[bytes, Callable[[Any], Any]] = {
-    b"\x1f\x8b": gzip.open,
-    b"BZ": bz2.open,
-    b"\xfd7": lzma.open,
-}
+_UNPACK: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
+    (rb"\x1f\x8b", gzip.open),
+    (rb"BZh[1-9]1AY", bz2.open),
+    (rb"\xfd7zXZ", lzma.open),
+    (rb"", lambda stream: stream),
+)
+"""Beginnings of a file, as patterns, and functions that unpack it."""
 
 
 class _StrictTarInfo(tarfile.TarInfo):
@@ -69,12 +72,13 @@ def read_webdataset(file: SourceFile, source: str, config: PrepareConfig) -> Ite
 
 def _read_samples(file: SourceFile, config: PrepareConfig) -> Iterator[tuple[str, bytes, Captions]]:
     """Yield key, SVG and captions of each sample that has an SVG."""
-    open_compressed = _OPEN_COMPRESSED.get(file.read_head(2), lambda stream: stream)
+    head = file.read_head(8)
+    unpack = next(unpack for magic, unpack in _UNPACK if re.match(magic, head))
     try:
         with (
             file.open_stream() as stream,
             tarfile.open(
-                fileobj=open_compressed(stream),
+                fileobj=unpack(stream),
                 mode="r|",
                 tarinfo=_StrictTarInfo,
                 ignore_zeros=True,
