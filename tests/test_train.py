@@ -21,7 +21,8 @@ from app.gemma.config import ModelConfig, QuantizationConfig
 from app.jobs.evaluate import evaluate_job, find_adapter
 from app.jobs.job import get_job_dir
 from app.jobs.quantize import quantize_model
-from app.jobs.train import SNAPSHOT, train_job
+from app.jobs.resume import SNAPSHOT
+from app.jobs.train import train_job
 from app.jobs.tune import tune_job
 from app.storage import read_json
 from app.tracking import check_tracking
