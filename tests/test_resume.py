@@ -10,9 +10,10 @@ import pytest
 from app.config import load_config, override_config
 from app.errors import UserError
 from app.gemma.base_model import TINY
-from app.jobs.check import check_job, describe_length
+from app.jobs.check import check_before_ray, check_job, describe_length
 from app.jobs.job import build_stream
 from app.jobs.job_dir import SNAPSHOT, get_job_dir
+from app.jobs.lease import hold_lease
 from app.jobs.resume import PINNED, pin_job, require_same_job
 from app.jobs.worker import check_start
 from data_pipeline.errors import DataError
@@ -142,6 +143,15 @@ def test_a_checkpoint_without_pins_is_accepted_with_a_warning(config, capsys):
     assert "does not name its data and settings" in capsys.readouterr().err
 
 
+def test_a_job_that_another_process_trains_is_refused_before_ray_starts(config):
+    shards = open_shards(config.data.shards)
+    with hold_lease(get_job_dir(config)):
+        with pytest.raises(UserError, match=r"jobs/demo is running: .* set train\.run_name"):
+            check_before_ray(config, shards)
+        check_before_ray(override_config(config, {"train.run_name": "other"}), shards)
+    check_before_ray(config, shards)
+
+
 def test_a_missing_checkpoint_is_named(config, tmp_path):
     save_checkpoint(config)
     (tmp_path / "jobs/demo/checkpoint_7/state.json").unlink()
@@ -150,29 +160,28 @@ def test_a_missing_checkpoint_is_named(config, tmp_path):
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-@pytest.mark.parametrize("too_long", ["drop", "truncate"])
-def test_a_split_without_an_example_that_fits_is_refused(config, split, too_long, tmp_path):
+def test_a_split_without_an_example_that_fits_is_refused_with_the_length_to_set(
+    config, split, tmp_path
+):
     lengths = {"train": [60] * 30, "validation": [60] * 5, split: [900, 800, 1000]}
-    write_shards(tmp_path / "other", **lengths)
-    changes = {"data.shards": str(tmp_path / "other"), "data.too_long": too_long}
-    stream = build_stream(config, open_shards(str(tmp_path / "other")))
-    (shortest, limit) = (
-        sorted(
-            len(stream.encoder.encode(record.svg, record.caption).input_ids)
-            for record in stream.shards.read(split, 0, 3)
-        )[0],
-        400,
-    )
-    if too_long == "truncate":
-        limit = 16
-        split, shortest = "train", "prompt and caption alone are longer"
-    assert too_long == "truncate" or limit < shortest
-    with pytest.raises(DataError) as error:
-        check(override_config(config, {**changes, "data.sequence_tokens": limit}))
-    assert f"examples of the {split} split fits into data.sequence_tokens={limit}" in str(
-        error.value
-    )
-    assert str(shortest) in str(error.value)
+    write_shards(tmp_path / "long", **lengths)
+    config = override_config(config, {"data.shards": str(tmp_path / "long")})
+    limit = config.data.sequence_tokens
+    message = rf"none of 3 examples of the {split} split fits into data\.sequence_tokens={limit}: "
+    with pytest.raises(DataError, match=message + r"raise it to at least (\d+), or set") as error:
+        check(config)
+
+    enough = int(re.findall(r"at least (\d+)", str(error.value))[0])
+    check(override_config(config, {"data.sequence_tokens": enough}))
+    with pytest.raises(DataError, match=f"at least {enough},"):
+        check(override_config(config, {"data.sequence_tokens": enough - 1}))
+    check(override_config(config, {"data.too_long": "truncate"}))
+
+
+def test_sequences_shorter_than_prompt_and_caption_are_refused(config):
+    short = {"data.too_long": "truncate", "data.sequence_tokens": 16}
+    with pytest.raises(DataError, match=r"=16: prompt and caption alone are longer; raise it"):
+        check(override_config(config, short))
 
 
 def test_a_tokenizer_with_more_ids_than_the_model_is_refused(config, tmp_path):

@@ -86,7 +86,12 @@ def load_base_model(
         ) from error
     _freeze_in_dtype(base_model, dtype)
 
-    # log
+    _print_choices(model)
+    return base_model
+
+
+def _print_choices(model: ModelConfig) -> None:
+    """Print the attention, and the softcaps that are switched off."""
     print(f"attention: {attention.describe_attention(model.attention)}", file=sys.stderr)
     for is_on, capped in (
         (model.attention_softcap, "attention scores"),
@@ -97,7 +102,6 @@ def load_base_model(
                 f"softcap of {capped}: OFF, for study; the model was trained with it",
                 file=sys.stderr,
             )
-    return base_model
 
 
 def _freeze_in_dtype(base_model: Gemma2ForCausalLM, dtype: torch.dtype) -> None:

@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 
 from app.config import Config
-from app.gemma.activation_checkpoint import apply_memory_config
+from app.gemma.activation_checkpoint import apply_memory_config, compile_model
 from app.gemma.load import DTYPES, CaptionLoss, add_lora, count_parameters, load_base_model
 from app.jobs.train_context import RayTrainContext, WorkerJob
 from app.training import checkpoint, loop
@@ -115,7 +115,7 @@ def _build_objective(config: Config, device: torch.device, num_workers: int) -> 
     model = add_lora(base_model, config.lora, seed=config.train.seed)
     apply_memory_config(base_model, config.memory)
     if config.train.compile:
-        base_model.model.compile()
+        compile_model(base_model)
     return CaptionLoss(model, dtype).train()
 
 
