@@ -1,5 +1,6 @@
 """`doctor` on a ready machine, on a machine where everything is wrong, and on a cluster."""
 
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import ray
 from app.config import Config, config_to_yaml, load_config, override_config
 from app.jobs.cluster import ConnectedRay
 from app.jobs.doctor import run_check, run_doctor
+from app.jobs.doctor_checks import check_packages
 from data_pipeline.config import PrepareConfig
 from data_pipeline.prepare.dataset import prepare_dataset
 
@@ -112,6 +114,30 @@ def test_a_cluster_is_joined_and_its_dashboard_is_tried_without_a_token(
         ("ok", f"the dashboard {ray_local.dashboard} refuses clients without a token"),
         ("FAIL", f"{shortage}; set {fixes}"),
     }
+
+
+@pytest.mark.parametrize(
+    ("version", "strategy", "problem"),
+    [
+        ("2.10.0", "ddp", "torch is 2.10.0, needed: <2.14,>=2.11: run pip install"),
+        ("2.14.1", "ddp", "torch is 2.14.1, needed: <2.14,>=2.11: run pip install"),
+        ("2.11.0", "ddp", None),
+        ("2.11.0", "fsdp", "parallel.strategy=fsdp shards 4-bit weights, which needs torch 2.13"),
+        ("2.13.0", "fsdp", None),
+    ],
+)
+def test_the_range_of_torch_is_named(
+    version: str, strategy: str, problem: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata,
+        "version",
+        lambda name: version if name == "torch" else installed(name),
+    )
+    lines = list(check_packages(load_config(None, {"parallel.strategy": strategy})))
+    failed = [text for status, text in lines if status == "FAIL"]
+    assert failed == [] if problem is None else failed[0].startswith(problem)
 
 
 def test_a_check_that_hangs_or_breaks_is_a_failure() -> None:
