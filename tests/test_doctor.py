@@ -1,5 +1,6 @@
 """`doctor` on a ready machine, on a machine where everything is wrong, and on a cluster."""
 
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from app.gemma.base_model import TINY
 from app.gemma.config import ModelConfig
 from app.jobs.cluster import ConnectedRay
 from app.jobs.doctor import run_check, run_doctor
-from app.jobs.doctor_checks import check_model, check_ray
+from app.jobs.doctor_checks import check_model, check_packages, check_ray
 from data_pipeline.config import PrepareConfig
 from data_pipeline.prepare.dataset import prepare_dataset
 
@@ -136,6 +137,30 @@ def test_a_model_at_a_uri_is_listed_and_not_copied(
     assert [status for status, _ in lines] == ["ok", "FAIL"]
     assert "each node of the job copies" in lines[0][1]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("version", "strategy", "problem"),
+    [
+        ("2.10.0", "ddp", "torch is 2.10.0, needed: <2.14,>=2.11: run pip install"),
+        ("2.14.1", "ddp", "torch is 2.14.1, needed: <2.14,>=2.11: run pip install"),
+        ("2.11.0", "ddp", None),
+        ("2.11.0", "fsdp", "parallel.strategy=fsdp shards 4-bit weights, which needs torch 2.13"),
+        ("2.13.0", "fsdp", None),
+    ],
+)
+def test_the_range_of_torch_is_named(
+    version: str, strategy: str, problem: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata,
+        "version",
+        lambda name: version if name == "torch" else installed(name),
+    )
+    lines = list(check_packages(load_config(None, {"parallel.strategy": strategy})))
+    failed = [text for status, text in lines if status == "FAIL"]
+    assert failed == [] if problem is None else failed[0].startswith(problem)
 
 
 def test_a_check_that_hangs_or_breaks_is_a_failure() -> None:

@@ -163,7 +163,11 @@ def _to_row(numbers: list[int], device: torch.device) -> Tensor:
 def _run(gemma: Gemma2ForCausalLM, cache: CaptionCache, ids: Tensor, positions: Tensor) -> Tensor:
     """Return the last hidden states [.., H] of ids at positions, both [B, S]."""
     hidden: Tensor = gemma.model(
-        input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True
+        input_ids=ids,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        slots_are_positions=True,
     ).last_hidden_state
     return hidden
 

@@ -115,6 +115,7 @@ def _attend(  # noqa: PLR0913 (the signature of transformers' attention interfac
     sliding_window: int | None,
     position_ids: Tensor,
     dropout: float = 0.0,
+    slots_are_positions: bool = False,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Implement transformers' attention interface: return [B, S, H, D] and no weights.
@@ -127,6 +128,7 @@ def _attend(  # noqa: PLR0913 (the signature of transformers' attention interfac
         "packed sequences have no mask: position_ids tell documents apart"
     )
     if key.shape[2] != query.shape[2]:
+        assert slots_are_positions, "blockwise attention reads a CaptionCache only"
         attended = attend_to_cache(
             query, key, value, position_ids, scale=scaling, softcap=softcap, window=sliding_window
         )
