@@ -269,6 +269,8 @@ def open_shards(folder: str) -> Shards:
             raise DataError(f"{folder!r} holds no shard: {fix}")
         digest, num_duplicates = manifest["digest"], manifest["duplicates"]
         return Shards(folder, digest, files, num_duplicates, manifest["quarantined"])
+    except DataError:  # a ValueError, and already one sentence
+        raise
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(
             f"{folder!r} has a {MANIFEST} that `prepare` did not write "

@@ -225,6 +225,9 @@ def test_a_manifest_without_shards_is_completed_from_the_files(tmp_path: Path) -
     del manifest["shards"]
     (tmp_path / "dataset.json").write_text(json.dumps(manifest))
     assert open_shards(str(tmp_path)) == shards
+    (tmp_path / "train-00003.parquet").write_text("damaged")
+    with pytest.raises(DataError, match=r"^/\S*/train-00003\.parquet is not a readable shard"):
+        open_shards(str(tmp_path))
 
 
 @pytest.mark.parametrize(

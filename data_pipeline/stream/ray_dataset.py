@@ -14,6 +14,7 @@ from functools import partial
 
 import ray
 import ray.data
+import ray.exceptions
 import ray.train
 from ray.data import ExecutionOptions
 from ray.data._internal.execution.execution_callback import ExecutionCallback
@@ -124,9 +125,17 @@ def _pack_ahead(stream: Stream, start: Position) -> Iterator[Batch]:
     for number in range(start.shuffle_block, stream.num_shuffle_blocks):
         tasks.append(pack.remote(stream_ref, start, number))
         if len(tasks) > _NUM_BLOCKS_AHEAD:
-            yield ray.get(tasks.popleft())
+            yield _get_block(tasks.popleft())
     while tasks:
-        yield ray.get(tasks.popleft())
+        yield _get_block(tasks.popleft())
+
+
+def _get_block(task: "ray.ObjectRef[Batch]") -> Batch:
+    """Return the result of a task. Raise the error of the task itself, such as a DataError."""
+    try:
+        return ray.get(task)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
 
 
 @ray.remote
