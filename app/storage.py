@@ -73,7 +73,6 @@ def mask_secrets(text: str) -> str:
 
 def _locate_file(uri: str) -> tuple[Any, str]:
     """Return (pyarrow file system, path in it)."""
-    from pyarrow.fs import FileSystem  # 0.3 s, not needed to parse a config
+    from data_pipeline.filesystem import open_filesystem  # 0.3 s, not needed to parse a config
 
-    filesystem, path = FileSystem.from_uri(uri if "://" in uri else os.path.abspath(uri))
-    return filesystem, path
+    return open_filesystem(uri)

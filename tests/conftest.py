@@ -41,6 +41,7 @@ SECONDS = {
     "test_launch.py": 70,
     "test_cli.py": 60,
     "test_stream.py": 40,
+    "test_s3.py": 60,
     "test_doctor.py": 20,
     "test_cluster.py": 20,
     "test_loop.py": 15,

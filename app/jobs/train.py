@@ -17,6 +17,7 @@ from app.jobs.train_context import WorkerJob
 from app.jobs.worker import run_worker
 from app.storage import join_uri, read_json, write_json
 from app.tracking import Tracker, open_run
+from data_pipeline.filesystem import open_filesystem
 from data_pipeline.shards import Shards
 from data_pipeline.stream.ray_dataset import build_data_config, build_dataset
 from data_pipeline.stream.token_stream import Position, Stream
@@ -126,7 +127,9 @@ def _build_trainer(
 ) -> ray.train.torch.TorchTrainer:
     config, scaling = job.config, job.config.scaling
     resources = {"CPU": scaling.cpus_per_worker} | ({"GPU": 1.0} if scaling.use_gpu else {})
-    storage_path, _, name = job.job_dir.rpartition("/")
+    # Ray would cut the query off a URI, such as an S3 endpoint
+    filesystem, path = open_filesystem(job.job_dir)
+    storage_path, _, name = path.rpartition("/")
     dataset = ResumingDataset(job.stream, join_uri(job.job_dir, SNAPSHOT), scaling.num_workers)
 
     return ray.train.torch.TorchTrainer(
@@ -143,6 +146,7 @@ def _build_trainer(
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=storage_path,
+            storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=config.train.save_total_limit,
