@@ -191,8 +191,9 @@ def first_batch_seconds(stream: Stream, start: Position) -> float:
     while ray.available_resources().get("CPU", 0.0) < LOGICAL_CPUS:
         time.sleep(0.1)
     began = time.monotonic()
-    (shard,) = build_dataset(stream, start=start, num_workers=1).streaming_split(1, equal=True)
-    batch, _ = next(iterate_batches(shard, micro_batch_size=1, rank=0, num_workers=1, prefetch=4))
+    dataset = build_dataset(stream, start=start, micro_batch_size=1, num_workers=1)
+    (shard,) = dataset.streaming_split(1, equal=True)
+    batch, _ = next(iterate_batches(shard, micro_batch_size=1, num_workers=1, prefetch=4))
     assert (int(batch["shuffle_block"][0]), int(batch["index"][0])) == (
         start.shuffle_block,
         start.index,

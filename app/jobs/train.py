@@ -49,13 +49,19 @@ class ResumingDataset:
 
     stream: Stream
     snapshot: str
+    micro_batch_size: int
     num_workers: int
 
     def __call__(self) -> ray.data.Dataset:
         """Return the dataset from the newest checkpoint's position on."""
         newest = (read_json(self.snapshot) or {}).get("latest_checkpoint_result")
         start = Position() if newest is None else Position(**newest["metrics"]["position"])
-        return build_dataset(self.stream, start=start, num_workers=self.num_workers)
+        return build_dataset(
+            self.stream,
+            start=start,
+            micro_batch_size=self.micro_batch_size,
+            num_workers=self.num_workers,
+        )
 
 
 def train_job(config: Config, shards: Shards) -> TrainResult:
@@ -130,7 +136,10 @@ def _build_trainer(
     # Ray would cut the query off a URI, such as an S3 endpoint
     filesystem, path = open_filesystem(job.job_dir)
     storage_path, _, name = path.rpartition("/")
-    dataset = ResumingDataset(job.stream, join_uri(job.job_dir, SNAPSHOT), scaling.num_workers)
+    snapshot = join_uri(job.job_dir, SNAPSHOT)
+    dataset = ResumingDataset(
+        job.stream, snapshot, config.train.micro_batch_size, scaling.num_workers
+    )
 
     return ray.train.torch.TorchTrainer(
         cast(Any, run_worker),  # Ray's annotation of this argument allows no returned value

@@ -194,7 +194,6 @@ def _iterate_train_batches(
     batches = iterate_batches(
         ray.train.get_dataset_shard("train"),
         micro_batch_size=config.train.micro_batch_size,
-        rank=context.rank,
         num_workers=context.size,
         prefetch=config.data.prefetch_batches,
     )
