@@ -23,7 +23,7 @@ _GEOMETRY = """
     preserveAlpha edgeMode tableValues slope intercept amplitude exponent surfaceScale
     diffuseConstant specularConstant specularExponent limitingConeAngle azimuth elevation z
     pointsAtX pointsAtY pointsAtZ baseFrequency numOctaves seed stitchTiles scale xChannelSelector
-    yChannelSelector transform pathLength xml:space
+    yChannelSelector transform transform-origin transform-box pathLength xml:space
 """
 _PRESENTATION = """
     color display visibility overflow opacity fill fill-opacity fill-rule stroke stroke-width
@@ -33,7 +33,7 @@ _PRESENTATION = """
     color-interpolation color-interpolation-filters font-family font-size font-size-adjust
     font-stretch font-style font-variant font-weight text-anchor text-decoration dominant-baseline
     alignment-baseline baseline-shift letter-spacing word-spacing writing-mode direction
-    unicode-bidi
+    unicode-bidi vector-effect
 """
 
 SHAPES = frozenset(_SHAPES.split())
