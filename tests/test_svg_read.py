@@ -79,6 +79,29 @@ def test_entities_expand_within_bounds() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("declared", "encoding"),
+    [
+        ("utf8", "utf-8"),
+        ("UTF_8", "utf-8"),
+        ("ucs2", "utf-8"),
+        ("latin1", "latin-1"),
+        ("ISO8859-1", "latin-1"),
+        ("l1", "latin-1"),
+        ("cp-1252", "cp1252"),
+        ("Windows1251", "cp1251"),
+        ("x-sjis", "shift_jis"),
+        ("Macintosh", "mac-roman"),
+        ("KOI8_R", "koi8-r"),
+    ],
+)
+def test_common_names_of_encodings_are_known(declared: str, encoding: str) -> None:
+    letter = {"latin-1": "é", "cp1252": "é", "mac-roman": "é", "utf-8": "é"}.get(encoding, "Я")
+    plain = PLAIN.replace("é", letter)
+    svg = (DECLARED.format(declared) + plain).encode(encoding)
+    assert f"<text>{letter}</text>" in canonicalise(svg)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_encodings_are_detected_by_their_first_bytes(encoding: str) -> None:
     assert canonicalise(PLAIN.encode(encoding)) == canonicalise(PLAIN)

@@ -33,7 +33,7 @@ _PRESENTATION = """
     color-interpolation color-interpolation-filters font-family font-size font-size-adjust
     font-stretch font-style font-variant font-weight text-anchor text-decoration dominant-baseline
     alignment-baseline baseline-shift letter-spacing word-spacing writing-mode direction
-    unicode-bidi
+    unicode-bidi vector-effect
 """
 
 SHAPES = frozenset(_SHAPES.split())

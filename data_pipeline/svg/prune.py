@@ -10,6 +10,7 @@ from data_pipeline.svg.tree import Drawing, Node, append_text
 MAX_SWEPT_NODES = 1_000_000
 
 _NOT_DRAWN = DEFINITIONS | {"defs"}
+_TRANSFORM_NAMES = frozenset(("transform", "transform-origin", "transform-box", "vector-effect"))
 
 
 def prune_tree(nodes: list[Node]) -> Drawing:
@@ -48,6 +49,8 @@ def prune_tree(nodes: list[Node]) -> Drawing:
     names: set[str] = set().union(*[node.attributes for node in nodes])
     if "clip-rule" in names and "clipPath" not in tags:
         _remove_clip_rules(nodes)
+    if not _TRANSFORM_NAMES.isdisjoint(names):
+        _remove_idle_transforms(nodes)
     if "g" in tags and not all(node.attributes for node in nodes if node.tag == "g"):
         _collapse_groups(root)
         nodes = root.walk()
@@ -79,7 +82,7 @@ def _remove_unused_elements(node: Node, reached: set[int] | None, by_id: dict[st
         # shapes
         tag = child.tag
         if tag == "path":
-            is_unused = child.attributes.get("d", "none").strip() in ("", "none")
+            is_unused = child.attributes.get("d", "").lstrip()[:1] not in ("M", "m")
         else:
             is_unused = tag == "use" and child.attributes.get("href", "#")[1:] not in by_id
 
@@ -87,7 +90,9 @@ def _remove_unused_elements(node: Node, reached: set[int] | None, by_id: dict[st
         if child.children:
             removed_any |= _remove_unused_elements(child, reached, by_id)
         if not child.children:
-            is_unused |= tag in GROUPS or (reached is not None and id(child) not in reached)
+            is_unused |= (tag in GROUPS and not _has_drawing_filter(child, by_id)) or (
+                reached is not None and id(child) not in reached
+            )
 
         if not is_unused:
             kept.append(child)
@@ -97,6 +102,12 @@ def _remove_unused_elements(node: Node, reached: set[int] | None, by_id: dict[st
     removed_any |= len(kept) < len(node.children)
     node.children = kept
     return removed_any
+
+
+def _has_drawing_filter(group: Node, by_id: dict[str, Node]) -> bool:
+    """Return whether a filter has a region, and may therefore draw, if the group is empty."""
+    filters = map(by_id.get, URL.findall(group.attributes.get("filter", "")))
+    return any(node and node.attributes.get("filterUnits") == "userSpaceOnUse" for node in filters)
 
 
 def _rename_ids(nodes: list[Node]) -> None:
@@ -174,6 +185,19 @@ def _remove_clip_rules(nodes: list[Node]) -> None:
     """Remove `clip-rule`, which editors write beside `fill-rule`: only a clip path uses it."""
     for node in nodes:
         node.attributes.pop("clip-rule", "")
+
+
+def _remove_idle_transforms(nodes: list[Node]) -> None:
+    """Remove transforms that are `none`, and from groups the attributes that act only elsewhere."""
+    for node in nodes:
+        attributes = node.attributes
+        if attributes.get("transform") == "none":
+            del attributes["transform"]
+        if node.tag in GROUPS:
+            attributes.pop("vector-effect", "")
+            if "transform" not in attributes:
+                attributes.pop("transform-origin", "")
+                attributes.pop("transform-box", "")
 
 
 def _collapse_groups(node: Node) -> None:

@@ -30,11 +30,13 @@ _BOMS = {
 _MARKS = tuple(_BOMS)
 _XML_DECLARATION = re.compile(r"\s*<\?xml\b([^>]*)\?>")
 _ENCODING = re.compile(r"""encoding\s*=\s*["']([\w.:-]+)["']""")
-# Python has codecs that are no character sets, and some that take quadratic time.
+# Python's names of character sets. Other codecs are none, and some take quadratic time.
 _CHARACTER_SETS = re.compile(
-    r"utf-?8|us-ascii|ascii|latin-?1|iso-?8859-\d+|windows-\d+|cp\d+|koi8-[ru]"
-    r"|big5|gb\w+|euc-\w+|shift_jis|mac[\w-]*"
+    r"utf-8|ascii|iso8859-\d+|cp\d+|koi8-[rtu]|tis-620|big5\w*|gb\w+|euc_\w+|shift_jis\w*|mac-\w+"
 )
+# prefixes that Python's names lack: `x-sjis`, `windows1252`, `win-1252`, `cp-1252`
+_EXTENSION = re.compile(r"x[-_]")
+_CODE_PAGE = re.compile(r"(?:windows|win|cp|ibm|dos)[-_]?(\d+)")
 _DOCTYPE = re.compile(
     r"""<!DOCTYPE\s[^\[<>]*+"""
     r"""\[((?:[^<>\]"'%]++|<!--(?:[^-]|-(?!->))*+-->|<!(?:[^<>"']|"[^"]*+"|'[^']*+')*+>)*+)\]"""
@@ -162,11 +164,17 @@ def _declared_encoding(head: str) -> str:
     encoding = declared[1].lower() if declared else "utf-8"
 
     # The declaration was readable as single bytes, therefore these names are wrong.
-    if encoding.startswith(("utf-16", "utf-32", "ucs-")):
+    if re.match(r"utf[-_]?(16|32)|ucs[-_]?[24]|unicode$", encoding):
         encoding = "utf-8"
-    if not _CHARACTER_SETS.fullmatch(encoding):
+
+    plain_name = _CODE_PAGE.sub(r"cp\1", _EXTENSION.sub("", encoding, count=1))
+    try:
+        name = codecs.lookup(plain_name).name
+    except LookupError:
+        name = ""
+    if not _CHARACTER_SETS.fullmatch(name):
         raise SVGRefused("bad_encoding", f"encoding {encoding[:40]!r}")
-    return encoding
+    return name
 
 
 def _expand_entities(text: str) -> str:

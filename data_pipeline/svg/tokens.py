@@ -16,6 +16,14 @@ _TOKEN = re.compile(rf"(?>{NUMBER.pattern})|[^\s,]")
 # The same without exponents and plus signs, which is faster.
 _COMMON_TOKEN = re.compile(r"[-0-9][0-9]*+\.?+[0-9]*+|\.[0-9]++|[^\s,]")
 
+# Arguments of each command in lower case, with any separators before them.
+_N, _FLAG = rf"[\s,]*+(?>{NUMBER.pattern})", r"[\s,]*+[01]"
+_ARGUMENTS = {
+    letter: re.compile(f"{_N * 3}{_FLAG * 2}{_N * 2}" if letter == "a" else _N * count)
+    for letter, count in zip("mlhvcsqta", (2, 2, 1, 1, 6, 4, 4, 2, 0), strict=True)
+}
+_LETTER = re.compile(r"[\s,]*+([MmZzLlHhVvCcSsQqTtAa])")
+
 _NUMBERS = NumberCache(dict.fromkeys(COMMANDS))
 
 
@@ -55,3 +63,23 @@ def read_touching_flags(
     end = index + 4 - len(numbers)
     numbers += values[index:end]
     return numbers[0], numbers[1], numbers[2], numbers[3], end
+
+
+def cut_at_error(d: str) -> str:
+    """Return `M4 4h9` for `M4 4h9 l3`: the segments before the first error."""
+    end = len(d) if d.isascii() else len(d.encode("ascii", "replace").decode().partition("?")[0])
+    position, is_empty = 0, True
+    while letter := _LETTER.match(d, position, end):
+        command = letter[1].lower()
+        if is_empty and command != "m":
+            break
+
+        # arguments
+        position_behind = letter.end()
+        if command in _ARGUMENTS:
+            while arguments := _ARGUMENTS[command].match(d, position_behind, end):
+                position_behind = arguments.end()
+            if position_behind == letter.end():
+                break
+        position, is_empty = position_behind, False
+    return d[:position]
