@@ -21,21 +21,8 @@ def prune_tree(nodes: list[Node]) -> Drawing:
     Raises SVGRefused: `too_many_elements`.
     """
     root = nodes[0]
+    nodes, by_id = _remove_all_unused(nodes)
     tags = {node.tag for node in nodes}
-
-    # A removed element may have held the last reference to another one.
-    num_swept = 0
-    while True:
-        num_swept += len(nodes)
-        if num_swept > MAX_SWEPT_NODES:
-            raise SVGRefused("too_many_elements", "a chain of unused elements is too long")
-        # reversed: the first of equal ids counts
-        by_id = {node.attributes["id"]: node for node in reversed(nodes) if "id" in node.attributes}
-        reached = None if _NOT_DRAWN.isdisjoint(tags) else _find_reached(root, by_id)
-        if not _remove_unused_elements(root, reached, by_id):
-            break
-        nodes = root.walk()
-        tags = {node.tag for node in nodes}
 
     # names
     if by_id or any(node.references for node in nodes):
@@ -55,6 +42,26 @@ def prune_tree(nodes: list[Node]) -> Drawing:
         _collapse_groups(root)
         nodes = root.walk()
     return Drawing(nodes, tags, names)
+
+
+def _remove_all_unused(nodes: list[Node]) -> tuple[list[Node], dict[str, Node]]:
+    """Remove unused elements until none is left; return the nodes that remain, and those with ids.
+
+    A removed element may have held the last reference to another one.
+    """
+    num_swept = 0
+    while True:
+        num_swept += len(nodes)
+        if num_swept > MAX_SWEPT_NODES:
+            raise SVGRefused("too_many_elements", "a chain of unused elements is too long")
+
+        # reversed: the first of equal ids counts
+        by_id = {node.attributes["id"]: node for node in reversed(nodes) if "id" in node.attributes}
+        is_drawn = _NOT_DRAWN.isdisjoint([node.tag for node in nodes])
+        reached = None if is_drawn else _find_reached(nodes[0], by_id)
+        if not _remove_unused_elements(nodes[0], reached, by_id):
+            return nodes, by_id
+        nodes = nodes[0].walk()
 
 
 def _find_reached(root: Node, by_id: dict[str, Node]) -> set[int]:
