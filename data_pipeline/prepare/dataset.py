@@ -112,7 +112,6 @@ def prepare_dataset(
             batches = clean_records(records, config, map_batches)
             write_buckets(_quarantine_refused(batches, writer, counts), folder, facts)
 
-            # split
             decision = decide_splits(facts, folder)
             counts.add_decision(len(facts), decision)
             _require_usable(counts, sources, config)
