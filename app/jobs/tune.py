@@ -5,7 +5,7 @@ from typing import Any
 
 from app.config import Config, config_to_yaml, flatten_config, override_config
 from app.jobs.job import get_job_dir, track_run
-from app.jobs.stop import stop_ray_at_once
+from app.jobs.stop import kill_private_ray
 from app.jobs.train import train_trial
 from app.storage import join_uri, write_text
 from app.tracking import Status, kill_running_children, open_run
@@ -106,7 +106,7 @@ def _search(
     def on_trial_end(outcome: TrialOutcome) -> None:
         """Set the true status of the trial's run, which a trial stopped by Tune cannot set."""
         if outcome.status == "interrupted":
-            stop_ray_at_once()  # before kill_running_children: a starting trial opens its run
+            kill_private_ray()  # before kill_running_children: a starting trial opens its run
             return
         trial = _trial_config(config, job_dir, outcome.overrides, outcome.trial_id)
         tracker = open_run(
