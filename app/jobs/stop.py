@@ -1,7 +1,6 @@
 """Stop of a job by SIGTERM or SIGINT: keep the handlers that raise, and leave Ray at once."""
 
 import contextlib
-import functools
 import signal
 import threading
 from collections.abc import Iterator
@@ -11,25 +10,23 @@ import ray
 
 
 def leave_ray(kind: type[BaseException] | None, *_: object) -> None:
-    """Shut Ray down; at once if the process was interrupted."""
+    """Shut Ray down. After an interrupt, only kill a private Ray: the process ends at once."""
     if kind is not None and issubclass(kind, KeyboardInterrupt):
-        stop_ray_at_once()
+        kill_private_ray()
     else:
         ray.shutdown()
 
 
-@functools.cache  # once: ray.shutdown would wait for the killed processes
-def stop_ray_at_once() -> None:
-    """Kill the processes of a private Ray, or leave a cluster, which then stops this job's actors.
+def kill_private_ray() -> None:
+    """Kill the processes that this one has started, which are those of a private Ray.
 
-    ray.shutdown takes 6 s and more for a private Ray: it waits for each process.
+    ray.shutdown takes 6 s and more for a private Ray, because it waits for each process. For a
+    cluster it takes longer than the 3 s of `ray job stop`. A cluster stops the actors of a job when
+    the job's process has ended.
     """
-    processes = psutil.Process().children(recursive=True)
-    for process in processes:
+    for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    if not processes:
-        ray.shutdown()
 
 
 @contextlib.contextmanager

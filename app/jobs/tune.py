@@ -9,7 +9,7 @@ from app.jobs.check import check_job, describe_length
 from app.jobs.job import track_run
 from app.jobs.job_dir import get_job_dir
 from app.jobs.lease import hold_lease
-from app.jobs.stop import stop_ray_at_once
+from app.jobs.stop import kill_private_ray
 from app.jobs.train import train_trial
 from app.storage import join_uri, write_text
 from app.tracking import Status, kill_running_children, open_run
@@ -112,7 +112,7 @@ def _search(
     def on_trial_end(outcome: TrialOutcome) -> None:
         """Set the true status of the trial's run, which a trial stopped by Tune cannot set."""
         if outcome.status == "interrupted":
-            stop_ray_at_once()  # before kill_running_children: a starting trial opens its run
+            kill_private_ray()  # before kill_running_children: a starting trial opens its run
             return
         trial = _trial_config(config, job_dir, outcome.overrides, outcome.trial_id)
         tracker = open_run(

@@ -128,10 +128,7 @@ def attach_run(
 def kill_running_children(
     config: TrackingConfig, parent_run_id: str | None, tags: Mapping[str, str]
 ) -> None:
-    """Set the status KILLED and the tags on those children of a run that are RUNNING.
-
-    Call it after their processes have ended.
-    """
+    """Set the status KILLED and the tags on those children of a run that are RUNNING."""
     if config.uri is None or parent_run_id is None:
         return
     client = make_client(config.uri, config.timeout_seconds)
