@@ -78,8 +78,8 @@ def connect_ray(*, num_cpus: int | None = None) -> Iterator[ConnectedRay]:
                 stack.push(leave_ray)  # before the folder and the variables are removed
                 context = _start_private_ray(num_cpus, folder)
             else:
-                stack.push(leave_ray)
                 context = _join_cluster(os.environ["RAY_ADDRESS"])
+                stack.push(leave_ray)
         info = context.address_info
         yield ConnectedRay(info["gcs_address"], info["webui_url"] or "", private)
 
