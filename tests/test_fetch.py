@@ -43,7 +43,7 @@ def test_a_model_at_a_uri_has_the_weights_the_config_and_the_tokens_of_its_folde
     assert load_model_config(model).to_dict() == load_model_config(tiny).to_dict() | {
         "_name_or_path": load_model_config(model)._name_or_path
     }
-    digests = [PromptEncoder(source, "Describe:").digest for source in (uri, str(TINY))]
+    digests = [PromptEncoder(source, "Describe:").fingerprint for source in (uri, str(TINY))]
     assert digests[0] == digests[1]
     assert len([each for each in cache.iterdir() if each.is_dir()]) == 1
 

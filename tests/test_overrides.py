@@ -63,7 +63,8 @@ def test_a_text_setting_takes_the_text_as_it_is(key: str, text: str) -> None:
 )
 def test_a_value_is_read_by_the_type_of_its_setting(override: str, value: Any) -> None:
     path = override.partition("=")[0]
-    config = load_config("demo", [override]).model_dump(mode="json")
+    hub_model = "model.name=google/gemma-2-2b-it"  # only such a model has a revision
+    config = load_config("demo", [hub_model, override]).model_dump(mode="json")
     for part in path.split(".", 2):
         config = config[part]
     assert config == value
