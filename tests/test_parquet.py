@@ -100,6 +100,21 @@ def test_captions_of_another_type_are_refused_by_name(tmp_path: Path, column: pa
     assert f"'caption' holds {kind}, not text" in str(error.value)
 
 
+def test_ids_and_names_of_files_may_be_bytes(tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table({"id": [b"x"], "svg": [SVG], "text": ["a cat"]}), tmp_path / "a.parquet"
+    )
+    (record,) = read_source(str(tmp_path), PrepareConfig(out="unused"))
+    assert record.id == "x"
+    (tmp_path / "a.parquet").unlink()
+    (tmp_path / "x.svg").write_text(SVG)
+    pq.write_table(
+        pa.table({"file_name": [b"x.svg"], "text": ["a dog"]}), tmp_path / "metadata.parquet"
+    )
+    (record,) = read_source(str(tmp_path), PrepareConfig(out="unused"))
+    assert (record.id, record.caption) == ("x", "a dog")
+
+
 def test_two_columns_of_one_name_are_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     columns = [pa.array([text]) for text in (SVG, "a cat", "a pet", "x", "y")]
