@@ -9,7 +9,9 @@ _QUERY = re.compile(
     r"[^\s&\"'<>]+",
     re.IGNORECASE,
 )
-_VARIABLE = re.compile(r"\b([A-Z0-9_]*(?:SECRET|TOKEN|PASSWORD|_KEY)[A-Z0-9_]*=)[^\s\"'<>]+")
+_VARIABLE = re.compile(  # in a shell, and in a mapping such as a runtime environment of Ray
+    r"\b([A-Z0-9_]*(?:SECRET|TOKEN|PASSWORD|_KEY)[A-Z0-9_]*(?:=[\"']?|[\"']:\s?[\"']))[^\s\"'<>]+"
+)
 _HEADER = re.compile(r"\b((?:Bearer|Basic) )[\w+/=.~-]{8,}")
 _TOKEN = re.compile(r"\bhf_\w{16,}|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b")
 

@@ -1,6 +1,7 @@
 """Values of a caption column → captions, or no caption with the reason."""
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,13 @@ SHAREGPT = ("from", "value")
         ([turn("user", [{"type": "image"}]),
           turn("assistant", [{"type": "text", "text": "a cat,"}, {"type": "text", "text": "red"}])],
          ["a cat, red"]),
+        *[([turn("User", "An icon?", keys), turn("assistant", "a cat", keys)], ["a cat"])
+          for keys in product(("role", "from", "speaker"), ("content", "value", "text"))],
+        ('["a cat", "a pet"]', ["a cat", "a pet"]),
+        (json.dumps([turn("user", "An icon?"), turn("assistant", "a cat")]), ["a cat"]),
+        ("[1]", ["[1]"]),  # the drawing of a footnote
+        ("{}", ["{}"]),
+        ("[a] cat", ["[a] cat"]),
         ([turn("user", "a cat") | {"from": None, "value": None},
           {"from": "gpt", "value": "a pet", "role": None, "content": None}], ["a pet"]),
     ],
@@ -76,6 +84,7 @@ def test_keywords_are_one_caption(column: str) -> None:
     [
         ({"text": "a cat", "lang": "en"}, "an object with text, lang"),
         ({}, "an object with no key"),
+        ('{"en": "a cat"}', "an object with en"),
         (True, "bool True"),
         (0.5, "float 0.5"),
         (float("inf"), "float inf"),

@@ -1,6 +1,7 @@
 """Folders of drawings: each layout of captions gives each drawing its own captions."""
 
 import json
+import os
 import shutil
 import unicodedata
 from pathlib import Path
@@ -102,6 +103,13 @@ def test_composed_and_decomposed_names_are_one(tmp_path: Path, drawn: str, named
     (tmp_path / named).parent.mkdir(exist_ok=True)
     (tmp_path / f"{named}2.txt").write_text("a dog")
     assert read(tmp_path) == {NFC: "", f"{NFC}2": "a dog"}
+
+
+def test_a_name_that_is_not_utf8_is_refused_by_name(tmp_path: Path) -> None:
+    draw(tmp_path, "a.svg")
+    (tmp_path / os.fsdecode(b"caf\xe9.svg")).touch()
+    with pytest.raises(DataError, match=r"not UTF-8, b'.*caf\\xe9\.svg': rename it"):
+        read_source(str(tmp_path), PrepareConfig(out="unused"))
 
 
 def test_endings_in_upper_case(tmp_path: Path) -> None:

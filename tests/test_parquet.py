@@ -42,6 +42,8 @@ PARTS = pa.list_(pa.struct([("type", TEXT), ("text", TEXT)]))
         (pa.list_(TEXT), ITEMS, [["a cat", "a pet"], ["a dog"]]),
         (pa.large_list(pa.large_string()), ITEMS, [["a cat", "a pet"], ["a dog"]]),
         (pa.list_(TEXT, 2), ITEMS, [["a cat", "a pet"], ["a dog"]]),
+        (pa.list_(TEXT, 2), [None, *ITEMS, None], [[""], ["a cat", "a pet"], ["a dog"], [""]]),
+        (pa.json_(), ["a cat", None], [["a cat"], [""]]),
         (pa.list_(DICTIONARY), ITEMS, [["a cat", "a pet"], ["a dog"]]),
         (pa.list_(pa.struct([("raw", TEXT), ("n", pa.int8())])),
          [[{"raw": "a cat", "n": 1}, {"raw": "a pet", "n": 2}], None], [["a cat", "a pet"], [""]]),
@@ -96,6 +98,33 @@ def test_captions_of_another_type_are_refused_by_name(tmp_path: Path, column: pa
         read_texts(tmp_path / "a.parquet", caption=column)
     kind = str(column.type).replace("<item", "<element")  # as Parquet names it
     assert f"'caption' holds {kind}, not text" in str(error.value)
+
+
+def test_ids_and_names_of_files_may_be_bytes(tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table({"id": [b"x"], "svg": [SVG], "text": ["a cat"]}), tmp_path / "a.parquet"
+    )
+    (record,) = read_source(str(tmp_path), PrepareConfig(out="unused"))
+    assert record.id == "x"
+    (tmp_path / "a.parquet").unlink()
+    (tmp_path / "x.svg").write_text(SVG)
+    pq.write_table(
+        pa.table({"file_name": [b"x.svg"], "text": ["a dog"]}), tmp_path / "metadata.parquet"
+    )
+    (record,) = read_source(str(tmp_path), PrepareConfig(out="unused"))
+    assert (record.id, record.caption) == ("x", "a dog")
+
+
+def test_two_columns_of_one_name_are_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    columns = [pa.array([text]) for text in (SVG, "a cat", "a pet", "x", "y")]
+    table = pa.Table.from_arrays(columns, ["svg", "text", "text", "note", "note"])
+    pq.write_table(table, path)
+    with pytest.raises(DataError, match="several columns 'text'"):
+        read_source(str(path), PrepareConfig(out="unused"))
+    pq.write_table(table.remove_column(2), path)
+    (record,) = read_source(str(path), PrepareConfig(out="unused"))
+    assert record.caption == "a cat"
 
 
 def test_a_column_of_drawings_without_a_value_is_read(tmp_path: Path) -> None:

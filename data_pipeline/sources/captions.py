@@ -1,9 +1,11 @@
 """Read the captions of a drawing from values of any kind, and choose which become records.
 
 A list is several captions. Its items are texts, objects with a key of TEXT_KEYS, or the turns of a
-conversation, whose answers are captions. A list in a column of KEYWORD_COLUMNS is one caption.
+conversation, whose answers are captions. A list in a column of KEYWORD_COLUMNS is one caption. A
+text may hold a list or an object as JSON.
 """
 
+import json
 import math
 from collections.abc import Iterable, Iterator
 
@@ -15,7 +17,8 @@ KEYWORD_COLUMNS = ("keywords", "tags")
 TEXT_KEYS = ("caption", "text", "description", "sentence", "raw", "value", "content")
 """In order of preference: the first key of an object in a list whose value is not empty."""
 
-_TURN_KEYS = (("role", "content"), ("from", "value"))  # OpenAI and ShareGPT: speaker and words
+_SPEAKER_KEYS, _WORDS_KEYS = ("role", "from", "speaker"), ("content", "value", "text")  # of a turn
+_ASKING = {"user", "human", "system", "developer", "tool", "function"}
 _ANSWERING = {"assistant", "gpt", "chatgpt", "model", "bot", "ai"}
 
 Captions = list[tuple[str, object]]
@@ -46,7 +49,8 @@ def make_records(
         try:
             text = _read_text(value)
         except _NotTextError as error:
-            problem = problem or f"the caption {name!r} is {error}, not text"
+            label = f"the caption {name!r}" if name else "the caption"
+            problem = problem or f"{label} is {error}, not text"
         else:
             texts += [(name, text)] if text.strip() else []
 
@@ -66,7 +70,8 @@ def make_records(
 
 def _split_lists(captions: Iterable[tuple[str, object]]) -> Iterator[tuple[str, object]]:
     """Yield the name and the value of each caption, and each item of a list as one caption."""
-    for name, value in captions:
+    for name, raw in captions:
+        value = _parse_json(raw)
         if not isinstance(value, list):
             yield name, value
         elif name.lower() in KEYWORD_COLUMNS:
@@ -77,6 +82,18 @@ def _split_lists(captions: Iterable[tuple[str, object]]) -> Iterator[tuple[str, 
                 yield f"{prefix}{number}", _unwrap_item(item)
 
 
+def _parse_json(value: object) -> object:
+    """Return the list or object that a text holds as JSON; return any other value as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+        return value
+    try:
+        parsed = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    items = parsed if isinstance(parsed, list) else [parsed]
+    return parsed if any(item and isinstance(item, str | dict) for item in items) else value
+
+
 def _unwrap_item(item: object) -> object:
     """Return the text of an object in a list, or None for a turn that is not an answer.
 
@@ -84,10 +101,13 @@ def _unwrap_item(item: object) -> object:
     """
     if not isinstance(item, dict):
         return item
-    for speaker, words in _TURN_KEYS:
-        if item.get(speaker) is not None and words in item:
-            is_answer = str(item[speaker]).lower() in _ANSWERING
-            return _join_parts(item[words]) if is_answer else None
+    speakers = [str(item[key]).lower() for key in _SPEAKER_KEYS if item.get(key) is not None]
+    words = [key for key in _WORDS_KEYS if item.get(key) is not None]
+    if speakers and words:
+        if speakers[0] in _ANSWERING:
+            return _join_parts(item[words[0]])
+        if speakers[0] in _ASKING or words[0] != "text":  # the text may be of a captioning model
+            return None
     texts = [item[key] for key in TEXT_KEYS if key in item]
     return next((text for text in texts if text and not is_missing(text)), None) if texts else item
 

@@ -64,16 +64,20 @@ def find_files(spec: str) -> tuple[str, list[SourceFile]]:
         if info.is_file:
             return info.base_name, [SourceFile(fs, path, info.base_name)]
         found = fs.get_file_info(pyarrow.fs.FileSelector(path, recursive=True))
+        paths = {file.path[len(path) :].lstrip("/"): file.path for file in found if file.is_file}
     except FileNotFoundError:
         raise DataError(
             f"source {spec!r} does not exist: "
             "give a file or folder of drawings, phosphor or scenes:N"
         ) from None
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"source {spec!r} holds a file whose name is not UTF-8, {error.object!r}: rename it"
+        ) from None
     # This is the first contact: each library of a hub raises its own type (httpx.ConnectError).
     except Exception as error:
         raise DataError(f"cannot read source {spec!r}: {' '.join(str(error).split())}") from error
 
-    paths = {file.path[len(path) :].lstrip("/"): file.path for file in found if file.is_file}
     data = sorted(name for name in paths if not is_hidden(name) and not _is_hub_file(name))
     return info.base_name, [SourceFile(fs, paths[name], name) for name in data]
 

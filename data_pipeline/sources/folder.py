@@ -18,10 +18,9 @@ from data_pipeline.sources.captions import (
     MAX_CAPTION_BYTES,
     Captions,
     decode_caption,
-    is_missing,
     make_records,
 )
-from data_pipeline.sources.columns import find_columns
+from data_pipeline.sources.columns import find_columns, read_id
 from data_pipeline.sources.files import SourceFile, normalise_name
 from data_pipeline.sources.json_parser import load_json, parse_json_objects
 from data_pipeline.sources.parquet import read_rows, read_schema
@@ -152,8 +151,9 @@ def _read_table(file: SourceFile, config: PrepareConfig) -> dict[str, Captions]:
     captions: dict[str, Captions] = {}
     for row in rows:
         texts = [(name, row.get(name)) for name in columns.captions]
-        if not is_missing(row.get(columns.id)):
-            captions.setdefault(normalise_name(str(row[columns.id])), []).extend(texts)
+        name = read_id(row, columns.id)
+        if name is not None:
+            captions.setdefault(normalise_name(name), []).extend(texts)
     return captions
 
 

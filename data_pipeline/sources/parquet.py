@@ -1,5 +1,6 @@
 """Parquet format: columns of drawings, captions and ids (see `columns`), read batch by batch."""
 
+import io
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -26,8 +27,6 @@ _BATCH_ROWS = 256
 _BATCH_BYTES = 1 << 22
 # A column of a row group is read in pieces of this size (bytes): the group may be the whole corpus.
 _BUFFER_BYTES = 1 << 20
-_TEXT = {pa.string(), pa.large_string(), pa.string_view()}
-_BYTES = {pa.binary(), pa.large_binary(), pa.binary_view()}
 
 
 def read_parquet(file: SourceFile, source: str, config: PrepareConfig) -> Iterator[Record]:
@@ -50,17 +49,31 @@ def read_parquet(file: SourceFile, source: str, config: PrepareConfig) -> Iterat
 def read_schema(file: SourceFile) -> pa.Schema:
     """Return the columns of a Parquet file. Raises DataError."""
     try:
-        return pq.read_schema(file.path, filesystem=file.fs)
-    except (pa.ArrowInvalid, OSError) as error:
+        return _read_metadata(file).schema.to_arrow_schema()
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file.path} is not a readable Parquet file: {error}") from None
+
+
+def _read_metadata(file: SourceFile) -> pq.FileMetaData:
+    """Return the footer without the Arrow types that the writer noted beside Parquet's own.
+
+    Text is then `string` and a list is `list`, whatever the writer had in memory (dictionary,
+    fixed size). pyarrow 25 cannot read a null in a column that was noted as a fixed-size list.
+    """
+    footer = io.BytesIO()
+    pq.read_metadata(file.path, filesystem=file.fs).write_metadata_file(footer)
+    return pq.read_metadata(io.BytesIO(footer.getvalue().replace(b"ARROW:schema", b"arrow-schema")))
 
 
 def _require_types(schema: pa.Schema, columns: Columns, where: str) -> Columns:
     """Return the columns without captions of an unusable type, if others are left.
 
-    Raises DataError if the drawings or all captions are of an unusable type. A column of nulls has
-    no type; its rows have no value.
+    Raises DataError if the drawings or all captions are of an unusable type, or if two columns have
+    one name. A column of nulls has no type; its rows have no value.
     """
+    for column in columns.names():
+        if schema.names.count(column) > 1:
+            raise DataError(f"{where} has several columns {column!r}: rename all but one")
     usable = tuple(name for name in columns.captions if _is_caption(schema.field(name).type))
     for column in (columns.svg, *(columns.captions if not usable else ())):
         found = schema.field(column).type
@@ -70,14 +83,12 @@ def _require_types(schema: pa.Schema, columns: Columns, where: str) -> Columns:
 
 
 def _is_scalar(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return kind in _TEXT or kind in _BYTES or pa.types.is_null(kind)
+    return kind in (pa.string(), pa.binary()) or pa.types.is_null(kind)
 
 
 def _is_caption(kind: pa.DataType) -> bool:
     """Return whether `captions` reads values of this type; pandas makes a column of NaN floats."""
-    if not _is_list(kind):
+    if not pa.types.is_list(kind):
         return _is_scalar(kind) or pa.types.is_floating(kind)
     item = kind.value_type
     if pa.types.is_struct(item):
@@ -85,15 +96,15 @@ def _is_caption(kind: pa.DataType) -> bool:
     return _is_scalar(item)
 
 
-def _is_list(kind: pa.DataType) -> bool:
-    return isinstance(kind, pa.ListType | pa.LargeListType | pa.FixedSizeListType)
-
-
 def read_rows(file: SourceFile, names: list[str]) -> Iterator[dict[str, Any]]:
     """Yield the rows of a Parquet file with the named columns. Raises DataError if it is broken."""
     try:
         with pq.ParquetFile(
-            file.path, filesystem=file.fs, buffer_size=_BUFFER_BYTES, pre_buffer=False
+            file.path,
+            filesystem=file.fs,
+            metadata=_read_metadata(file),
+            buffer_size=_BUFFER_BYTES,
+            pre_buffer=False,
         ) as parquet:
             num_rows = _choose_batch_rows(parquet.metadata)
             for batch in parquet.iter_batches(num_rows, columns=names):
@@ -133,15 +144,11 @@ def _decode_column(column: pa.Array) -> list[Any]:
 
 def _to_binary(kind: pa.DataType) -> pa.DataType:
     """Return the type with bytes in place of text, also inside lists and structs."""
-    if pa.types.is_dictionary(kind):
-        return _to_binary(kind.value_type)
     if pa.types.is_struct(kind):
         return pa.struct([pa.field(field.name, _to_binary(field.type)) for field in kind])
-    if pa.types.is_fixed_size_list(kind):
-        return pa.list_(_to_binary(kind.value_type), kind.list_size)
-    if _is_list(kind):
-        return pa.large_list(_to_binary(kind.value_type))
-    return pa.large_binary() if kind in _TEXT else kind
+    if pa.types.is_list(kind):
+        return pa.list_(_to_binary(kind.value_type))
+    return pa.binary() if kind == pa.string() else kind
 
 
 def _decode(value: Any) -> Any:
