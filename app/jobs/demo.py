@@ -12,10 +12,10 @@ from app.config import Config, override_config
 from app.errors import UserError
 from app.jobs.evaluate import evaluate_job
 from app.jobs.job import connect_workers
-from app.jobs.job_dir import find_adapter
+from app.jobs.job_dir import find_adapter, read_job_file
 from app.jobs.train import TrainResult, train_job
 from app.jobs.tune import TuneResult, tune_job
-from app.storage import read_json, write_json
+from app.storage import write_json
 from app.tracking import check_tracking
 from data_pipeline.config import PrepareConfig
 from data_pipeline.prepare.dataset import prepare_dataset
@@ -112,8 +112,7 @@ def remove_earlier_demo(config: Config) -> None:
                 f"demo replaces {outer}, which holds {inner}: give another train.run_name, "
                 "train.output_dir, data.shards or tracking.uri"
             )
-    made_file = str(Path(output, MADE))
-    made = set((read_json(made_file) or {}).get("folders", ()))
+    made = set((read_job_file(output, MADE) or {}).get("folders", ()))
     foreign = [str(each) for each in folders if each.exists() and str(each) not in made]
     if foreign:
         raise UserError(
@@ -125,7 +124,7 @@ def remove_earlier_demo(config: Config) -> None:
     try:
         for each in filter(Path.exists, folders):
             shutil.rmtree(each)
-        write_json(made_file, {"folders": sorted(made | set(map(str, folders)))})
+        write_json(str(Path(output, MADE)), {"folders": sorted(made | set(map(str, folders)))})
     except OSError as error:
         raise UserError(f"demo cannot replace its earlier results: {error}") from error
 
