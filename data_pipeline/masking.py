@@ -10,7 +10,10 @@ _QUERY = re.compile(
     re.IGNORECASE,
 )
 _VARIABLE = re.compile(r"\b([A-Z0-9_]*(?:SECRET|TOKEN|PASSWORD|_KEY)[A-Z0-9_]*=)[^\s\"'<>]+")
-_HEADER = re.compile(r"\b((?:Bearer|Basic) )[\w+/=.~-]{8,}")
+# base64 has a digit, "=" or mixed case: "Basic illustration of a cat" is a caption.
+_HEADER = re.compile(
+    r"\b(Bearer |Basic (?=[\w+/=.~-]*?(?:[\d=]|[a-z][A-Z]|[A-Z]{2})))[\w+/=.~-]{8,}"
+)
 _TOKEN = re.compile(r"\bhf_\w{16,}|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b")
 
 
