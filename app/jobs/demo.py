@@ -13,6 +13,7 @@ from app.errors import UserError
 from app.jobs.evaluate import evaluate_job
 from app.jobs.job import connect_workers
 from app.jobs.job_dir import find_adapter, read_job_file
+from app.jobs.lease import hold_lease
 from app.jobs.train import TrainResult, train_job
 from app.jobs.tune import TuneResult, tune_job
 from app.storage import write_json
@@ -94,7 +95,7 @@ def remove_earlier_demo(config: Config) -> None:
     """Remove the folders of an earlier demo, and write the list of those that this one makes.
 
     Raises UserError, and removes nothing, if one of the folders exists but `demo` did not make it,
-    or if one lies in another or holds the tracking database.
+    if a job runs in it, or if one lies in another or holds the tracking database.
     """
     output, shards = config.train.output_dir, config.data.shards
     if "://" in output or "://" in shards:
@@ -119,6 +120,11 @@ def remove_earlier_demo(config: Config) -> None:
             f"demo did not make {', '.join(foreign)}: remove it, or give demo a new folder with "
             "train.output_dir=NEW data.shards=NEW/shards"
         )
+
+    for each in folders:
+        if each.exists() and not each.is_symlink():
+            with hold_lease(str(each)):  # refuses a folder in which a job runs
+                pass
 
     # replace them
     try:
