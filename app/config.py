@@ -235,13 +235,19 @@ def _list_extremes(domain: Domain) -> Sequence[Any]:
 
 def _set_path(raw: Any, path: str, value: Any) -> dict[str, Any]:
     """Return a copy of nested dicts with the value at a dotted path replaced."""
+    if not isinstance(raw, dict | None):
+        raise UserError(f"{path} cannot be set in {raw!r}, which has no settings: correct the path")
+    values = raw or {}
     head, _, rest = path.partition(".")
-    inner = raw.get(head) if isinstance(raw, dict) else None
+    if not rest:
+        return {**values, head: value}
+
+    inner = values.get(head)
     # The keys of search.space and evaluate.fields are free names, which may contain dots.
     has_free_names = head in {"space", "fields"}
-    if rest and has_free_names:
-        return {**raw, head: {**(inner or {}), rest: value}}
-    return {**(raw or {}), head: _set_path(inner or {}, rest, value) if rest else value}
+    if has_free_names and isinstance(inner, dict | None):
+        return {**values, head: {**(inner or {}), rest: value}}
+    return {**values, head: _set_path(inner, rest, value)}
 
 
 def _iterate_leaves(value: Any, path: str, depth: int = 3) -> Iterator[tuple[str, Any]]:

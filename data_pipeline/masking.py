@@ -12,7 +12,10 @@ _QUERY = re.compile(
 _VARIABLE = re.compile(  # in a shell, and in a mapping such as a runtime environment of Ray
     r"\b([A-Z0-9_]*(?:SECRET|TOKEN|PASSWORD|_KEY)[A-Z0-9_]*(?:=[\"']?|[\"']:\s?[\"']))[^\s\"'<>]+"
 )
-_HEADER = re.compile(r"\b((?:Bearer|Basic) )[\w+/=.~-]{8,}")
+# base64 has a digit, "=" or mixed case: "Basic illustration of a cat" is a caption.
+_HEADER = re.compile(
+    r"\b(Bearer |Basic (?=[\w+/=.~-]*?(?:[\d=]|[a-z][A-Z]|[A-Z]{2})))[\w+/=.~-]{8,}"
+)
 _TOKEN = re.compile(r"\bhf_\w{16,}|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b")
 
 

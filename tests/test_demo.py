@@ -7,6 +7,7 @@ import pytest
 from app.config import Config, load_config, make_paths_absolute
 from app.errors import UserError
 from app.jobs.demo import remove_earlier_demo
+from app.jobs.lease import hold_lease
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +76,23 @@ def test_an_earlier_demo_is_replaced_and_all_else_stays(workspace: Path) -> None
     assert list_files(workspace) == sorted([*before, *kept, "outputs/demo/demo-made.json"])
     with pytest.raises(UserError, match=r"did not make \S*outputs/demo/other"):
         remove_earlier_demo(demo_config("train.run_name=other"))
+
+
+@pytest.mark.parametrize("name", ["demo", "search"])
+def test_an_earlier_demo_that_still_runs_is_refused_and_nothing_is_removed(
+    workspace: Path, name: str
+) -> None:
+    remove_earlier_demo(demo_config())
+    own = workspace / "outputs" / "demo"
+    write(own / "shards" / "dataset.json")
+    with hold_lease(str(own / name)):
+        before = list_files(workspace)
+        with pytest.raises(UserError, match=rf"the job in \S*outputs/demo/{name} is running"):
+            remove_earlier_demo(demo_config())
+        assert list_files(workspace) == before
+
+    remove_earlier_demo(demo_config())
+    assert not (own / "shards").exists()
 
 
 def test_a_link_to_other_work_is_not_followed(workspace: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from app.__main__ import main
 from app.config import Config, load_config, override_config
 from app.errors import UserError
 from app.jobs import precision
@@ -77,6 +78,28 @@ def test_a_deleted_checkpoint_is_named(config: Config) -> None:
     (Path(best) / "adapter_config.json").unlink()
     with pytest.raises(UserError, match=r"checkpoint_4 is not an adapter \(no adapter_config"):
         find_adapter(config)
+
+
+@pytest.mark.parametrize("name", [SNAPSHOT, "result.json", "a file as output_dir"])
+def test_a_job_folder_that_cannot_be_read_is_named_in_one_sentence(
+    config: Config, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(get_job_dir(config))
+    if name in (SNAPSHOT, "result.json"):
+        folder.mkdir()
+        (folder / name).write_text('{"cut')
+    else:
+        folder.write_text("")
+        config = override_config(config, {"train.output_dir": str(folder)})
+    settings = [f"train.output_dir={config.train.output_dir}", "train.run_name=job"]
+
+    commands = ["evaluate"] if name == "result.json" else ["evaluate", "train", "plan", "demo"]
+    for command in commands:
+        given = [] if command == "demo" else ["demo"]
+        assert main([command, *given, "tracking.uri=null", *settings]) == 2
+        message = capsys.readouterr().err
+        assert message.startswith(f"svgscribe: cannot read {config.train.output_dir}")
+        assert message.count("\n") == 1
 
 
 def test_a_job_without_a_checkpoint_is_named_before_torch_and_ray_are_imported(

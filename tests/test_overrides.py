@@ -83,6 +83,9 @@ def test_a_value_is_read_by_the_type_of_its_setting(override: str, value: Any) -
         ("lora.target_modules=q_proj", "lora.target_modules='q_proj'"),
         ("search.space.lora.rank={choice: [8]} #16", "ignores '#16'"),
         ("=5", "write section.field=value"),
+        ("train.run_name.x=3", "x cannot be set in 'demo'"),
+        ("optim.learning_rate.x.y=3", "x.y cannot be set in '3e-3'"),
+        ("search.space.train.run_name.x={choice: [a]}", "x cannot be set in 'demo'"),
     ],
 )
 def test_no_part_of_a_value_is_ignored_in_silence(override: str, message: str) -> None:

@@ -12,10 +12,11 @@ from app.config import Config, override_config
 from app.errors import UserError
 from app.jobs.evaluate import evaluate_job
 from app.jobs.job import connect_workers
-from app.jobs.job_dir import find_adapter
+from app.jobs.job_dir import find_adapter, read_job_file
+from app.jobs.lease import hold_lease
 from app.jobs.train import TrainResult, train_job
 from app.jobs.tune import TuneResult, tune_job
-from app.storage import read_json, write_json
+from app.storage import write_json
 from app.tracking import check_tracking
 from data_pipeline.config import PrepareConfig
 from data_pipeline.prepare.dataset import prepare_dataset
@@ -94,7 +95,7 @@ def remove_earlier_demo(config: Config) -> None:
     """Remove the folders of an earlier demo, and write the list of those that this one makes.
 
     Raises UserError, and removes nothing, if one of the folders exists but `demo` did not make it,
-    or if one lies in another or holds the tracking database.
+    if a job runs in it, or if one lies in another or holds the tracking database.
     """
     output, shards = config.train.output_dir, config.data.shards
     if "://" in output or "://" in shards:
@@ -112,8 +113,7 @@ def remove_earlier_demo(config: Config) -> None:
                 f"demo replaces {outer}, which holds {inner}: give another train.run_name, "
                 "train.output_dir, data.shards or tracking.uri"
             )
-    made_file = str(Path(output, MADE))
-    made = set((read_json(made_file) or {}).get("folders", ()))
+    made = set((read_job_file(output, MADE) or {}).get("folders", ()))
     foreign = [str(each) for each in folders if each.exists() and str(each) not in made]
     if foreign:
         raise UserError(
@@ -121,11 +121,16 @@ def remove_earlier_demo(config: Config) -> None:
             "train.output_dir=NEW data.shards=NEW/shards"
         )
 
+    for each in folders:
+        if each.exists() and not each.is_symlink():
+            with hold_lease(str(each)):  # refuses a folder in which a job runs
+                pass
+
     # replace them
     try:
         for each in filter(Path.exists, folders):
             shutil.rmtree(each)
-        write_json(made_file, {"folders": sorted(made | set(map(str, folders)))})
+        write_json(str(Path(output, MADE)), {"folders": sorted(made | set(map(str, folders)))})
     except OSError as error:
         raise UserError(f"demo cannot replace its earlier results: {error}") from error
 

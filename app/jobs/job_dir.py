@@ -28,9 +28,25 @@ def get_job_dir(config: Config) -> str:
     return join_uri(config.train.output_dir, config.train.run_name)
 
 
+def read_job_file(folder: str, name: str) -> dict[str, Any] | None:
+    """Return the object in a JSON file of a job, None if there is no such file.
+
+    Raises UserError if the folder cannot be read, or if the file is damaged.
+    """
+    file = join_uri(folder, name)
+    try:
+        return read_json(file)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"cannot read {file} ({reason}): correct train.output_dir or its credentials, or "
+            "restore the file"
+        ) from error
+
+
 def read_newest_checkpoint(job_dir: str) -> SavedCheckpoint | None:
     """Return the newest checkpoint of a job that runs, was interrupted or has ended."""
-    snapshot = read_json(join_uri(job_dir, SNAPSHOT)) or {}
+    snapshot = read_job_file(job_dir, SNAPSHOT) or {}
     newest = snapshot.get("latest_checkpoint_result")
     if newest is None:
         return None
@@ -56,7 +72,7 @@ def find_adapter(config: Config, given: str | None = None) -> str:
 
 
 def _find_job_adapter(job_dir: str) -> str:
-    result = read_json(join_uri(job_dir, "result.json")) or {}
+    result = read_job_file(job_dir, "result.json") or {}
     newest = read_newest_checkpoint(job_dir)
 
     # a finished job that was continued has checkpoints that are newer than its result
@@ -78,6 +94,6 @@ def _find_job_adapter(job_dir: str) -> str:
 
 def read_step(adapter: str) -> int:
     """Return the optimizer step of a checkpoint; 0 for an adapter that PEFT alone saved."""
-    saved = read_json(join_uri(adapter, "state.json")) or {}
+    saved = read_job_file(adapter, "state.json") or {}
     step: int = saved.get("state", {}).get("step", 0)
     return step

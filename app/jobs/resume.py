@@ -9,8 +9,7 @@ from typing import Any
 
 from app.config import Config, flatten_config
 from app.errors import UserError
-from app.jobs.job_dir import read_newest_checkpoint
-from app.storage import join_uri, read_json
+from app.jobs.job_dir import read_job_file, read_newest_checkpoint
 from app.training.checkpoint import STATE_FILE
 from data_pipeline.stream.token_stream import Stream
 
@@ -58,7 +57,7 @@ def require_same_job(config: Config, stream: Stream, job_dir: str) -> None:
     if newest is None:
         return
 
-    state = read_json(join_uri(newest.folder, STATE_FILE))
+    state = read_job_file(newest.folder, STATE_FILE)
     if state is None:
         raise UserError(
             f"the newest checkpoint of the job, {newest.folder}, is missing: "
