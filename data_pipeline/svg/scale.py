@@ -7,6 +7,7 @@ correct without being multiplied out.
 
 import re
 from dataclasses import replace
+from functools import partial
 
 from data_pipeline.svg.errors import PathError, SVGRefused
 from data_pipeline.svg.lengths import (
@@ -176,7 +177,7 @@ class _Scaler:
         self.more_decimals = more_decimals
         self.is_dense = is_dense
         self.moved_area = 0.0
-        # role, text, decimals, visibility and stroke of the last outline, and its text and area
+        # kind, text, decimals, visibility and stroke of the last outline, and its text and area
         self.last_outline: tuple[str, str, int, bool, bool] | None = None
         self.last_scaled = ("", 0.0)
 
@@ -202,7 +203,8 @@ class _Scaler:
             if role is None:
                 continue
             if role == "path" or role == "points":
-                outline = (role, value, decimals, is_visible, is_stroked)
+                kind = tag if role == "points" else role
+                outline = (kind, value, decimals, is_visible, is_stroked)
                 scaled = self._scale_outline(outline, node.scale, space)
                 attributes[name] = scaled or _NOTHING[name]
             else:
@@ -218,9 +220,11 @@ class _Scaler:
     ) -> str:
         """Return the scaled path data or points, and count the area if rounding is visible."""
         # Drawings often repeat an outline, filled with one gradient after the other.
-        role, text, decimals, is_visible, is_stroked = outline
+        kind, text, decimals, is_visible, is_stroked = outline
         if outline != self.last_outline:
-            scale_outline = scale_path if role == "path" else scale_points
+            scale_outline = (
+                scale_path if kind == "path" else partial(scale_points, is_closed=kind == "polygon")
+            )
             try:
                 self.last_scaled = scale_outline(
                     text,
