@@ -137,6 +137,9 @@ def test_numbers_far_outside_any_drawing_are_refused(d: str) -> None:
         ("M1 1..5", "m1 1"),
         ("M 1 1 h NaN", "m1 1"),
         ("M0 0h1;v1", "m0 0h1"),
+        ("M1,1,,2,2", "m1 1"),
+        ("M1,1 2, ,2h3", "m1 1"),
+        ("M1,1,2,2,h3", "m1 1 1 1h3"),
         ("M0 0h1\N{NO-BREAK SPACE}v1", "m0 0h1"),
         ("M0 0a" + "1" * 500, "m0 0"),
     ],
@@ -222,6 +225,7 @@ def test_short_segments_of_closed_points_and_dots_survive(
 def test_points_are_read_up_to_their_first_error() -> None:
     assert scale_points("1,2 3,4 x 5,6", 1)[0] == "1 2 3 4"
     assert scale_points("1,2 3,4 5; 6", 1)[0] == "1 2 3 4"
+    assert scale_points("1,2,3 ,4,,5 6", 1)[0] == "1 2 3 4"
 
 
 @pytest.mark.parametrize(

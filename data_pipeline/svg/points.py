@@ -6,7 +6,7 @@ from itertools import accumulate, pairwise
 from data_pipeline.svg.numbers import MAGIC, TEXTS_AFTER_NUMBER, parse_numbers
 from data_pipeline.svg.vanished import MIN_CLOSING, choose_dot, choose_join_steps
 
-_NUMBERS = re.compile(r"[-+.0-9][-+.,\seE0-9]*+")
+_NUMBERS = re.compile(r"[-+.0-9](?:[-+.\seE0-9]++|,(?!\s*,))*+")
 
 
 def scale_points(
