@@ -263,6 +263,14 @@ def test_lengths_that_descendants_use_get_the_precision_of_their_space() -> None
     assert 'stroke-width="1"' in inner(f'<g stroke="red" stroke-width="1.004">{LINE}</g>')
 
 
+def test_dashed_outlines_get_one_more_decimal() -> None:
+    dashed = '<g stroke="red" stroke-dasharray="4 2"><path d="M4 4h16"/></g>'
+    assert "m42.7 42.7h170.6" in inner(dashed, GRID24)
+    assert "m43 43h170" in inner(dashed.replace("4 2", "none"), GRID24)
+    assert "m43 43h170" in inner(dashed.replace("red", "none"), GRID24)
+    assert inner(f'<g points="3 4">{LINE}</g>') == '<g points="3 4"><path d="m0 0h9"/></g>'
+
+
 @pytest.mark.parametrize(
     "body",
     [
