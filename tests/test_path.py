@@ -137,6 +137,9 @@ def test_numbers_far_outside_any_drawing_are_refused(d: str) -> None:
         ("M1 1..5", "m1 1"),
         ("M 1 1 h NaN", "m1 1"),
         ("M0 0h1;v1", "m0 0h1"),
+        ("M1,1,,2,2", "m1 1"),
+        ("M1,1 2, ,2h3", "m1 1"),
+        ("M1,1,2,2,h3", "m1 1 1 1h3"),
         ("M0 0h1\N{NO-BREAK SPACE}v1", "m0 0h1"),
         ("M0 0a" + "1" * 500, "m0 0"),
     ],
@@ -175,6 +178,11 @@ def test_caps_of_stroked_dots_survive(d: str, written: str) -> None:
         ("M4 0v9h.1V20", "m4 0v9 11"),  # straight on
         ("M0 0h9v.1h.1V9", "m0 0h9v9"),
         ("M4 0v9h.1v-9M20 0h.1V9", "m4 0v9h1l-1-9m16 0v9"),
+        ("M4 0v9h3L4.1 0z", "m4 0v9h3l-2-9z"),  # the closing segment itself
+        ("M4 0v9h.1V0z", "m4 0v9h1v-9z"),
+        ("M4 9V0h3v8H4V8.9z", "m4 9v-9h3v8h-3v1z"),  # straight on
+        ("M4 0v9h3L4 0z", "m4 0v9h3l-3-9z"),
+        ("M4 0v9h3L4.0000001 0z", "m4 0v9h3l-3-9z"),  # an error of floats
     ],
 )
 def test_short_segments_survive_where_a_stroke_turns_back(d: str, written: str) -> None:
@@ -191,9 +199,33 @@ def test_short_segments_of_points_survive_where_a_stroke_turns_back() -> None:
     assert scale_points("4 0 4 9 4.1 9 4.1 20", 1, is_stroked=True)[0] == "4 0 4 9 4 9 4 20"
 
 
+@pytest.mark.parametrize(
+    ("points", "is_closed", "written"),
+    [
+        ("4,0 4,9 4.1,9 4.1,0", True, "4 0 4 9 5 9 5 0"),
+        ("4,0 4.1,9 4,9 4.1,0 4,0.1", True, "4 0 4 9 3 9 5 0 4 0"),
+        ("4,0 4,9 7,9 4.0000001,0", True, "4 0 4 9 7 9 4 0"),  # an error of floats
+        ("4,0 4,9 7,9 4.1,0", False, "4 0 4 9 7 9 4 0"),
+        ("5,5 5.1,5.1", False, "5 5 6 6"),  # a square cap stands along the line
+        ("5,5 5.1,5", False, "5 5 5 5"),
+        ("5,5 5.1,5 5.1,5.1", True, "5 5 6 5 6 6"),  # its joins cover a square
+        ("5,5 5.1,5", True, "5 5 6 5"),
+        ("5,5 5,5 5,5", True, "5 5 5 5 5 5"),
+        ("5,5", True, "5 5"),
+    ],
+)
+def test_short_segments_of_closed_points_and_dots_survive(
+    points: str, is_closed: bool, written: str
+) -> None:
+    for text in (points, written):
+        scaled_points, _ = scale_points(text, 1, is_stroked=True, is_closed=is_closed)
+        assert scaled_points == written
+
+
 def test_points_are_read_up_to_their_first_error() -> None:
     assert scale_points("1,2 3,4 x 5,6", 1)[0] == "1 2 3 4"
     assert scale_points("1,2 3,4 5; 6", 1)[0] == "1 2 3 4"
+    assert scale_points("1,2,3 ,4,,5 6", 1)[0] == "1 2 3 4"
 
 
 @pytest.mark.parametrize(

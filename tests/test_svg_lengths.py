@@ -91,6 +91,12 @@ def test_defaults_are_not_written_where_they_keep_their_meaning() -> None:
     assert "x2" not in inner(f"{TEXT}<linearGradient id='g'/>{PAINTED}", GRID24)
 
 
+@pytest.mark.parametrize("side", [7, 14, 28, 29, 55, 57, 113])
+def test_defaults_are_written_for_every_size_of_the_page(side: int) -> None:
+    head = GRID24.replace("24 24", f"{side} {side}")
+    assert f' x2="{side}"' in inner(f'{TEXT}<linearGradient id="g" {USER}/>{PAINTED}', head)
+
+
 def test_percentages_refer_to_the_view_box_of_a_picture_with_another_aspect() -> None:
     head = f'{SVG}viewBox="0 0 10 10" width="20" height="10">'
     assert canonicalise(f'{head}<rect width="100%" height="50%"/></svg>').endswith(
@@ -122,9 +128,11 @@ def test_a_gradient_keeps_numbers_of_a_template_in_other_units() -> None:
         ('width="4em" height="2em"', 'viewBox="0 0 256 128"><path d="m0 0h36"/>'),
         ('width="4em" height="2em" font-size="8"', 'viewBox="0 0 256 128" font-size="8">'),
         ('width="8ex" height="4rem"', 'viewBox="0 0 256 256"><path d="m0 0h36"/>'),
+        ('width="2EM" height="32PX"', 'viewBox="0 0 256 256"><path d="m0 0h72"/>'),
+        ('width="101.6q" height="25.4MM"', 'viewBox="0 0 256 256"><path d="m0 0h24"/>'),
     ],
 )
-def test_sizes_in_units_of_the_font_give_a_page(attributes: str, expected: str) -> None:
+def test_sizes_in_any_units_give_a_page(attributes: str, expected: str) -> None:
     assert expected in canonicalise(f"{SVG}{attributes}>{LINE}</svg>")
 
 
@@ -253,6 +261,14 @@ def test_lengths_that_descendants_use_get_the_precision_of_their_space() -> None
         group = f'<g stroke="red" stroke-width=".02" stroke-dasharray=".123">{body}</g>'
         assert 'stroke-width=".02" stroke-dasharray=".123"' in inner(group)
     assert 'stroke-width="1"' in inner(f'<g stroke="red" stroke-width="1.004">{LINE}</g>')
+
+
+def test_dashed_outlines_get_one_more_decimal() -> None:
+    dashed = '<g stroke="red" stroke-dasharray="4 2"><path d="M4 4h16"/></g>'
+    assert "m42.7 42.7h170.6" in inner(dashed, GRID24)
+    assert "m43 43h170" in inner(dashed.replace("4 2", "none"), GRID24)
+    assert "m43 43h170" in inner(dashed.replace("red", "none"), GRID24)
+    assert inner(f'<g points="3 4">{LINE}</g>') == '<g points="3 4"><path d="m0 0h9"/></g>'
 
 
 @pytest.mark.parametrize(

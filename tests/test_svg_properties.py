@@ -13,6 +13,10 @@ PROPERTIES = [
     ("rect", "width:9px;height:5px;rx:2px;r:4px;d:none", 'width="9" height="5" rx="2"'),
     ("path", "d:path('M1 1h3')", 'd="m1 1h3"'),
     ("path", "d:none;d:path('M1 1h3');cx:3px", 'd="m1 1h3"'),
+    ("mask", "MASK-TYPE:ALPHA", 'mask-type="alpha"'),
+    ("mask", "mask-type:alpha;mask-type:unset", ""),
+    ("g", "stroke:red;stroke:tan !importan", 'stroke="red"'),
+    ("g", "stroke:CURRENTCOLOR", 'stroke="currentColor"'),
     ("mask", "mask-type:luminance;white-space:pre;frob:url(http://x)", ""),
     ("g", "stroke:INITIAL;fill:unset", 'stroke="none"'),
     ("g", "fill:red;fill:color(display-p3 1 0 0)", 'fill="red"'),
@@ -59,6 +63,10 @@ def test_an_attribute_does_not_outlive_the_property_that_replaces_it() -> None:
         '<mask id="m" mask-type="alpha" style="mask-type:luminance"><path d="M0 0h9"/></mask>'
         '<path mask="url(#m)" d="M0 0h9"/>'
     ).startswith('<mask id="a"><path')
+    assert inner(
+        '<mask id="m" mask-type="alpha" style="mask-type:frob"><path d="M0 0h9"/></mask>'
+        '<path mask="url(#m)" d="M0 0h9"/>'
+    ).startswith('<mask id="a" mask-type="alpha"><path')
     assert inner("<style>rect{rx:auto}</style><rect rx='3' width='9' height='9'/>") == (
         '<rect width="9" height="9"/>'
     )
@@ -79,6 +87,8 @@ def test_an_attribute_does_not_outlive_the_property_that_replaces_it() -> None:
         "all:unset",
         "mask:linear-gradient(red, blue)",
         "-webkit-mask-image:url(#m)",
+        "mask:url(#m) alpha",
+        "mask:url(#m), url(#n)",
         "text-shadow:1px 1px red",
         "font:var(--f)",
         "transform:translate(10%)",

@@ -14,8 +14,8 @@ YS = frozenset(("y", "cy", "y1", "y2", "fy"))
 WIDTHS = frozenset(("width", "rx"))
 HEIGHTS = frozenset(("height", "ry"))
 
-_LENGTH = re.compile(rf"({NUMBER.pattern})\s*(px|pt|pc|mm|cm|in|%)?")
-_NUMBER_LIST = re.compile(rf"none|(?:(?>{NUMBER.pattern})(?:px)?[\s,]*+)++")
+_LENGTH = re.compile(rf"({NUMBER.pattern})\s*(px|pt|pc|mm|cm|in|q|%)?", re.IGNORECASE)
+_NUMBER_LIST = re.compile(rf"none|(?:(?>{NUMBER.pattern})(?:px)?[\s,]*+)++", re.IGNORECASE)
 _PIXELS_PER_UNIT = {
     "px": 1.0,
     "": 1.0,
@@ -24,6 +24,7 @@ _PIXELS_PER_UNIT = {
     "mm": 96 / 25.4,
     "cm": 96 / 2.54,
     "in": 96.0,
+    "q": 24 / 25.4,
     "%": 0.0,
 }
 
@@ -55,7 +56,7 @@ def _parse(text: str) -> tuple[float | None, float]:
     match = _LENGTH.fullmatch(text.strip())
     if match is None or not abs(number := float(match[1])) <= MAX_NUMBER:
         return None, 0.0
-    return number, _PIXELS_PER_UNIT[match[2] or ""]
+    return number, _PIXELS_PER_UNIT[(match[2] or "").lower()]
 
 
 _parse_cached = lru_cache(maxsize=4096)(_parse)

@@ -39,6 +39,8 @@ def sanitise_value(value: str) -> tuple[str, tuple[str, ...]]:
 
 def _sanitise(value: str) -> tuple[str, tuple[str, ...]]:
     value = " ".join(value.split())
+    if value.lower() == "currentcolor":
+        return "currentColor", ()  # some renderers know no other spelling
     if not _UNSAFE.search(value):
         return value, ()
 

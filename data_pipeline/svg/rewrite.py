@@ -12,7 +12,13 @@ from data_pipeline.svg.curves import MAX_SQUARED_SHIFT, choose_smooth_form, is_f
 from data_pipeline.svg.errors import PathError
 from data_pipeline.svg.numbers import MAGIC
 from data_pipeline.svg.tokens import COMMANDS, FLAGS, read_touching_flags
-from data_pipeline.svg.vanished import choose_dot, choose_join_steps, read_line, write_lines
+from data_pipeline.svg.vanished import (
+    choose_dot,
+    choose_join_steps,
+    close_join,
+    read_line,
+    write_lines,
+)
 
 
 def rewrite_path(  # noqa: C901, PLR0912, PLR0915
@@ -228,6 +234,9 @@ def rewrite_path(  # noqa: C901, PLR0912, PLR0915
                 if steps:
                     text, last_form = write_lines(steps, last_form, texts, heads)
                     parts.append(text)
+            if is_stroked and px == start_px and py == start_py:
+                vanished = complex(start_x - last_x, start_y - last_y) * scale
+                close_join(parts, num_parts_before, vanished, last_form, texts, heads)
             if last_form != "z":
                 parts.append("z")
                 last_form = "z"

@@ -7,6 +7,8 @@ correct without being multiplied out.
 
 import re
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from data_pipeline.svg.errors import PathError, SVGRefused
 from data_pipeline.svg.lengths import (
@@ -81,6 +83,8 @@ _ROLES = {
 _UNITS_ATTRIBUTES = frozenset(
     ("clipPathUnits", "maskContentUnits", "patternContentUnits", "primitiveUnits")
 )
+_scale_polygon = partial(scale_points, is_closed=True)
+_SCALERS: dict[str, Any] = {"path": scale_path, "points": scale_points, "polygon": _scale_polygon}
 _NOTHING = {"d": "m0 0", "points": "0 0"}  # for an outline that begins with an error
 _BOX_UNITS = "objectBoundingBox"
 _MAYBE_SCALABLE = _UNITS_ATTRIBUTES | {"filter", "clip-path"}
@@ -154,7 +158,7 @@ def scale_tree(drawing: Drawing, space: Space, *, more_decimals: int = 0) -> flo
 
     is_dense = sum([len(node.attributes.get("d", "")) for node in nodes]) > DENSE
     scaler = _Scaler(by_id, (definition_zoom, inherited_zoom), more_decimals, is_dense)
-    scaler.scale_numbers(root, space, "use" in drawing.tags, "none", "")
+    scaler.scale_numbers(root, space, "use" in drawing.tags, "none", "", "none")
     return scaler.moved_area
 
 
@@ -176,16 +180,17 @@ class _Scaler:
         self.more_decimals = more_decimals
         self.is_dense = is_dense
         self.moved_area = 0.0
-        # role, text, decimals, visibility and stroke of the last outline, and its text and area
+        # kind, text, decimals, visibility and stroke of the last outline, and its text and area
         self.last_outline: tuple[str, str, int, bool, bool] | None = None
         self.last_scaled = ("", 0.0)
 
     def scale_numbers(
-        self, node: Node, space: Space, is_definition: bool, stroke: str, fill: str
+        self, node: Node, space: Space, is_definition: bool, stroke: str, fill: str, dashes: str
     ) -> None:
-        """Scale the numbers of the node and its descendants; `stroke` and `fill` are inherited."""
+        """Scale the numbers of the node and its descendants; the last arguments are inherited."""
         attributes, tag = node.attributes, node.tag
         stroke, fill = attributes.get("stroke", stroke), attributes.get("fill", fill)
+        dashes = attributes.get("stroke-dasharray", dashes)
 
         # decimals
         is_definition = is_definition or tag in _DEFINITION_TAGS
@@ -202,7 +207,10 @@ class _Scaler:
             if role is None:
                 continue
             if role == "path" or role == "points":
-                outline = (role, value, decimals, is_visible, is_stroked)
+                kind = tag if tag == "polygon" and role == "points" else role
+                # Each rounded length moves all dashes behind it.
+                fine_decimals = decimals + (is_stroked and dashes != "none")
+                outline = (kind, value, fine_decimals, is_visible, is_stroked)
                 scaled = self._scale_outline(outline, node.scale, space)
                 attributes[name] = scaled or _NOTHING[name]
             else:
@@ -211,18 +219,17 @@ class _Scaler:
         if node.children:
             child_space = _find_child_space(node, space)
             for child in node.children:
-                self.scale_numbers(child, child_space, is_definition, stroke, fill)
+                self.scale_numbers(child, child_space, is_definition, stroke, fill, dashes)
 
     def _scale_outline(
         self, outline: tuple[str, str, int, bool, bool], node_scale: float, space: Space
     ) -> str:
         """Return the scaled path data or points, and count the area if rounding is visible."""
         # Drawings often repeat an outline, filled with one gradient after the other.
-        role, text, decimals, is_visible, is_stroked = outline
+        kind, text, decimals, is_visible, is_stroked = outline
         if outline != self.last_outline:
-            scale_outline = scale_path if role == "path" else scale_points
             try:
-                self.last_scaled = scale_outline(
+                self.last_scaled = _SCALERS[kind](
                     text,
                     space.scale,
                     space.origin,
@@ -235,8 +242,7 @@ class _Scaler:
             self.last_outline = outline
 
         scaled, area = self.last_scaled
-        if area:
-            self.moved_area += area * (node_scale / 10**decimals) ** 2
+        self.moved_area += area * (node_scale / 10**decimals) ** 2
         return scaled
 
     def _scale_value(

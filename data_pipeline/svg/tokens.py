@@ -16,13 +16,14 @@ _TOKEN = re.compile(rf"(?>{NUMBER.pattern})|[^\s,]")
 # The same without exponents and plus signs, which is faster.
 _COMMON_TOKEN = re.compile(r"[-0-9][0-9]*+\.?+[0-9]*+|\.[0-9]++|[^\s,]")
 
-# Arguments of each command in lower case, with any separators before them.
-_N, _FLAG = rf"[\s,]*+(?>{NUMBER.pattern})", r"[\s,]*+[01]"
+# Arguments of each command in lower case, with the separators before them.
+_SEPARATOR = r"\s*+,?+\s*+"
+_N, _FLAG = rf"{_SEPARATOR}(?>{NUMBER.pattern})", rf"{_SEPARATOR}[01]"
 _ARGUMENTS = {
     letter: re.compile(f"{_N * 3}{_FLAG * 2}{_N * 2}" if letter == "a" else _N * count)
     for letter, count in zip("mlhvcsqta", (2, 2, 1, 1, 6, 4, 4, 2, 0), strict=True)
 }
-_LETTER = re.compile(r"[\s,]*+([MmZzLlHhVvCcSsQqTtAa])")
+_LETTER = re.compile(rf"{_SEPARATOR}([MmZzLlHhVvCcSsQqTtAa])")
 
 _NUMBERS = NumberCache(dict.fromkeys(COMMANDS))
 
@@ -30,11 +31,13 @@ _NUMBERS = NumberCache(dict.fromkeys(COMMANDS))
 def tokenise_path(d: str) -> tuple[list[str], Sequence[Any]]:
     """Return the tokens of the path data, and their values: a number, or None for a letter.
 
-    Raises PathError for a token outside the grammar, and for data that does not begin with `m`.
+    Raises PathError for a token outside the grammar, for two commas without a number between them,
+    and for data that does not begin with `m`.
     """
     has_rare_token = "e" in d or "E" in d or "+" in d
     tokens = (_TOKEN if has_rare_token else _COMMON_TOKEN).findall(d)
-    if not d.isascii() or (tokens and tokens[0] not in "Mm"):
+    is_separated = ",," not in d and ", ," not in d
+    if not (d.isascii() and is_separated) or (tokens and tokens[0] not in "Mm"):
         raise PathError(f"path data {d.strip()[:40]!r}")
     return tokens, tuple(map(_NUMBERS.__getitem__, tokens))
 

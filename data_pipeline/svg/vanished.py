@@ -3,8 +3,12 @@
 Vectors are complex numbers in units of the last decimal.
 """
 
+import re
+
 from data_pipeline.svg.numbers import parse_numbers
 
+MIN_CLOSING = 1e-3  # a shorter closing segment is an error of floats
+_LETTER = re.compile("[a-z]")
 _DIAGONAL = 0.4142  # tangent of 22.5°: a steeper direction is nearer to the diagonal
 
 
@@ -38,6 +42,31 @@ def choose_join_steps(before: complex, vanished: complex, after: complex) -> lis
     turns_back = (before.conjugate() * after).real < 0
     step = _find_direction(vanished)
     return [step] if turns_back and _cross(before, step) else []
+
+
+def close_join(
+    parts: list[str],
+    first: int,
+    vanished: complex,
+    last_form: str,
+    texts: dict[float, str],
+    heads: dict[float, str],
+) -> None:
+    """Shorten the last line by one unit where the segment that closes a subpath decides a join.
+
+    `parts[first]` is the first written segment of the subpath. `vanished` is the exact vector
+    from the end of the last one to the first point, and rounding has made it 0.
+    """
+    if abs(vanished) < MIN_CLOSING or len(parts) - first < 2 or last_form not in "hlv":
+        return
+    first_form = parts[first][0] if parts[first][0].isalpha() else "l"
+    if first_form not in "hlv":
+        return
+
+    before = read_line(last_form, parts[-1])
+    for step in choose_join_steps(before, vanished, read_line(first_form, parts[first])):
+        form_before = _LETTER.findall("".join(parts[first - 1 : -1]))[-1].replace("m", "l")
+        parts[-1] = write_lines([before - step], form_before, texts, heads)[0]
 
 
 def write_lines(

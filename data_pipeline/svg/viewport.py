@@ -135,7 +135,7 @@ def _measure(node: Node, size: Size | None) -> Size | None:
     if size is None:
         return None
     width, height = (
-        parse_length(node.attributes.get(name, "100%"), whole)
+        parse_length(node.attributes.get(name, ""), whole)
         for name, whole in zip(("width", "height"), size, strict=True)
     )
     return (size[0] if width is None else width), (size[1] if height is None else height)

@@ -92,6 +92,8 @@ def _list_declarations(found: _Found) -> tuple[Declaration, ...]:
 
 
 def _add_node(found: _Found, node: Any) -> None:
+    if "!" in [token.value for token in node.value if token.type == "literal"]:
+        return  # a misspelled `!important` makes the declaration invalid
     value = tinycss2.serialize([token for token in node.value if token.type != "comment"])
     if "'" not in value:
         value = value.replace('"', "'")  # an attribute would need `&quot;`

@@ -81,6 +81,8 @@ _LENGTH = re.compile(rf"[-+]?0+(?:\.0*)?|(?:{NUMBER.pattern})(?:%|[a-zA-Z]+)")
 _UNKNOWN_WHOLE = re.compile(r".*(?:%|v[whib]|vmin|vmax)", re.IGNORECASE)
 _PATH = re.compile(r"""path\(\s*(?:"([^"]*)"|'([^']*)')\s*\)""", re.IGNORECASE)
 _KEYWORD = re.compile(r"[a-zA-Z-]+")
+_MASK = re.compile(r"""(?:[a-z-]+|url\((?:[^"')]|"[^"]*"|'[^']*')*\))?""", re.IGNORECASE)
+_MASK_TYPES = {"alpha": "alpha", "inherit": "inherit", "luminance": "", "": ""}
 _TRANSPARENT = parse_color("transparent")
 _TRANSFORM_NAMES = {
     "linearGradient": "gradientTransform",
@@ -108,10 +110,14 @@ def put_properties(
     for name, value in properties.items():
         if name in _SAME_AS_ATTRIBUTE:
             _check_functions(name, value)
-            if value.lower() in _RESETS:
-                value = _INITIAL.get(name, "") if value.lower() == "initial" else ""
-            if name == "mask-type" and value == "luminance":
-                value = ""  # the default
+            value = _replace_reset(name, value)
+            if name == "mask-type":
+                value = value.lower()
+                if value not in _MASK_TYPES:
+                    continue  # invalid: it changes nothing, as in browsers
+                value = _MASK_TYPES[value]
+            elif name == "mask" and not _MASK.fullmatch(value):
+                raise StyleError(f"the property mask with the value {value[:60]!r}")
             attributes[name] = value  # an empty one is removed later
         elif name == "background-color":
             if is_root and (colour := parse_color(value)) and colour != _TRANSPARENT:
@@ -123,6 +129,14 @@ def put_properties(
         else:
             _put_special(tag, attributes, name, value, is_root=is_root)
     attributes["style"] = ";".join(f"{name}:{kept[name]}" for name in STYLE_ONLY if name in kept)
+
+
+def _replace_reset(name: str, value: str) -> str:
+    """Return the value that `initial` or `unset` stands for; an empty one means no attribute."""
+    keyword = value.lower()
+    if keyword not in _RESETS:
+        return value
+    return _INITIAL.get(name, "") if keyword == "initial" else ""
 
 
 def _check_functions(name: str, value: str) -> None:
