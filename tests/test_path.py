@@ -191,6 +191,13 @@ def test_short_segments_survive_where_a_stroke_turns_back(d: str, written: str) 
     assert "1l" not in scaled(d, 1)
 
 
+def test_a_closing_segment_survives_in_units_of_the_last_decimal() -> None:
+    for _ in range(2):  # the second time with cached texts
+        assert scale_path("M4 0v9h3L4.01 0z", 1, decimals=1, is_stroked=True)[0] == (
+            "m4 0v9h3l-2.9-9z"
+        )
+
+
 def test_short_segments_of_points_survive_where_a_stroke_turns_back() -> None:
     points = "4,0 4,9 4.1,9 4.1,0"
     assert scale_points(points, 1, is_stroked=True)[0] == "4 0 4 9 5 9 4 0"

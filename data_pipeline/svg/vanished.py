@@ -66,7 +66,9 @@ def close_join(
     before = read_line(last_form, parts[-1])
     for step in choose_join_steps(before, vanished, read_line(first_form, parts[first])):
         form_before = _LETTER.findall("".join(parts[first - 1 : -1]))[-1].replace("m", "l")
-        parts[-1] = write_lines([before - step], form_before, texts, heads)[0]
+        line = before / float(texts[1.0]) - step  # in units of the last decimal
+        line = complex(round(line.real), round(line.imag))
+        parts[-1] = write_lines([line], form_before, texts, heads)[0]
 
 
 def write_lines(
