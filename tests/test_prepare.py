@@ -76,7 +76,7 @@ def test_every_record_is_accounted_for(tmp_path: Path) -> None:
     assert report.num_read == 28
     assert report.num_written == report.num_train + report.num_validation == 21
     assert report.num_duplicates == 1
-    assert report.quarantined == {"bad_path": 1, "no_caption": 2, "not_xml": 2, "too_large": 1}
+    assert report.quarantined == {"empty": 1, "no_caption": 2, "not_xml": 2, "too_large": 1}
     assert report.sources == {"a.jsonl": 21}
     manifest = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert manifest["digest"] == report.digest == open_shards(str(tmp_path / "out")).digest
