@@ -22,7 +22,8 @@ def find_lasting_error(error: BaseException) -> UserError | None:
         if isinstance(cause, ray.exceptions.RayTaskError):
             continue
         if isinstance(cause, UserError | DataError | TrainingDiverged):
-            return UserError(str(cause))
+            # Ray Data appends lines about its retries to the error of a data task.
+            return UserError(str(cause).partition("\n")[0])
         full = find_full_disk(cause)
         if full is not None:
             return full
