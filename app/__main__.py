@@ -161,6 +161,8 @@ def _prepare(arguments: argparse.Namespace) -> int:
     """Write Parquet shards of the given sources. Print the counts."""
     if arguments.json and not os.path.isdir(os.path.dirname(os.path.abspath(arguments.json))):
         raise UserError(f"--json {arguments.json}: its folder does not exist; create it first")
+    if arguments.json and os.path.isdir(arguments.json):
+        raise UserError(f"--json {arguments.json}: this is a folder; name a file in it")
     values = {name: getattr(arguments, name) for name in PrepareConfig.model_fields}
     config = configs.validate_values(PrepareConfig, values)
     on_ray = arguments.ray or os.environ.get("RAY_ADDRESS")

@@ -48,6 +48,7 @@ NO_TRACKING = "tracking.uri=null"
         (["prepare", "absent.parquet", "--out", "out"], "absent.parquet"),
         (["prepare", "empty", "--out", "out"], "empty"),
         (["prepare", "wrong.parquet", "--out", "out"], "--svg-column"),
+        (["prepare", "scenes:10", "--out", "out", "--json", "empty"], "name a file in it"),
         (
             ["prepare", "scenes:10", "--out", "out", "--validation-share", "7"],
             "validation_share='7'",
