@@ -79,6 +79,7 @@ def test_a_lease_from_elsewhere_expires_when_it_is_not_renewed(tmp_path, holder,
 
 
 @pytest.mark.parametrize("loss", ["removed", "not renewed"])
+@pytest.mark.usefixtures("interruptible")
 def test_a_job_that_loses_its_lease_is_interrupted(tmp_path, monkeypatch, loss):
     monkeypatch.setattr(lease, "RENEW_SECONDS", 0.02)
     interrupted = []

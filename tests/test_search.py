@@ -4,7 +4,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -151,14 +151,6 @@ def test_a_search_in_which_all_trials_fail_names_the_first_error(
         run_search(
             config, bare, name="failing", storage_path=str(tmp_path), trial_steps=TRIAL_STEPS
         )
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """As in a terminal: a shell starts what runs in its background with SIGINT ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def test_interrupting_a_search_stops_it_and_its_trials(
