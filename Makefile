@@ -31,6 +31,7 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.data --json outputs/bench/data.json
+	$(BIN)/python -m benchmarks.scale --json outputs/bench/scale.json
 	$(BIN)/python -m benchmarks.learning --json outputs/bench/learning.json
 	$(BIN)/python -m benchmarks.attention --json outputs/bench/attention.json
 	$(BIN)/python -m benchmarks.loss --json outputs/bench/loss.json

@@ -10,14 +10,20 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 
 from app import config as configs
 from app.arguments import parse_arguments
 from app.config_reference import render_reference
 from app.errors import UserError
+from app.full_disk import find_full_disk
 from app.gemma.config import ModelConfig, QuantizationConfig
+from app.jobs.job_dir import find_adapter
+from app.jobs.precision import resolve_precision
+from app.output import mask_output
 from app.tracking import build_ui_command, check_tracking
 from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import DataError
@@ -25,37 +31,69 @@ from tune.errors import SearchError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code.
+    """Run one command, with credentials masked in all that it prints. Return its exit code.
 
-    0: done. 2: an error that the user can fix, printed to stderr in one sentence. 130: interrupted.
-    `doctor` returns 1 if a check failed.
+    0: done. 1: an unexpected error with its traceback, or a failed check of `doctor`. 2: an error
+    that the user can fix, printed to stderr in one sentence. 130, 143: stopped by SIGINT, SIGTERM.
     """
-    arguments = parse_arguments(argv)
-    # SIGTERM raises KeyboardInterrupt, so that the MLflow run of a stopped job ends as KILLED.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with mask_output():
+        arguments = parse_arguments(argv)
+        received: list[int] = []
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            """Raise KeyboardInterrupt, so that the MLflow run of a stopped job ends as KILLED."""
+            received.append(number)
+            for each in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(each, signal.SIG_DFL)  # a second signal ends the process at once
+            raise KeyboardInterrupt(number)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+        try:
+            code = _run_command(arguments)
+        except KeyboardInterrupt as error:
+            code = 1
+            received += [*error.args, signal.SIGINT]  # Ray raises one without the number
+        if not received or code == 0:
+            return code
+
+        # Ray's own exit handler would wait for seconds.
+        name = signal.Signals(received[0]).name
+        print(f"svgscribe: stopped by {name}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(128 + received[0])
+
+
+def _run_command(arguments: argparse.Namespace) -> int:
+    """Run one command and print its error. Return its exit code."""
     try:
         return _HANDLERS[arguments.command](arguments)
     except (UserError, DataError, SearchError) as error:
         print(f"svgscribe: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("svgscribe: interrupted", file=sys.stderr)
-        return 130
+    except Exception as error:
+        full = find_full_disk(error)
+        if full is None:
+            traceback.print_exc()
+            return 1
+        print(f"svgscribe: {full}", file=sys.stderr)
+        return 2
 
 
 def _train(arguments: argparse.Namespace) -> int:
     """Train the job of the config, or continue it. Print its result as JSON."""
     config = _load_job_config(arguments)
-    from app.jobs.cluster import connect_ray
+    from app.jobs.check import check_before_ray
     from app.jobs.fit import get_memory_limit, require_fit
-    from app.jobs.job import require_workers
+    from app.jobs.job import connect_workers
     from app.jobs.train import train_job
     from data_pipeline.shards import open_shards
 
     shards = open_shards(config.data.shards)
+    check_before_ray(config, shards)
     require_fit(config, get_memory_limit(config))
-    with connect_ray():
-        require_workers(config, config.scaling.num_workers)
+    with connect_workers(config, config.scaling.num_workers):
         result = train_job(config, shards)
     print(json.dumps({**result.metrics, "adapter": result.adapter, "run_id": result.run_id}))
     return 0
@@ -63,7 +101,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _plan(arguments: argparse.Namespace) -> int:
     """Print the memory of one optimizer step, the number of steps and the size of a checkpoint."""
-    config = _load_config(arguments)
+    config = resolve_precision(_load_config(arguments))
     from app.jobs import plan
 
     gpus = [plan.parse_gib(text) for text in arguments.gpu]
@@ -77,14 +115,16 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _tune(arguments: argparse.Namespace) -> int:
     """Search over `search.space`. Print the best trial as JSON."""
     config = _load_job_config(arguments)
-    from app.jobs.cluster import connect_ray
-    from app.jobs.job import require_workers
+    from app.jobs.check import check_before_ray
+    from app.jobs.job import connect_workers
     from app.jobs.tune import tune_job
     from data_pipeline.shards import open_shards
 
     shards = open_shards(config.data.shards)
-    with connect_ray():
-        require_workers(config, config.search.max_concurrent * config.search.workers_per_trial)
+    check_before_ray(config, shards)
+    per_trial = config.search.workers_per_trial
+    num_workers = config.search.max_concurrent * per_trial
+    with connect_workers(config, num_workers, workers_per_trial=per_trial):
         searched = tune_job(config, shards)
 
     best = searched.result.best
@@ -101,14 +141,17 @@ def _tune(arguments: argparse.Namespace) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     """Evaluate the base and the tuned model on the held-out split. Print the report as JSON."""
+    paths = configs.make_paths_absolute(_load_config(arguments))
+    adapter = find_adapter(paths, arguments.adapter)  # before the imports, which take seconds
     config = _load_job_config(arguments)
-    from app.jobs.cluster import connect_ray
-    from app.jobs.evaluate import evaluate_job, find_adapter
+    from app.jobs.evaluate import evaluate_job
+    from app.jobs.fit import get_memory_limit, require_evaluation_fit
+    from app.jobs.job import connect_workers
     from data_pipeline.shards import open_shards
 
-    adapter = arguments.adapter or find_adapter(config)
     shards = open_shards(config.data.shards)
-    with connect_ray():
+    require_evaluation_fit(config, get_memory_limit(config))
+    with connect_workers(config, 1, with_data_task=False):
         report = evaluate_job(config, shards, adapter)
     print(json.dumps(report))
     return 0
@@ -116,12 +159,26 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def _prepare(arguments: argparse.Namespace) -> int:
     """Write Parquet shards of the given sources. Print the counts."""
-    from data_pipeline.prepare.dataset import prepare_dataset
-
     if arguments.json and not os.path.isdir(os.path.dirname(os.path.abspath(arguments.json))):
         raise UserError(f"--json {arguments.json}: its folder does not exist; create it first")
+    if arguments.json and os.path.isdir(arguments.json):
+        raise UserError(f"--json {arguments.json}: this is a folder; name a file in it")
     values = {name: getattr(arguments, name) for name in PrepareConfig.model_fields}
-    report = prepare_dataset(arguments.source, configs.validate_values(PrepareConfig, values))
+    config = configs.validate_values(PrepareConfig, values)
+    on_ray = arguments.ray or os.environ.get("RAY_ADDRESS")
+    if on_ray and config.processes:
+        raise UserError(
+            f"--processes {config.processes} counts processes of this machine, but Ray uses all "
+            "CPUs of its cluster: leave out --processes, or leave out --ray and unset RAY_ADDRESS"
+        )
+
+    from data_pipeline.prepare.dataset import prepare_dataset
+
+    if on_ray:
+        from app.jobs.prepare import map_on_ray
+
+    map_batches = map_on_ray if on_ray else None
+    report = prepare_dataset(arguments.source, config, map_batches=map_batches)
     if arguments.json:
         with open(arguments.json, "w") as file:
             json.dump(dataclasses.asdict(report), file, indent=2)
@@ -136,7 +193,9 @@ def _quantize(arguments: argparse.Namespace) -> int:
     )
     from app.jobs.quantize import quantize_model
 
-    model = ModelConfig(name=arguments.model, revision=arguments.revision)
+    model = configs.validate_values(
+        ModelConfig, {"name": arguments.model, "revision": arguments.revision}
+    )
     print(json.dumps(quantize_model(model, quantization, Path(arguments.out))))
     return 0
 
@@ -144,6 +203,7 @@ def _quantize(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     """Run prepare, tune, train and evaluate on real icons."""
     config = configs.make_paths_absolute(configs.load_config("demo", arguments.overrides))
+    config = resolve_precision(config)
     from app.jobs.demo import run_demo
 
     return run_demo(config)
@@ -151,7 +211,8 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 def _show(arguments: argparse.Namespace) -> int:
     """Print the resolved config as YAML."""
-    print(configs.config_to_yaml(_load_config(arguments)), end="")
+    config = configs.load_config(arguments.config, arguments.overrides)
+    print(configs.config_to_yaml(config), end="")
     return 0
 
 
@@ -171,22 +232,29 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _ui(arguments: argparse.Namespace) -> int:
     """Start the MLflow UI of the tracking database, or print the address of the server."""
-    command = build_ui_command(_load_config(arguments).tracking, port=arguments.port)
+    config = _load_config(arguments)
+    command = build_ui_command(config.tracking, port=arguments.port)
+    is_server = len(command) == 1
+    if not is_server:
+        check_tracking(config.tracking)
     print(" ".join(command), flush=True)
-    if len(command) > 1:
-        os.execv(command[0], command)
+    if not is_server:
+        # not an argument: every user of this machine can read the arguments of a process
+        uri = str(config.tracking.uri)
+        os.execve(command[0], command, {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri})
     return 0
 
 
 def _load_config(arguments: argparse.Namespace) -> configs.Config:
-    return configs.load_config(arguments.config, arguments.overrides)
+    """Load the config and make its paths absolute."""
+    return configs.make_paths_absolute(configs.load_config(arguments.config, arguments.overrides))
 
 
 def _load_job_config(arguments: argparse.Namespace) -> configs.Config:
-    """Load the config, make its paths absolute and check that its tracking server answers."""
-    config = configs.make_paths_absolute(_load_config(arguments))
+    """Load the config with a concrete precision; check that its tracking server answers."""
+    config = _load_config(arguments)
     check_tracking(config.tracking)
-    return config
+    return resolve_precision(config)
 
 
 _HANDLERS: dict[str, Callable[[argparse.Namespace], int]] = {

@@ -1,6 +1,7 @@
 """Arguments of the command line. Imports no heavy library."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -47,7 +48,9 @@ def _build_parser() -> argparse.ArgumentParser:
         commands, "evaluate", "compare base and tuned model on the held-out split"
     )
     evaluate.add_argument(
-        "--adapter", help="folder of a checkpoint (default: the job's best checkpoint)"
+        "--adapter",
+        type=os.path.expanduser,
+        help="folder or URI of a checkpoint (default: the job's best one, or its newest one)",
     )
     _add_command_with_config(
         commands, "doctor", "check that the job of a config can run on this machine"
@@ -91,7 +94,13 @@ def _add_prepare(commands: Commands) -> None:
             required=field.is_required(),
             help=field.description,
         )
-    prepare.add_argument("--json", help="write the counts to this file")
+    prepare.add_argument(
+        "--ray",
+        action="store_true",
+        help="clean drawings on the Ray cluster at RAY_ADDRESS (default if the variable is set), "
+        "or on a private Ray",
+    )
+    prepare.add_argument("--json", type=os.path.expanduser, help="write the counts to this file")
 
 
 def _add_plan(commands: Commands) -> None:
@@ -122,7 +131,12 @@ def _add_quantize(commands: Commands) -> None:
         commands, "quantize", "write a 4-bit base model, which workers load directly"
     )
     quantize.add_argument("model", help="hub name or folder of a Gemma 2 model, or tiny")
-    quantize.add_argument("--out", required=True, help="new folder; use it as model.name later")
+    quantize.add_argument(
+        "--out",
+        required=True,
+        type=os.path.expanduser,
+        help="new folder; use it, or the URI of a copy, as model.name later",
+    )
     quantize.add_argument("--revision", help=ModelConfig.model_fields["revision"].description)
     for name, field in QuantizationConfig.model_fields.items():
         quantize.add_argument(

@@ -4,7 +4,7 @@ Imports neither torch nor Ray, so that a wrong key or value is reported in less 
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -15,6 +15,7 @@ from app.config_reference import explain_error
 from app.errors import UserError
 from app.evaluation.config import EvaluateConfig
 from app.gemma.config import LoraConfig, MemoryConfig, ModelConfig, QuantizationConfig
+from app.overrides import parse_override
 from app.tracking import TrackingConfig, resolve_uri
 from app.training.config import OptimConfig, ParallelConfig, ScalingConfig, TrainConfig
 from data_pipeline.config import DataConfig
@@ -53,6 +54,20 @@ class Config(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _check_model_settings_agree(self) -> Self:
+        if self.lora.train_embeddings and self.memory.embedding == "host":
+            raise ValueError(
+                "memory.embedding=host needs a frozen embedding: set lora.train_embeddings=false, "
+                "or memory.embedding=device"
+            )
+        if self.model.attention == "flash_attention_2" and self.train.precision == "fp32":
+            raise ValueError(
+                "model.attention=flash_attention_2 computes in 16 bits only, not in "
+                "train.precision=fp32: set train.precision=bf16, or model.attention=blockwise"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_search_space(self) -> Self:
         """Check that every choice, and both ends of every range, make a valid config."""
         steps = self.search.trial_steps or self.train.max_steps
@@ -70,6 +85,8 @@ class Config(BaseModel):
                     "name a path of another section"
                 )
             for value in _list_extremes(domain):
+                if (path, value) == ("train.precision", "auto"):
+                    raise ValueError(f"search.space.{path}: name the precisions, without auto")
                 try:
                     Config.model_validate(_set_path(without_search, path, value))
                 except ValidationError as error:
@@ -83,9 +100,9 @@ def load_config(
     """Return the resolved config of a file and its overrides.
 
     `source` is a YAML file, the name of a shipped one, or None for the defaults. A file with
-    `extends: NAME` changes only the settings that it names. `overrides` are
-    `["optim.learning_rate=3e-4"]` from a shell or `{"optim.learning_rate": 3e-4}` from a search.
-    Raises UserError in one sentence.
+    `extends: NAME` changes only the settings that it names; NAME is a file, relative to the folder
+    of the file that names it, or a shipped one. `overrides` are `["optim.learning_rate=3e-4"]` from
+    a shell or `{"optim.learning_rate": 3e-4}` from a search. Raises UserError in one sentence.
     """
     return _resolve({} if source is None else _read_yaml(source), overrides)
 
@@ -104,16 +121,32 @@ def validate_values(kind: type[M], values: Mapping[str, Any]) -> M:
 
 
 def make_paths_absolute(config: Config) -> Config:
-    """Make relative paths absolute, because Ray's workers run in other folders."""
-    name = config.model.name
+    """Make relative paths absolute, because Ray's workers run in other folders; expand `~`."""
     paths = {
-        "model.name": os.path.abspath(name) if os.path.isdir(name) else name,
-        "data.shards": _make_absolute(config.data.shards),
-        "data.cache_dir": config.data.cache_dir and _make_absolute(config.data.cache_dir),
-        "train.output_dir": _make_absolute(config.train.output_dir),
+        "model.name": make_absolute(config.model.name, only_folder=True),
+        "data.shards": make_absolute(config.data.shards),
+        "data.cache_dir": config.data.cache_dir and make_absolute(config.data.cache_dir),
+        "train.output_dir": make_absolute(config.train.output_dir),
         "tracking.uri": resolve_uri(config.tracking).uri,
     }
+    for path, value in paths.items():
+        if "***" in str(value):
+            raise UserError(
+                f"{path}={value!r} was printed without its credentials: "
+                "give the whole value as an override"
+            )
     return override_config(config, paths)
+
+
+def make_absolute(path: str, *, only_folder: bool = False) -> str:
+    """Return the absolute path, with `~` expanded; a URI as it is.
+
+    With `only_folder`, a relative path that is no folder is a name.
+    """
+    expanded = os.path.expanduser(path)
+    if "://" in path or (only_folder and expanded == path and not os.path.isdir(path)):
+        return path
+    return os.path.abspath(expanded)
 
 
 def config_to_yaml(config: Config) -> str:
@@ -126,35 +159,34 @@ def flatten_config(config: Config) -> dict[str, Any]:
     return dict(_iterate_leaves(config.model_dump(mode="json"), ""))
 
 
-def _make_absolute(path: str) -> str:
-    return path if "://" in path else os.path.abspath(path)
-
-
 def _resolve(raw: dict[str, Any], overrides: Sequence[str] | Mapping[str, Any]) -> Config:
-    pairs = overrides.items() if isinstance(overrides, Mapping) else map(_parse_override, overrides)
+    pairs: Iterable[tuple[str, Any]]
+    if isinstance(overrides, Mapping):
+        pairs = overrides.items()
+    else:
+        pairs = [parse_override(text, Config) for text in overrides]
     for path, value in pairs:
         raw = _set_path(raw, path, value)
     return validate_values(Config, raw)
 
 
-def _read_yaml(source: str | Path) -> dict[str, Any]:
-    """Return the sections of a file, merged over those of the file that it extends."""
-    # find the file
-    path = Path(source)
-    shipped = CONFIGS / f"{source}.yaml"
-    if not path.is_file() and shipped.is_file():
-        path = shipped
-    if not path.is_file():
-        names = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.yaml")))
-        raise UserError(
-            f"config {str(source)!r} not found: give a YAML file or one of the shipped {names}"
-        )
+def _read_yaml(source: str | Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return the sections of a file, merged over those of the file that it extends.
+
+    `children` are the files that extend this one, the nearest last.
+    """
+    path = _find_file(source, children[-1].parent if children else Path())
+    if path.resolve() in [child.resolve() for child in children]:
+        circle = " extends ".join(map(str, [*children, path]))
+        raise UserError(f"{circle}, a circle: remove one `extends`")
 
     # read it
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): correct its rights") from None
     if not isinstance(raw, dict | None):
         raise UserError(
             f"{path} holds a {type(raw).__name__}, not sections: write them as `optim:`"
@@ -163,7 +195,26 @@ def _read_yaml(source: str | Path) -> dict[str, Any]:
     # merge
     raw = raw or {}
     parent = raw.pop("extends", None)
-    return raw if parent is None else _merge_dicts(_read_yaml(parent), raw)
+    if parent is None:
+        return raw
+    if not isinstance(parent, str):
+        raise UserError(f"{path}: extends={parent!r} is not the name of one config")
+    return _merge_dicts(_read_yaml(parent, (*children, path)), raw)
+
+
+def _find_file(source: str | Path, folder: Path) -> Path:
+    """Return the file of a config: a path relative to the folder, or the name of a shipped one."""
+    path = folder / os.path.expanduser(source)
+    shipped = {file.stem: file for file in sorted(CONFIGS.glob("*.yaml"))}
+    if path.is_file():
+        return path
+    if str(source) in shipped:
+        return shipped[str(source)]
+    where = f" in {folder}" if folder != Path() else ""
+    raise UserError(
+        f"config {str(source)!r} not found{where}: give a YAML file or one of the shipped "
+        f"{', '.join(shipped)}"
+    )
 
 
 def _merge_dicts(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
@@ -182,25 +233,21 @@ def _list_extremes(domain: Domain) -> Sequence[Any]:
     return domain.loguniform if isinstance(domain, LogUniform) else domain.uniform
 
 
-def _parse_override(text: str) -> tuple[str, Any]:
-    path, equals, value = text.partition("=")
-    if not equals or not path:
-        raise UserError(f"override {text!r} has no value: write section.field=value")
-    try:
-        return path, yaml.safe_load(value)
-    except yaml.YAMLError:
-        return path, value
-
-
 def _set_path(raw: Any, path: str, value: Any) -> dict[str, Any]:
     """Return a copy of nested dicts with the value at a dotted path replaced."""
+    if not isinstance(raw, dict | None):
+        raise UserError(f"{path} cannot be set in {raw!r}, which has no settings: correct the path")
+    values = raw or {}
     head, _, rest = path.partition(".")
-    inner = raw.get(head) if isinstance(raw, dict) else None
+    if not rest:
+        return {**values, head: value}
+
+    inner = values.get(head)
     # The keys of search.space and evaluate.fields are free names, which may contain dots.
     has_free_names = head in {"space", "fields"}
-    if rest and has_free_names:
-        return {**raw, head: {**(inner or {}), rest: value}}
-    return {**(raw or {}), head: _set_path(inner or {}, rest, value) if rest else value}
+    if has_free_names and isinstance(inner, dict | None):
+        return {**values, head: {**(inner or {}), rest: value}}
+    return {**values, head: _set_path(inner, rest, value)}
 
 
 def _iterate_leaves(value: Any, path: str, depth: int = 3) -> Iterator[tuple[str, Any]]:

@@ -5,16 +5,11 @@ Paths and URIs are strings.
 
 import json
 import os
-import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
-# Greedy: a password may contain "/" and "@".
-_CREDENTIALS = re.compile(r"://(?:[^\s/@]*:\S*|[^\s/@]+)@")
-_SECRET_QUERY = re.compile(
-    r"([?&][^\s=&]*(?:secret|token|password|key|sig)[^\s=&]*=)[^\s&]+", re.IGNORECASE
-)
+from data_pipeline.masking import mask_secrets
 
 
 def join_uri(uri: str, *parts: str) -> str:
@@ -39,8 +34,8 @@ def read_json(uri: str) -> dict[str, Any] | None:
 
 
 def write_json(uri: str, value: dict[str, Any]) -> None:
-    """Write an object as JSON, replacing the file atomically as `write_text` does."""
-    write_text(uri, json.dumps(value, indent=2))
+    """Write an object as JSON without credentials, replacing the file as `write_text` does."""
+    write_text(uri, mask_secrets(json.dumps(value, indent=2)))
 
 
 def write_text(uri: str, text: str) -> None:
@@ -66,14 +61,8 @@ def write_text(uri: str, text: str) -> None:
     os.replace(file.name, path)
 
 
-def mask_secrets(text: str) -> str:
-    """Replace credentials in URIs: `s3://key:secret@bucket?token=x` → `s3://***@bucket?token=***`."""
-    return _SECRET_QUERY.sub(r"\1***", _CREDENTIALS.sub("://***@", text))
-
-
 def _locate_file(uri: str) -> tuple[Any, str]:
     """Return (pyarrow file system, path in it)."""
-    from pyarrow.fs import FileSystem  # 0.3 s, not needed to parse a config
+    from data_pipeline.filesystem import open_filesystem  # 0.3 s, not needed to parse a config
 
-    filesystem, path = FileSystem.from_uri(uri if "://" in uri else os.path.abspath(uri))
-    return filesystem, path
+    return open_filesystem(uri)

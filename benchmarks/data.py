@@ -191,8 +191,9 @@ def first_batch_seconds(stream: Stream, start: Position) -> float:
     while ray.available_resources().get("CPU", 0.0) < LOGICAL_CPUS:
         time.sleep(0.1)
     began = time.monotonic()
-    (shard,) = build_dataset(stream, start=start, num_workers=1).streaming_split(1, equal=True)
-    batch, _ = next(iterate_batches(shard, micro_batch_size=1, rank=0, num_workers=1, prefetch=4))
+    dataset = build_dataset(stream, start=start, micro_batch_size=1, num_workers=1)
+    (shard,) = dataset.streaming_split(1, equal=True)
+    batch, _ = next(iterate_batches(shard, micro_batch_size=1, num_workers=1, prefetch=4))
     assert (int(batch["shuffle_block"][0]), int(batch["index"][0])) == (
         start.shuffle_block,
         start.index,
@@ -205,18 +206,19 @@ def trainer(folder: Path) -> Figures:
     from mlflow import MlflowClient
 
     from app.config import load_config, make_paths_absolute
+    from app.jobs.precision import resolve_precision
     from app.jobs.train import train_job
     from app.tracking import check_tracking
 
     prepare_dataset(
         ["phosphor"], PrepareConfig(out=str(folder / "icons"), max_records=3000), progress=False
     )
-    config = make_paths_absolute(load_config("demo", {
+    config = resolve_precision(make_paths_absolute(load_config("demo", {
         "data.shards": str(folder / "icons"), "data.max_validation_records": 8,
         "train.output_dir": str(folder / "job"),
         "train.max_steps": TRAINER_STEPS, "train.eval_steps": 1000, "train.save_steps": None,
         "tracking.uri": f"sqlite:///{folder}/mlflow.db",
-    }))  # fmt: skip
+    })))  # fmt: skip
     check_tracking(config.tracking)
 
     # train

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from app.config import Config, load_config, make_paths_absolute
 from app.evaluation.metrics import compute_bleu4, find_best_constant_caption
-from app.jobs.cluster import connect_ray
 from app.jobs.evaluate import evaluate_base_and_tuned
-from app.jobs.job import require_workers
+from app.jobs.job import connect_workers
+from app.jobs.precision import resolve_precision
 from app.jobs.train import train_job
 from app.tracking import check_tracking
 from data_pipeline.config import PrepareConfig
@@ -52,7 +52,7 @@ def tuning_config(folder: Path) -> Config:
         "tracking.uri": f"sqlite:///{folder}/mlflow.db",
         "evaluate.max_captions": 200,
     }
-    return make_paths_absolute(load_config("demo", overrides))
+    return resolve_precision(make_paths_absolute(load_config("demo", overrides)))
 
 
 def score_fields(captions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
@@ -82,8 +82,7 @@ def main() -> None:
     check_tracking(config.tracking)
 
     # train and caption
-    with connect_ray():
-        require_workers(config, config.scaling.num_workers)
+    with connect_workers(config, config.scaling.num_workers):
         adapter = train_job(config, open_shards(config.data.shards)).adapter
         assert adapter is not None
         records, base, tuned = evaluate_base_and_tuned(

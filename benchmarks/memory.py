@@ -83,7 +83,7 @@ def config_of_case(case: str, folder: Path) -> Config:
     """Return the config of the case, for the model in the folder."""
     overrides = [
         f"model.name={folder}",
-        "model.attention=blockwise",
+        "train.precision=bf16",
         "data.sequence_tokens=2048",
         "scaling.num_workers=1",
         "lora.rank=32",

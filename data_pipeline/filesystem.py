@@ -1,8 +1,7 @@
 """Open local paths and URIs through pyarrow's file systems.
 
-Tested: local paths, `file://`, `fsspec+memory://`. Run by hand against a substitute server:
-`s3://` (moto; every source format and a whole `prepare`). Never run: real S3, `gs://`, and
-`hf://`, which goes through fsspec.
+Tested: local paths, `file://`, `fsspec+memory://`, and `s3://` on a substitute server (moto). Never
+run: real S3, `gs://`, and `hf://`, which goes through fsspec.
 """
 
 import os

@@ -4,7 +4,7 @@ train-00000.parquet …       id, svg, caption, source, split; row groups of ROW
 validation-00000.parquet …
 quarantine.parquet          id, source, reason, detail, first_bytes of each refused record
 report.json                 counts of `prepare`, and of the drawings and records in both splits
-dataset.json                counts, digest, configuration; a folder without it is not a dataset
+dataset.json                shards, counts, digest, configuration; a folder without it is no dataset
 
 ShardWriter writes dataset.json last. The module depends on no source format and on no tokenizer.
 """
@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 
 from data_pipeline.errors import DataError
 from data_pipeline.filesystem import open_filesystem
+from data_pipeline.shard_files import count_rows, open_parquet, read_rows
 
 SPLITS = ("train", "validation")
 ROW_GROUP_ROWS = 256  # reading one record reads a whole row group
@@ -67,7 +69,7 @@ class ShardWriter:
         self._partial = f"{self._path}.partial"
         self._shard_records = shard_records
         self._records: dict[str, list[ShardRecord]] = {split: [] for split in SPLITS}
-        self._num_shards = dict.fromkeys(SPLITS, 0)
+        self._shards: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
         self._digests = {split: hashlib.sha256() for split in SPLITS}
         self._quarantined: list[QuarantinedRecord] = []
 
@@ -101,14 +103,15 @@ class ShardWriter:
             self._digests[split].update(json.dumps(record).encode())
 
         columns = [*zip(*records, strict=True), [split] * len(records)]
+        name = f"{split}-{len(self._shards[split]):05d}.parquet"
         pq.write_table(
             pa.table(columns, schema=_SHARD),
-            f"{self._partial}/{split}-{self._num_shards[split]:05d}.parquet",
+            f"{self._partial}/{name}",
             filesystem=self._fs,
             row_group_size=ROW_GROUP_ROWS,
             compression="zstd",
         )
-        self._num_shards[split] += 1
+        self._shards[split][name] = len(records)
 
     def _flush_quarantine(self) -> None:
         if self._quarantined:
@@ -127,16 +130,19 @@ class ShardWriter:
 
     def read_written(self, split: str) -> Iterator[ShardRecord]:
         """Yield the records of a split from the written files. Call it after `close`."""
-        for number in range(self._num_shards[split]):
-            path = f"{self._partial}/{split}-{number:05d}.parquet"
-            with pq.ParquetFile(path, filesystem=self._fs) as file:
+        for name in self._shards[split]:
+            with pq.ParquetFile(f"{self._partial}/{name}", filesystem=self._fs) as file:
                 for batch in file.iter_batches(ROW_GROUP_ROWS, columns=list(ShardRecord._fields)):
                     columns = batch.select(ShardRecord._fields)
                     yield from map(ShardRecord, *(column.to_pylist() for column in columns))
 
     def commit(self, manifest: Mapping[str, Any], report: Mapping[str, Any]) -> None:
-        """Replace the dataset in the folder by the written one; leave other files there alone."""
+        """Replace the dataset in the folder by the written one; leave other files there alone.
+
+        The manifest gets the names of the shards with their numbers of records.
+        """
         fs, path = self._fs, self._path
+        manifest = {**manifest, "shards": self._shards}
         for name, value in ((REPORT, report), (MANIFEST, manifest)):
             with fs.open_output_stream(f"{self._partial}/{name}") as stream:
                 stream.write(json.dumps(value, indent=1).encode())
@@ -193,7 +199,8 @@ class Shards:
     def read(self, split: str, start: int, stop: int) -> list[ShardRecord]:
         """Return records start … stop-1 of the split in their order; read only their row groups.
 
-        Raises DataError if this node cannot read the folder.
+        Raises DataError if this node cannot read the folder, or if a shard has another number of
+        records than the dataset says.
         """
         assert 0 <= start <= stop <= self.num_records(split), (split, start, stop)
         fs, path = open_filesystem(self.folder)
@@ -203,7 +210,14 @@ class Shards:
                 file_start = max(start - file.first_record, 0)
                 file_stop = min(stop - file.first_record, file.num_records)
                 if file_start < file_stop:
-                    records += _read_file(fs, f"{path}/{file.name}", file_start, file_stop)
+                    rows = read_rows(
+                        fs,
+                        f"{path}/{file.name}",
+                        range(file_start, file_stop),
+                        num_rows=file.num_records,
+                        columns=ShardRecord._fields,
+                    )
+                    records += map(ShardRecord._make, rows)
         except (OSError, pa.ArrowInvalid) as error:
             raise self._make_read_error(error) from None
         assert len(records) == stop - start, (self.folder, split, start, stop, len(records))
@@ -217,7 +231,9 @@ class Shards:
         fs, path = open_filesystem(self.folder)
         for file in self.files[split]:
             try:
-                with pq.ParquetFile(f"{path}/{file.name}", filesystem=fs) as parquet:
+                with open_parquet(
+                    fs, f"{path}/{file.name}", num_rows=file.num_records, columns=["caption"]
+                ) as parquet:
                     captions = parquet.read(columns=["caption"])["caption"]
             except (OSError, pa.ArrowInvalid) as error:
                 raise self._make_read_error(error) from None
@@ -225,76 +241,59 @@ class Shards:
 
     def _make_read_error(self, error: Exception) -> DataError:
         reason = " ".join(str(error).split())
-        fix = "give data.shards a folder that every node can read"
+        fix = "give data.shards a folder that every node can read, or prepare the dataset again"
         return DataError(f"{self.folder!r} cannot be read ({reason}): {fix}")
 
 
-def _read_file(fs: pyarrow.fs.FileSystem, path: str, start: int, stop: int) -> list[ShardRecord]:
-    with pq.ParquetFile(path, filesystem=fs) as file:
-        # select the row groups that overlap start … stop-1
-        groups, num_skipped, first = [], 0, 0
-        for group in range(file.num_row_groups):
-            num_rows = file.metadata.row_group(group).num_rows
-            if first + num_rows <= start:
-                num_skipped += num_rows
-            elif first < stop:
-                groups.append(group)
-            first += num_rows
-        table = file.read_row_groups(groups, columns=list(ShardRecord._fields))
-
-    table = table.slice(start - num_skipped, stop - start).select(ShardRecord._fields)
-    columns = [column.to_pylist() for column in table]
-    return [ShardRecord(*values) for values in zip(*columns, strict=True)]
-
-
 def open_shards(folder: str) -> Shards:
-    """Open a prepared dataset.
+    """Open a prepared dataset; read dataset.json, and no shard if it names the shards.
 
-    Raises DataError if the folder holds no finished dataset or no shard, or a shard lacks a column.
+    A dataset.json without names of shards is read too: the files in the folder are then the shards.
+    Raises DataError if the folder holds no finished dataset or no shard.
     """
     fs, path = open_filesystem(folder)
+    fix = f"run `python -m app prepare SOURCE --out {folder}`"
     try:
-        names = sorted(_list_files(fs, path))
+        with fs.open_input_stream(f"{path}/{MANIFEST}") as stream:
+            content = stream.read()
+    except FileNotFoundError:
+        raise DataError(f"{folder!r} holds no prepared dataset (no {MANIFEST}): {fix}") from None
     except OSError as error:
         raise DataError(f"cannot read {folder!r}: {error}") from None
 
-    fix = f"run `python -m app prepare SOURCE --out {folder}`"
-    if MANIFEST not in names:
-        raise DataError(f"{folder!r} holds no prepared dataset (no {MANIFEST}): {fix}")
-
-    with fs.open_input_stream(f"{path}/{MANIFEST}") as stream:
-        manifest = json.loads(stream.read())
-
-    files = {split: _find_shards(fs, path, names, split) for split in SPLITS}
-    if not any(files.values()):
-        raise DataError(f"{folder!r} holds no shard: {fix}")
-
-    digest, num_duplicates = manifest["digest"], manifest["duplicates"]
-    return Shards(folder, digest, files, num_duplicates, manifest["quarantined"])
-
-
-def _find_shards(
-    fs: pyarrow.fs.FileSystem, path: str, names: list[str], split: str
-) -> tuple[_ShardFile, ...]:
-    first, shards = 0, []
-    for name in names:
-        if name.startswith(f"{split}-") and name.endswith(".parquet"):
-            num_records = _check_shard(fs, f"{path}/{name}")
-            shards.append(_ShardFile(name, first, num_records))
-            first += num_records
-    return tuple(shards)
-
-
-def _check_shard(fs: pyarrow.fs.FileSystem, path: str) -> int:
-    """Return the number of records of one shard. Raises DataError if it lacks a column."""
     try:
-        metadata = pq.read_metadata(path, filesystem=fs)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} is not a readable shard: {error}") from None
-    missing = [name for name in ShardRecord._fields if name not in metadata.schema.names]
-    if missing:
+        manifest = json.loads(content)
+        num_records = manifest.get("shards") or _count_records(fs, path)
+        files = {split: _list_shards(num_records[split]) for split in SPLITS}
+        if not any(files.values()):
+            raise DataError(f"{folder!r} holds no shard: {fix}")
+        digest, num_duplicates = manifest["digest"], manifest["duplicates"]
+        return Shards(folder, digest, files, num_duplicates, manifest["quarantined"])
+    except DataError:  # a ValueError, and already one sentence
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(
-            f"shard {path} has no column {missing[0]!r} but {', '.join(metadata.schema.names)}: "
-            "run `python -m app prepare` on it"
-        )
-    return int(metadata.num_rows)
+            f"{folder!r} has a {MANIFEST} that `prepare` did not write "
+            f"({type(error).__name__}: {error}): {fix}"
+        ) from None
+
+
+def _count_records(fs: pyarrow.fs.FileSystem, path: str) -> dict[str, dict[str, int]]:
+    """Return the number of records of each shard in the folder, by split and name."""
+    names = sorted(_list_files(fs, path))
+    counted = {}
+    for split in SPLITS:
+        shards = [
+            name for name in names if name.startswith(f"{split}-") and name.endswith(".parquet")
+        ]
+        counts = count_rows(fs, [f"{path}/{name}" for name in shards], ShardRecord._fields)
+        counted[split] = dict(zip(shards, counts, strict=True))
+    return counted
+
+
+def _list_shards(num_records: Mapping[str, int]) -> tuple[_ShardFile, ...]:
+    starts = accumulate(num_records.values(), initial=0)
+    return tuple(
+        _ShardFile(name, start, count)
+        for (name, count), start in zip(num_records.items(), starts, strict=False)
+    )

@@ -37,3 +37,10 @@ def refusal_reason(svg: str | bytes) -> str:
         canonicalise(svg)
     assert refusal.value.detail
     return refusal.value.reason
+
+
+def fills(body: str) -> list[str]:
+    """Return the fill of each path of the canonical drawing, in order."""
+    return [
+        re.sub(r'.*fill="([^"]*)".*|.*', r"\1", path) for path in inner(body).split("<path")[1:]
+    ]

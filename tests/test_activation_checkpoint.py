@@ -4,6 +4,7 @@ The reference is transformers' and PEFT's own modules.
 """
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from transformers import AttentionInterface
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 
 from app.errors import UserError
-from app.gemma.activation_checkpoint import HostOffload, apply_memory_config
+from app.gemma.activation_checkpoint import HostOffload, apply_memory_config, compile_model
 from app.gemma.config import MemoryConfig
 from app.gemma.load import evaluation_mode, unwrap_gemma
 from tests.reference import (
@@ -252,3 +253,24 @@ def test_a_base_model_that_saves_memory_is_still_transformers_gemma_2(folder):
         {name: type(module) for name, module in inner.named_modules()},
         list(inner.state_dict()),
     ) == before
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # dynamo's own, as the next one
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_compiling_reaches_the_mlp_of_recomputed_layers_and_changes_nothing(folder, monkeypatch):
+    """The code is captured, but not generated: a machine may have no compiler."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    captured = {}
+    plain = loss_and_gradients(jogged(objective(folder, memory=MemoryConfig())), row())
+    for compiles in ("nothing", "model", "model and MLPs"):
+        loss = jogged(objective(folder, memory=MemoryConfig()))
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        model = unwrap_gemma(loss.model)
+        if compiles == "model":
+            model.model.compile()
+        elif compiles == "model and MLPs":
+            compile_model(model)
+        assert furthest(loss_and_gradients(loss, row()), plain) < 1e-5
+        captured[compiles] = torch._dynamo.utils.counters["stats"]["calls_captured"]
+    assert captured["model and MLPs"] > captured["model"] > captured["nothing"] == 0

@@ -4,6 +4,8 @@ Outputs, gradients and memory are compared.
 """
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from transformers import Gemma2ForCausalLM
 from app.errors import UserError
 from app.gemma import block_mask, flex_attention
 from app.gemma.attention import softcapped_attention
+from app.gemma.compile_kernel import compile_kernel
 from tests.reference import inputs, naive, packed, visible, with_gradients
 from tests.tiny import VOCABULARY, gemma2_config, objective, save_model
 
@@ -249,3 +252,29 @@ def test_the_arguments_for_flexattention_define_the_same_attention(softcap, wind
             *tensors, **flex_attention.build_flex_arguments(tensors[0], **options)
         )
         torch.testing.assert_close(ours, naive(*tensors, **options), atol=1e-12, rtol=0)
+
+
+def test_a_second_softcap_compiles_a_second_kernel_in_any_thread():
+    """Autograd recomputes layers in threads of its own, and torch's options are per thread."""
+    tensors = [tensor.detach().float() for tensor in inputs(1, 64)[0]]
+
+    def attend(softcap):
+        options = {"scale": 0.2, "softcap": softcap, "window": None}
+        options["document_ids"] = packed([40, 24])
+        with torch.no_grad():
+            ours = flex_attention.flex_softcapped_attention(*tensors, **options)
+        torch.testing.assert_close(ours, naive(*tensors, **options), atol=1e-5, rtol=1e-4)
+
+    attend(5.0)
+    with ThreadPoolExecutor(1) as other_thread:
+        other_thread.submit(attend, 2.0).result()
+
+
+def test_a_compiled_function_has_more_versions_than_torch_allows_by_default(monkeypatch):
+    """Torch's default is 8 versions, after which the function runs uncompiled."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    compiled = compile_kernel(lambda x, factor: x * factor)
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for factor in range(12):
+        assert compiled(torch.ones(1), factor + 0.5).item() == factor + 0.5
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before + 12

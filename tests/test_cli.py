@@ -1,6 +1,7 @@
 """Errors of a user on the command line: one sentence, exit code 2, no files left."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,7 @@ NO_TRACKING = "tracking.uri=null"
         (["prepare", "absent.parquet", "--out", "out"], "absent.parquet"),
         (["prepare", "empty", "--out", "out"], "empty"),
         (["prepare", "wrong.parquet", "--out", "out"], "--svg-column"),
+        (["prepare", "scenes:10", "--out", "out", "--json", "empty"], "name a file in it"),
         (
             ["prepare", "scenes:10", "--out", "out", "--validation-share", "7"],
             "validation_share='7'",
@@ -107,6 +109,14 @@ def test_more_workers_than_cpus_are_refused_with_the_fix(tmp_path):
         )
     )
     assert "limit 0.02 GiB" in message
+
+
+def test_a_ui_on_a_taken_port_is_refused(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        message = one_sentence(svgscribe("ui", "demo", "--port", port, cwd=tmp_path))
+    assert f"--port {port}" in message
+    assert "give another --port" in message
 
 
 def test_help_names_every_command(tmp_path):

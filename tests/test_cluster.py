@@ -1,9 +1,12 @@
 """Joining and starting Ray, whether a job fits, and the AWS cluster file."""
 
 import os
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import ray
@@ -11,16 +14,23 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.train.v2._internal.execution.failure_handling import create_failure_policy
+from ray.train.v2.api.exceptions import PreemptionError, WorkerGroupError
+from ray.train.v2.api.preemption import PreemptionInfo
 from ray.util.state import list_nodes
 
+from app.config import load_config
 from app.errors import UserError
-from app.jobs.cluster import (
-    ConnectedRay,
+from app.jobs.cluster import ConnectedRay, connect_ray
+from app.jobs.job import connect_workers
+from app.jobs.resources import (
     Resources,
-    connect_ray,
     count_fitting_workers,
+    describe_shortage,
     require_resources,
 )
+from app.jobs.train import _build_trainer
+from app.jobs.train_context import WorkerJob
 
 CLUSTER_YAML = Path(__file__).parent.parent / "cluster.yaml"
 
@@ -34,6 +44,46 @@ def test_workers_of_a_private_ray_reach_its_dashboard(ray_local: ConnectedRay) -
 
     assert ray.get(nodes_seen.remote()) == (1, "token", os.nice(0))
     assert ray_local.private
+
+
+def test_starting_ray_keeps_the_handler_of_sigterm(ray_local: ConnectedRay) -> None:
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_the_hub_token_reaches_the_workers_of_a_cluster_and_is_nowhere_in_the_clear(
+    ray_local: ConnectedRay,
+) -> None:
+    code = """
+import os, ray
+from ray.util.state import list_jobs
+from app.jobs.cluster import connect_ray
+
+@ray.remote(num_cpus=0.1)
+class Worker:
+    def read_token(self):
+        return os.environ.get("HF_TOKEN"), str(ray.get_runtime_context().runtime_env)
+
+with connect_ray():
+    token, shown = ray.get(Worker.remote().read_token.remote())
+    shown += str(ray.get_runtime_context().runtime_env) + str(list_jobs(detail=True))
+    secret = "-".join(("hf", "of", "driver"))  # Ray shows this code, too
+    print(token == secret, secret in shown)
+"""
+    environment = {**os.environ, "HF_TOKEN": "hf-of-driver"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.split() == ["True", "False"], done.stderr
+
+
+def test_lost_spot_nodes_do_not_count_as_failures() -> None:
+    config = load_config("demo", {"train.max_failures": 1})
+    job: Any = WorkerJob(config, cast(Any, None), "/absent/job", None)
+    policy = create_failure_policy(_build_trainer(job).run_config.failure_config)
+    preempted = PreemptionError(PreemptionInfo(0, {"node": [0]}))
+    crashed = WorkerGroupError("crash", {0: RuntimeError()})
+    decisions = [policy.make_decision(error) for error in [preempted] * 9 + [crashed] * 2]
+    assert [decision.name for decision in decisions] == ["RETRY"] * 10 + ["RAISE"]
 
 
 def test_an_unreachable_cluster_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,6 +122,44 @@ def test_a_job_that_can_never_fit_is_refused(
     with pytest.raises(UserError) as refused:
         require_resources(*needs)
     assert str(refused.value) == f"the cluster has no room: {message}"
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "per_trial", "fix"),
+    [
+        (2, 1, "set search.max_concurrent=1"),
+        (8, 2, "set search.max_concurrent=1"),
+        (12, 1, "set search.max_concurrent=3"),
+        (12, 4, "set search.max_concurrent=1 search.workers_per_trial=3"),
+    ],
+)
+def test_a_search_that_can_never_fit_is_told_to_run_fewer_trials_at_a_time(
+    num_workers: int, per_trial: int, fix: str
+) -> None:
+    node = {"CPU": 64.0, "GPU": 1.0 if num_workers == 2 else 3.0}
+    sentence = describe_shortage([node], num_workers, 1.0, True, 0.5, per_trial)
+    assert sentence is not None
+    assert sentence.endswith(fix)
+
+
+def test_an_evaluation_needs_no_data_task() -> None:
+    assert describe_shortage([{"CPU": 1.0}], 1, 1.0, False, 0.0) is None
+    sentence = describe_shortage([{"CPU": 1.0}], 1, 1.0, True, 0.0)
+    assert sentence == (
+        "1 CPU and 0 GPU cannot hold 1 training workers of 1 CPU and 1 GPU each; "
+        "set scaling.use_gpu=false"
+    )
+
+
+def test_a_private_ray_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no autoscaler: a job that does not fit is refused before Ray starts."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    wants = {"scaling.num_workers": 900, "scaling.wait_seconds": 86_400}
+    with (
+        pytest.raises(UserError, match=r"this machine has no room: .* 900 training workers"),
+        connect_workers(load_config(None, wants), 900),
+    ):
+        pass
 
 
 def test_a_job_waits_for_what_other_work_gives_back(

@@ -127,6 +127,10 @@ def test_extending_a_config_changes_only_the_named_settings():
         ("lora.target_modules=[q_proj, zz]", "lora.target_modules.1='zz'"),
         ("search.space.optim.learning_rat={uniform: [1, 2]}", "did you mean optim.learning_rate?"),
         (
+            "search.space.train.precision={choice: [fp32, auto]}",
+            "name the precisions, without auto",
+        ),
+        (
             "search.space.optim.learning_rate={loguniform: [1e-4, 3]}",
             "search.space: optim.learning_rate=3.0",
         ),
@@ -157,6 +161,41 @@ def test_moments_in_8_bits_are_not_sharded():
         UserError, match=r"optim.kind=adamw_8bit cannot shard .* set parallel.strategy=ddp"
     ):
         load_config("demo", ["optim.kind=adamw_8bit", "parallel.strategy=fsdp"])
+
+
+IGNORED = {
+    "memory.offload=true": "memory.gradient_checkpointing=true, or memory.offload=false",
+    "memory.keep_layers=2": "memory.gradient_checkpointing=true, or memory.keep_layers=0",
+    "memory.tile_tokens=64": "memory.gradient_checkpointing=true, or memory.tile_tokens=2048",
+    "optim.num_cycles=2": "optim.schedule=cosine_with_restarts, or optim.num_cycles=1",
+    "model.revision=abc": "model.revision=null",
+    "memory.embedding=host": "lora.train_embeddings=false, or memory.embedding=device",
+}
+
+
+@pytest.mark.parametrize("setting", IGNORED)
+def test_a_setting_that_would_be_ignored_is_refused_with_the_ways_out(setting):
+    """The demo recomputes no layer, has a plain cosine, its own model and trained embeddings."""
+    with pytest.raises(UserError) as error:
+        load_config("demo", [setting])
+    assert setting in str(error.value)
+    assert str(error.value).endswith(f"set {IGNORED[setting]}")
+    assert "\n" not in str(error.value)
+    for way_out in IGNORED[setting].split(", or "):
+        load_config("demo", [setting, way_out])
+
+
+def test_flash_attention_is_not_run_in_fp32():
+    flash = ["model.attention=flash_attention_2", "train.precision=fp32"]
+    with pytest.raises(UserError, match=r"in 16 bits only.* set train\.precision=bf16"):
+        load_config("demo", flash)
+    load_config("demo", [*flash, "train.precision=bf16"])
+
+
+def test_a_local_model_has_no_revision(tmp_path):
+    with pytest.raises(UserError, match=f"model.name={tmp_path} is on this machine"):
+        load_config("demo", [f"model.name={tmp_path}", "model.revision=abc"])
+    load_config("demo", ["model.name=google/gemma-2-2b-it", "model.revision=abc"])
 
 
 def test_files_that_are_not_configs(tmp_path):

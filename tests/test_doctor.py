@@ -1,5 +1,6 @@
 """`doctor` on a ready machine, on a machine where everything is wrong, and on a cluster."""
 
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -10,8 +11,11 @@ import pytest
 import ray
 
 from app.config import Config, config_to_yaml, load_config, override_config
+from app.gemma.base_model import TINY
+from app.gemma.config import ModelConfig
 from app.jobs.cluster import ConnectedRay
 from app.jobs.doctor import run_check, run_doctor
+from app.jobs.doctor_checks import check_model, check_packages, check_ray
 from data_pipeline.config import PrepareConfig
 from data_pipeline.prepare.dataset import prepare_dataset
 
@@ -112,6 +116,51 @@ def test_a_cluster_is_joined_and_its_dashboard_is_tried_without_a_token(
         ("ok", f"the dashboard {ray_local.dashboard} refuses clients without a token"),
         ("FAIL", f"{shortage}; set {fixes}"),
     }
+
+
+def test_an_empty_ray_address_is_as_if_it_were_not_set(
+    ready: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for address in ("", "local"):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        (_, text), *others = check_ray(ready)
+        assert "each command starts a private Ray" in text
+        assert {status for status, _ in others} == {"ok"}
+
+
+def test_a_model_at_a_uri_is_listed_and_not_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    uris = (f"file://{TINY}", f"file://{TINY.parent}")
+    lines = [next(iter(check_model(Config(model=ModelConfig(name=uri))))) for uri in uris]
+    assert [status for status, _ in lines] == ["ok", "FAIL"]
+    assert "each node of the job copies" in lines[0][1]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("version", "strategy", "problem"),
+    [
+        ("2.10.0", "ddp", "torch is 2.10.0, needed: <2.14,>=2.11: run pip install"),
+        ("2.14.1", "ddp", "torch is 2.14.1, needed: <2.14,>=2.11: run pip install"),
+        ("2.11.0", "ddp", None),
+        ("2.11.0", "fsdp", "parallel.strategy=fsdp shards 4-bit weights, which needs torch 2.13"),
+        ("2.13.0", "fsdp", None),
+    ],
+)
+def test_the_range_of_torch_is_named(
+    version: str, strategy: str, problem: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata,
+        "version",
+        lambda name: version if name == "torch" else installed(name),
+    )
+    lines = list(check_packages(load_config(None, {"parallel.strategy": strategy})))
+    failed = [text for status, text in lines if status == "FAIL"]
+    assert failed == [] if problem is None else failed[0].startswith(problem)
 
 
 def test_a_check_that_hangs_or_breaks_is_a_failure() -> None:

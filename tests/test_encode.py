@@ -229,3 +229,16 @@ def test_a_tokenizer_without_gemmas_control_tokens_is_refused(tmp_path, tokenize
     (tmp_path / "tokenizer.json").write_text(stripped)
     with pytest.raises(DataError, match="no token <start_of_turn>"):
         PromptEncoder(str(tmp_path), SYSTEM)
+
+
+def test_a_revision_is_asked_from_the_hub(monkeypatch):
+    asked = []
+
+    def download(name, revision):
+        asked.append((name, revision))
+        return Tokenizer.from_file(str(TINY / "tokenizer.json"))
+
+    monkeypatch.setattr(Tokenizer, "from_pretrained", download)
+    for name in ("google/gemma-2-2b-it@abc123", "google/gemma-2-2b-it"):
+        PromptEncoder(name, SYSTEM)
+    assert asked == [("google/gemma-2-2b-it", "abc123"), ("google/gemma-2-2b-it", "main")]

@@ -4,10 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
+from app.evaluation.caption_cache import plan_batches
 from app.evaluation.generate import generate_captions
 from app.gemma.config import LoraConfig, ModelConfig, QuantizationConfig
 from app.gemma.load import add_lora, evaluation_mode, load_base_model
@@ -90,6 +95,98 @@ def test_any_batch_gives_the_captions_of_drawings_decoded_alone(
     assert len(set(captions)) == len(SVGS)
     assert min(map(len, captions)) < MAX_NEW_TOKENS - 4
     assert max(map(len, captions)) >= MAX_NEW_TOKENS - 4
+
+
+@pytest.mark.parametrize("max_cache_tokens", [1, 150, 250])
+def test_a_small_cache_gives_the_captions_of_transformers(
+    model: Gemma2ForCausalLM, encoder: PromptEncoder, max_cache_tokens: int
+) -> None:
+    captions = generate_captions(
+        model,
+        encoder,
+        SVGS,
+        batch_size=100,
+        max_new_tokens=MAX_NEW_TOKENS,
+        max_cache_tokens=max_cache_tokens,
+    )
+    theirs = []
+    for svg in SVGS:
+        ids = torch.tensor([encoder.encode_prompt(svg)])
+        made = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=MAX_NEW_TOKENS,
+            eos_token_id=list(encoder.stop_ids),
+            pad_token_id=encoder.pad_id,
+        )
+        theirs.append(encoder.decode(made[0, ids.shape[1] :].tolist()).strip())
+    assert captions == theirs
+    assert model.config._attn_implementation == "eager"
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the number of elements of the largest tensor that is made."""
+
+    num_elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+        self.num_elements = max(self.num_elements, *sizes, 0)
+        return out
+
+
+def test_a_long_prompt_makes_no_scores_of_all_pairs_of_tokens(
+    model: Gemma2ForCausalLM, encoder: PromptEncoder
+) -> None:
+    svg = f"<svg><path d='M0 0{'1 2 3 ' * 250}'/></svg>"
+    num_tokens = len(encoder.encode_prompt(svg))
+    with LargestTensor() as largest:
+        generate_captions(model, encoder, [svg] * 3, batch_size=3, max_new_tokens=2)
+    assert num_tokens > 1500
+    # the widest tensor of a layer is the cache of three prompts
+    assert largest.num_elements == 3 * 2 * 32 * (num_tokens + 2) < num_tokens**2
+
+
+def test_a_prompt_is_cut_at_the_end_of_its_drawing(
+    model: Gemma2ForCausalLM, encoder: PromptEncoder
+) -> None:
+    whole = encoder.encode_prompt(SVGS[2])
+    cut = encoder.encode_prompt(SVGS[2], len(whole) - 9)
+    assert cut == encoder.encode_prompt(SVGS[2][:-9])
+    assert encoder.encode_prompt(SVGS[2], len(whole)) == whole
+    captions = generate_captions(
+        model,
+        encoder,
+        [SVGS[2]],
+        batch_size=1,
+        max_new_tokens=MAX_NEW_TOKENS,
+        max_prompt_tokens=len(cut),
+    )
+    assert captions == [alone(model, encoder, SVGS[2][:-9])]
+
+
+@given(
+    lengths=st.lists(st.integers(1, 60), max_size=12),
+    max_prompts=st.integers(1, 5),
+    max_cache_tokens=st.integers(1, 200),
+)
+def test_batches_hold_every_prompt_once_within_both_limits(
+    lengths: list[int], max_prompts: int, max_cache_tokens: int
+) -> None:
+    batches = plan_batches(
+        lengths, max_prompts=max_prompts, max_new_tokens=7, max_cache_tokens=max_cache_tokens
+    )
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
+        slots = len(batch) * (max(lengths[i] for i in batch) + 7)
+        assert len(batch) <= max_prompts
+        assert len(batch) == 1 or slots <= max_cache_tokens
+    # no batch has room for the next prompt
+    for batch in batches[:-1]:
+        slots = (len(batch) + 1) * (lengths[batch[0]] + 7)
+        assert len(batch) == max_prompts or slots > max_cache_tokens
 
 
 def test_no_drawings_no_captions(model: Gemma2ForCausalLM, encoder: PromptEncoder) -> None:

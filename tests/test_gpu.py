@@ -8,12 +8,15 @@ from bitsandbytes.nn import Params4bit
 from torch import nn
 
 from app.config import load_config, make_paths_absolute
+from app.evaluation.caption_cache import CaptionCache
+from app.evaluation.generate import read_prompts, read_tokens
 from app.gemma.activation_checkpoint import HostOffload
 from app.gemma.attention import softcapped_attention
 from app.gemma.compile_kernel import compile_kernel
 from app.gemma.config import MemoryConfig
-from app.gemma.load import evaluation_mode
-from app.jobs.evaluate import evaluate_job, find_adapter
+from app.gemma.load import evaluation_mode, unwrap_gemma
+from app.jobs.evaluate import evaluate_job
+from app.jobs.job_dir import find_adapter
 from app.jobs.train import train_job
 from app.jobs.worker import configure_device
 from app.tracking import check_tracking
@@ -125,6 +128,23 @@ def test_a_gpu_computes_what_a_cpu_computes(folder):
     value, gradients = loss_and_gradients(ours, on_gpu(row()))
     on_cpu = {name: gradient.cpu() for name, gradient in gradients.items()}
     assert furthest((value, on_cpu), loss_and_gradients(theirs, row())) < 1e-4
+
+
+@pytest.mark.parametrize("embedding", ["device", "host"])
+def test_a_gpu_reads_prompts_and_tokens_as_a_cpu_does(folder, embedding):
+    prompts = [[2, *range(3, number)] for number in (90, 40, 33)]
+    made = {}
+    for device in (CPU, CUDA):
+        memory = MemoryConfig(embedding=embedding)
+        loss = objective(folder, attention="blockwise", memory=memory, device=device, kind="none")
+        gemma, cache = unwrap_gemma(loss.model), CaptionCache(3, 100)
+        with evaluation_mode(loss):
+            tokens = [read_prompts(gemma, cache, prompts)]
+            lengths = torch.tensor([[len(prompt)] for prompt in prompts], device=device)
+            for i in range(8):
+                tokens.append(read_tokens(gemma, cache, tokens[-1], lengths + i))
+        made[device] = torch.cat(tokens, dim=1).tolist()
+    assert made[CPU] == made[CUDA]
 
 
 def test_an_embedding_on_the_host(folder):

@@ -192,8 +192,13 @@ def test_a_softcap_can_be_switched_off_in_loss_and_generation_alike(
         with torch.no_grad():
             theirs = reference(input_ids=ids, labels=labels)
             ours, count = loss(**tensors(sequence))
-            base_model.set_attn_implementation("eager")  # as evaluate does for captions
+            base_model.set_attn_implementation("eager")
             generated = base_model(input_ids=ids).logits
         assert float(ours / count) == pytest.approx(float(theirs.loss), rel=1e-5)
         torch.testing.assert_close(generated, theirs.logits)
         assert not torch.allclose(generated, capped, atol=1e-2)
+
+
+def test_an_attention_whose_package_is_missing_is_refused_by_name(folder):
+    with pytest.raises(UserError, match=r"model\.attention=flash_attention_2 cannot run here"):
+        objective(folder, attention="flash_attention_2")

@@ -7,12 +7,20 @@ import pytest
 import torch
 
 from app.config import load_config
+from app.evaluation.caption_cache import CaptionCache
+from app.evaluation.generate import read_prompts, read_tokens
 from app.gemma.config import ModelConfig
-from app.gemma.load import DTYPES, count_parameters
+from app.gemma.load import DTYPES, autocast, count_parameters, evaluation_mode, unwrap_gemma
 from app.gemma.published import load_model_config_offline
 from app.jobs.plan import get_step_settings
-from app.memory_plan import peak
-from app.memory_plan.simulate import CATEGORIES, MemoryTimeline, build_meta_model
+from app.memory_plan import inference, peak
+from app.memory_plan.inference import simulate_caption_bytes
+from app.memory_plan.simulate import (
+    CATEGORIES,
+    MemoryTimeline,
+    build_meta_model,
+    list_frozen_tensors,
+)
 from tests.tiny import batches, gemma2_config, objective, save_model
 
 SETTINGS = {
@@ -37,7 +45,7 @@ SETTINGS = {
 def job(model, *overrides):
     small = [
         f"model.name={model}",
-        "model.attention=blockwise",
+        "train.precision=bf16",
         "data.sequence_tokens=48",
         "scaling.num_workers=1",
         "lora.rank=4",
@@ -104,12 +112,67 @@ def test_few_layers_give_the_memory_of_all_layers(names, tmp_path):
     model = load_model_config_offline(config.model)
     settings = get_step_settings(config)
     whole = peak._simulate_step(settings, model)
-    few, more = (peak._simulate_step(settings, peak._with_layers(model, n)) for n in (4, 6))
+    few, more = (peak._simulate_step(settings, peak.with_layers(model, n)) for n in (4, 6))
     for name, live in peak._extrapolate_layers(8, few, more).items():
         if name == "update":
             assert live.sum() == whole[name].sum(axis=1).max()
         else:
             assert (live == whole[name]).all(), name
+
+
+EVALUATIONS = {
+    "as shipped": [],
+    "embedding on the host": ["memory.embedding=host"],
+    "fp32": ["train.precision=fp32"],
+    "one drawing": ["evaluate.generation_batch_size=1"],
+    "eager": ["model.attention=eager"],
+}
+
+
+@pytest.mark.parametrize("overrides", EVALUATIONS.values(), ids=EVALUATIONS)
+def test_a_simulated_caption_holds_the_bytes_of_a_real_one(overrides, tmp_path):
+    """A real cache of 160 tokens on real weights: one long prompt, then eight short ones."""
+    limits = ["evaluate.max_cache_tokens=160", "evaluate.max_new_tokens=8"]
+    config = job(save_model(tmp_path), *limits, "evaluate.generation_batch_size=8", *overrides)
+    dtype = DTYPES[config.train.precision]
+    loss = objective(config.model.name, dtype=dtype, attention="blockwise", memory=config.memory)
+    gemma = unwrap_gemma(loss.model)
+    num_prompts = config.evaluate.generation_batch_size
+    num_slots = 160 if num_prompts > 1 else 56
+    with MemoryTimeline(1) as timeline, evaluation_mode(loss), autocast(torch.device("cpu"), dtype):
+        trained = [p for p in loss.parameters() if p.requires_grad]
+        timeline.start({"weights": list_frozen_tensors(loss), "lora": trained})
+        read_prompts(gemma, CaptionCache(1, num_slots), [[3] * 48])
+        cache = CaptionCache(num_prompts, num_slots // num_prompts)
+        tokens = torch.zeros(num_prompts, 1, dtype=torch.int64)
+        read_tokens(gemma, cache, tokens, tokens)
+    real = max(live.sum(axis=1).max() for live in timeline.by_stage().values())
+    settings = dataclasses.replace(get_step_settings(config), on_gpu=False)
+    assert simulate_caption_bytes(settings, config.evaluate) == pytest.approx(real, rel=0.005)
+
+
+def test_few_layers_give_the_memory_of_an_evaluation_of_all_layers(tmp_path, monkeypatch):
+    gemma2_config(num_hidden_layers=10).save_pretrained(tmp_path)
+    config = job(tmp_path, "evaluate.micro_batch_size=3", "evaluate.max_cache_tokens=2000")
+    settings = get_step_settings(config)
+    simulations = (inference.simulate_loss_bytes, inference.simulate_caption_bytes)
+    few = [simulate(settings, config.evaluate) for simulate in simulations]
+    monkeypatch.setattr(inference, "MORE_LAYERS", 10)
+    assert [simulate(settings, config.evaluate) for simulate in simulations] == few
+
+
+def test_captions_take_the_memory_of_their_cache_and_not_of_all_pairs_of_tokens(tmp_path):
+    gemma2_config(num_hidden_layers=2).save_pretrained(tmp_path)
+
+    def simulate(tokens, cache_tokens):
+        config = job(tmp_path, f"evaluate.max_cache_tokens={cache_tokens}", "model.attention=eager")
+        settings = get_step_settings(config, sequence_tokens=tokens)
+        return inference.simulate_caption_bytes(settings, config.evaluate)
+
+    by_length = [simulate(tokens, 1) for tokens in (2048, 4096)]
+    assert by_length[1] < 2.1 * by_length[0]
+    # keys and values of two layers, two heads and 32 numbers in bf16
+    assert simulate(2048, 9000) - simulate(2048, 8000) == 1000 * 2 * 2 * 2 * 32 * 2
 
 
 def test_a_gpu_kernel_keeps_no_scores(tmp_path):

@@ -9,8 +9,16 @@ from app.training.config import OptimConfig
 from app.training.optim import build_optimizer, compute_learning_rate, get_moments
 
 
-@pytest.mark.parametrize("schedule", ["cosine_with_restarts", "cosine", "linear", "constant"])
-@pytest.mark.parametrize("num_cycles", [1, 3])
+@pytest.mark.parametrize(
+    ("schedule", "num_cycles"),
+    [
+        ("cosine_with_restarts", 1),
+        ("cosine_with_restarts", 3),
+        ("cosine", 1),
+        ("linear", 1),
+        ("constant", 1),
+    ],
+)
 def test_the_schedules_have_the_shapes_of_transformers(schedule, num_cycles):
     steps, warmup, peak = 200, 20, 3e-3
     config = OptimConfig(

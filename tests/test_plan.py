@@ -9,7 +9,7 @@ from app.__main__ import main
 from app.config import load_config, override_config
 from app.errors import UserError
 from app.jobs import plan
-from app.jobs.fit import require_fit
+from app.jobs.fit import require_evaluation_fit, require_fit
 from app.memory_plan.peak import simulate_peak
 from data_pipeline.config import PrepareConfig
 from data_pipeline.prepare.dataset import prepare_dataset
@@ -24,6 +24,7 @@ def job(folder, *overrides):
     )
     config.save_pretrained(folder)
     big = ["data.sequence_tokens=4096", "train.micro_batch_size=4", "memory.offload=true"]
+    big += ["model.attention=eager", "train.precision=bf16"]
     return load_config(
         None,
         [f"model.name={folder}", "scaling.use_gpu=true", "scaling.num_workers=1", *big, *overrides],
@@ -58,6 +59,38 @@ def test_a_job_that_cannot_fit_is_refused_with_settings_that_do(tmp_path):
         assert require_fit(override_config(config, settings), limit).num_bytes <= limit
     with pytest.raises(UserError, match="no sequence fits"):
         require_fit(config, 1000.0)
+
+
+def test_an_evaluation_between_steps_that_cannot_fit_is_refused_with_a_setting_that_does(tmp_path):
+    config = job(tmp_path, "train.micro_batch_size=1", "evaluate.micro_batch_size=64")
+    taken = simulate_peak(plan.get_step_settings(config)).num_bytes
+    with pytest.raises(
+        UserError,
+        match=r"^training needs .* \(evaluation\), limit .*: set evaluate.micro_batch_size=1$",
+    ):
+        require_fit(config, taken * 1.1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "share", "fix"),
+    [
+        (["evaluate.micro_batch_size=8"], 0.9, "set evaluate.micro_batch_size=1"),
+        (["evaluate.max_cache_tokens=400000"], 0.9, "set evaluate.generation_batch_size=1"),
+        (["evaluate.generation_batch_size=1", "memory.embedding=host"], 0.5, "set data.sequence_"),
+    ],
+)
+def test_an_evaluation_that_cannot_fit_is_refused_with_settings_that_do(
+    tmp_path, overrides, share, fix
+):
+    config = job(tmp_path, "model.attention=blockwise", "evaluate.micro_batch_size=1", *overrides)
+    taken = plan.simulate_evaluate_bytes(config)
+    require_evaluation_fit(config, taken)
+    with pytest.raises(UserError, match=r"^evaluation needs .* per GPU, limit ") as refused:
+        require_evaluation_fit(config, share * taken)
+    assert fix in str(refused.value)
+    settings = re.findall(r"[a-z_0-9]+\.[a-z_0-9]+=\S+", str(refused.value))
+    require_evaluation_fit(override_config(config, settings), share * taken)
+    require_evaluation_fit(override_config(config, {"scaling.use_gpu": False}), 1000.0)
 
 
 def test_a_job_on_cpus_is_not_refused(tmp_path):
@@ -96,6 +129,8 @@ def test_the_plan_of_a_prepared_job_says_steps_tokens_and_hours(tmp_path, capsys
     )
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["peak_bytes"] == sum(found["by_category"].values())
+    assert found["evaluation_between_steps_bytes"] > found["by_category"]["weights"]
+    assert found["evaluate_bytes"] > found["by_category"]["weights"]
     assert found["hours"] == pytest.approx(found["tokens"] / 360_000)
     assert 200 * 3 * 0.9 * 60 < found["tokens"] < 200 * 3 * 400
     (card,) = found["cards"]

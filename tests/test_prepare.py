@@ -5,6 +5,8 @@ import itertools
 import json
 import multiprocessing
 import os
+import random
+import resource
 import select
 import subprocess
 import sys
@@ -13,7 +15,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -26,7 +27,8 @@ from data_pipeline.errors import DataError
 from data_pipeline.prepare.clean import clean_records
 from data_pipeline.prepare.dataset import PrepareReport, prepare_dataset
 from data_pipeline.prepare.leakage import Leakage, contains_caption, measure_leakage
-from data_pipeline.prepare.splits import Fingerprints, choose_split, decide_splits
+from data_pipeline.prepare.partitions import Partitions
+from data_pipeline.prepare.splits import FACTS, choose_split, decide_splits
 from data_pipeline.shards import ShardRecord, open_shards
 from data_pipeline.sources.phosphor import derive_concept
 from data_pipeline.sources.record import Record
@@ -74,14 +76,16 @@ def test_every_record_is_accounted_for(tmp_path: Path) -> None:
     assert report.num_read == 28
     assert report.num_written == report.num_train + report.num_validation == 21
     assert report.num_duplicates == 1
-    assert report.quarantined == {"bad_path": 1, "no_caption": 2, "not_xml": 2, "too_large": 1}
+    assert report.quarantined == {"empty": 1, "no_caption": 2, "not_xml": 2, "too_large": 1}
     assert report.sources == {"a.jsonl": 21}
     manifest = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert manifest["digest"] == report.digest == open_shards(str(tmp_path / "out")).digest
     assert manifest["quarantined"] == report.quarantined
     assert manifest["config"]["max_svg_bytes"] == 2000
     assert "out" not in manifest["config"]
-    assert json.loads((tmp_path / "out" / "report.json").read_text()) == dataclasses.asdict(report)
+    counts = dataclasses.asdict(report)
+    assert counts.pop("seconds") > 0  # not in the file, which is the same for the same sources
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == counts
     refused = {
         row["id"]: row for row in pq.read_table(tmp_path / "out" / "quarantine.parquet").to_pylist()
     }
@@ -199,16 +203,15 @@ def test_a_drawing_ties_the_concepts_that_use_it(tmp_path: Path) -> None:
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 2)), max_size=25))
 def test_splits_against_connected_components(examples: list[tuple[int, int, int]]) -> None:
-    fingerprints = Fingerprints()
-    for drawn, named, caption in examples:
-        fingerprints.content_hashes.append(drawn * 100 + named * 10 + caption)
-        fingerprints.drawing_hashes.append(drawn)
-        fingerprints.concept_hashes.append(named)
-        fingerprints.validation.append(named >= 5)
-        fingerprints.leaks.append(False)
-    decision = decide_splits(fingerprints)
+    folder = Path("unused")  # a few rows stay in memory
+    facts = Partitions(folder, FACTS)
+    for n, (drawn, named, caption) in enumerate(examples):
+        facts.add(drawn, drawn * 100 + named * 10 + caption, named, n, named >= 5, caption == 1)
+    decision = decide_splits(facts, folder)
     kept = [n for n, example in enumerate(examples) if example not in examples[:n]]
-    assert np.flatnonzero(decision.kept).tolist() == kept
+    assert [n for n in range(len(examples)) if not decision.is_dropped(n)] == kept
+    assert decision.num_kept == len(kept)
+    assert decision.num_leaked == sum(examples[n][2] == 1 for n in kept)
     component = list(range(10))  # of each concept
     for _ in component:
         for a, b in itertools.product(kept, kept):
@@ -217,7 +220,9 @@ def test_splits_against_connected_components(examples: list[tuple[int, int, int]
                 component = [min(one, other) if c in (one, other) else c for c in component]
     trained = {component[examples[n][1]] for n in kept if examples[n][1] < 5}
     held = [n for n in kept if component[examples[n][1]] not in trained]
-    assert np.flatnonzero(decision.validation).tolist() == held
+    sides = [decision.choose(named if named >= 5 else None) for _, named, _ in examples]
+    assert [n for n in kept if sides[n] == "validation"] == held
+    assert decision.num_validation == len(held)
     assert decision.num_moved == sum(examples[n][1] >= 5 for n in kept) - len(held)
 
 
@@ -461,6 +466,21 @@ def test_a_failure_leaves_the_old_dataset_alone(tmp_path: Path) -> None:
         "c.jsonl",
         "out",
     ]
+
+
+@pytest.mark.parametrize("max_file_bytes", [2_000, 10_000])  # of a bucket, and of a shard
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, max_file_bytes: int) -> None:
+    rng = random.Random(0)
+    rows = [(n, drawing(n), f"caption {rng.random()}") for n in range(1000)]
+    path = source(tmp_path / "a.jsonl", rows)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, limits[1]))
+    try:
+        with pytest.raises(DataError, match=r"cannot write to .*out.*File too large.*set TMPDIR"):
+            run(tmp_path / "out", path, processes=1, shard_records=1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert os.listdir(tmp_path) == ["a.jsonl"]
 
 
 def test_lone_surrogates_do_not_stop_the_corpus(tmp_path: Path) -> None:

@@ -82,7 +82,8 @@ def test_fp4_without_double_quantisation_too(full, tmp_path):
 
 
 def test_transformers_reads_it_without_us(small):
-    ours = load_base_model(ModelConfig(name=small), NF4, device=CPU, dtype=torch.float32)
+    eager = ModelConfig(name=small, attention="eager")
+    ours = load_base_model(eager, NF4, device=CPU, dtype=torch.float32)
     theirs = Gemma2ForCausalLM.from_pretrained(small, attn_implementation="eager")
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():

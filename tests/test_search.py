@@ -4,7 +4,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -153,14 +153,6 @@ def test_a_search_in_which_all_trials_fail_names_the_first_error(
         )
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """As in a terminal: a shell starts what runs in its background with SIGINT ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def test_interrupting_a_search_stops_it_and_its_trials(
     ray_local: ConnectedRay, tmp_path: Path, interruptible: None
 ) -> None:
@@ -196,7 +188,7 @@ def test_interrupting_a_search_stops_it_and_its_trials(
         (0.5, "completed"),
         (0.25, "interrupted"),
     ]
-    with pytest.raises(KeyboardInterrupt):  # Tune has restored the handler of SIGINT
+    with pytest.raises(KeyboardInterrupt):  # Tune has kept the handler of SIGINT
         signal.raise_signal(signal.SIGINT)
 
 

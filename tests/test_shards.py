@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -201,3 +202,63 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot write"):
         ShardWriter(str(tmp_path / "file" / "a"), shard_records=2)
+
+
+def damage_count(file: Path) -> None:
+    pq.write_table(pq.read_table(file).slice(1), file)
+
+
+def damage_column(file: Path) -> None:
+    pq.write_table(pq.read_table(file).drop_columns("caption"), file)
+
+
+def test_opening_reads_no_shard(tmp_path: Path) -> None:
+    shards = write(tmp_path, RECORDS, shard_records=100)
+    for file in tmp_path.glob("*.parquet"):
+        file.write_text("damaged")
+    assert open_shards(str(tmp_path)) == shards
+
+
+def test_a_manifest_without_shards_is_completed_from_the_files(tmp_path: Path) -> None:
+    shards = write(tmp_path, RECORDS, shard_records=100)
+    manifest = json.loads((tmp_path / "dataset.json").read_text())
+    del manifest["shards"]
+    (tmp_path / "dataset.json").write_text(json.dumps(manifest))
+    assert open_shards(str(tmp_path)) == shards
+    (tmp_path / "train-00003.parquet").write_text("damaged")
+    with pytest.raises(DataError, match=r"^/\S*/train-00003\.parquet is not a readable shard"):
+        open_shards(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (damage_count, ["train-00001.parquet", "649 records", "650"]),
+        (damage_column, ["train-00001.parquet", "no column 'caption'"]),
+        (Path.unlink, ["train-00001.parquet", "cannot be read"]),
+        (lambda file: file.write_bytes(file.read_bytes()[:-9]), ["cannot be read"]),
+    ],
+)
+def test_a_shard_that_is_not_as_the_manifest_says_is_named_when_it_is_read(
+    tmp_path: Path, damage: Callable[[Path], object], words: list[str]
+) -> None:
+    write(tmp_path, RECORDS)
+    damage(tmp_path / "train-00001.parquet")
+    shards = open_shards(str(tmp_path))
+    assert shards.read("train", 0, 700) == TRAIN[:700]
+    for read in (lambda: shards.read("train", 699, 701), lambda: [*shards.read_captions("train")]):
+        with pytest.raises(DataError, match="prepare") as error:
+            read()
+        assert all(word in str(error.value) for word in words), str(error.value)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", '{"digest": ', '{"shards": {"train": {"train-00000.parquet": 2}}}',
+     '{"shards": {"train": {"a.parquet": 2}, "validation": {}}}', '{"shards": 3}'],
+)  # fmt: skip
+def test_a_manifest_that_prepare_did_not_write_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "dataset.json").write_text(content)
+    with pytest.raises(DataError, match=r"dataset\.json .*: run `python -m app prepare"):
+        open_shards(str(tmp_path))

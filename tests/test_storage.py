@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from app.storage import join_uri, mask_secrets, read_json, write_json, write_text
+from app.storage import join_uri, read_json, write_json, write_text
+from data_pipeline.masking import mask_secrets
 
 
 def test_a_written_file_is_read_back_and_replaced(tmp_path: Path) -> None:

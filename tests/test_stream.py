@@ -16,8 +16,13 @@ from data_pipeline.errors import DataError
 from data_pipeline.shards import open_shards
 from data_pipeline.stream.encode import IGNORE_INDEX, PromptEncoder
 from data_pipeline.stream.ray_dataset import build_dataset, iterate_batches
-from data_pipeline.stream.token_stream import Batch, Position, Stream, compute_progress
-from data_pipeline.stream.worker_batches import read_validation_batches, split_among_workers
+from data_pipeline.stream.token_stream import Batch, Position, Stream
+from data_pipeline.stream.worker_batches import (
+    Dealer,
+    read_validation_batches,
+    split_among_workers,
+    split_share,
+)
 from tests.corpus import save_tokenizer, svg_of, write_shards
 
 # Ray Data warns of the defaults that it sets itself.
@@ -36,7 +41,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def stream(tokenizer: str, tmp_path_factory: pytest.TempPathFactory) -> Stream:
-    """Two epochs of two shuffle blocks; the first has more sequences than one chunk."""
+    """Two epochs of two shuffle blocks; the first has more sequences than one round."""
     folder = tmp_path_factory.mktemp("shards")
     write_shards(folder, train=LENGTHS[:NUM_TRAIN], validation=LENGTHS[NUM_TRAIN:])
     config = DataConfig(
@@ -296,18 +301,60 @@ def test_a_shuffle_block_that_got_lost_is_noticed(stream: Stream) -> None:
         list(split_among_workers(blocks, micro_batch_size=1, rank=0, num_workers=1))
 
 
+@pytest.mark.parametrize("num_workers", [1, 8, 64, 512])
+@pytest.mark.parametrize("micro_batch_size", [1, 6])
+def test_a_worker_is_sent_its_own_sequences_only(
+    stream: Stream, micro_batch_size: int, num_workers: int
+) -> None:
+    blocks = [stream.pack_shuffle_block(number) for number in range(stream.num_shuffle_blocks)]
+    needed = sum(column.nbytes for column in concatenated(blocks).values())
+    dealer = Dealer(micro_batch_size=micro_batch_size, num_workers=num_workers, start=Position())
+    rounds = [shares for block in blocks for shares in dealer.add(block)] + dealer.finish()
+
+    # filler completes the last micro-batches of all workers
+    num_sequences = sum(len(block["index"]) for block in blocks)
+    group = micro_batch_size * num_workers
+    with_filler = needed * -(-num_sequences // group) * group / num_sequences
+    for rank in range(num_workers):
+        sent = sum(column.nbytes for shares in rounds for column in shares[rank].values())
+        assert sent <= 1.02 * with_filler / num_workers
+
+    # the shares of all workers hold every sequence once
+    places = [
+        (int(batch["shuffle_block"][i]), int(batch["index"][i]))
+        for shares in rounds
+        for share in shares
+        for batch, _ in split_share(share)
+        for i in np.flatnonzero(batch["num_tokens"])
+    ]
+    everything = [(number, i) for number, b in enumerate(blocks) for i in range(len(b["index"]))]
+    assert sorted(places) == everything
+
+
+@pytest.mark.parametrize("start", [Position(1), Position(0, 3, 9)])
+def test_sequences_that_do_not_follow_the_start_are_noticed(
+    stream: Stream, start: Position
+) -> None:
+    dealer = Dealer(micro_batch_size=1, num_workers=1, start=start)
+    with pytest.raises(AssertionError):
+        dealer.add(stream.pack_shuffle_block(0))
+
+
 def test_progress_grows_from_0_to_1_with_the_position(stream: Stream) -> None:
     blocks = (stream.pack_shuffle_block(number) for number in range(stream.num_shuffle_blocks))
     positions = [
         Position(),
         *(p for _, p in split_among_workers(blocks, micro_batch_size=1, rank=0, num_workers=1)),
     ]
-    shares = [compute_progress(position, stream.num_shuffle_blocks) for position in positions]
+    shares = [stream.compute_progress(position) for position in positions]
     assert (shares[0], shares[-1]) == (0.0, 1.0)
     assert all(a < b for a, b in itertools.pairwise(shares))
     assert positions == sorted(positions)
     assert positions[-1] == Position(shuffle_block=4)
-    assert compute_progress(Position(shuffle_block=3, index=1, num_block_sequences=4), 13) == 0.25
+    num_done = 0
+    for number in range(stream.num_shuffle_blocks):  # blocks of 120 and of 30 examples
+        assert stream.compute_progress(Position(number)) == num_done / (2 * NUM_TRAIN)
+        num_done += int(stream.pack_shuffle_block(number)["num_examples"].sum())
     for position in positions[:: len(positions) // 7]:
         assert Position(**json.loads(json.dumps(dataclasses.asdict(position)))) == position
 
@@ -352,15 +399,15 @@ def consume(
     steps: int | None = None,
 ) -> list[list[tuple[Batch, Position]]]:
     """Return the first `steps` micro-batches of each worker; None: all of them."""
-    shards = build_dataset(stream, start=start, num_workers=num_workers).streaming_split(
-        num_workers, equal=True
+    dataset = build_dataset(
+        stream, start=start, micro_batch_size=micro_batch_size, num_workers=num_workers
     )
+    shards = dataset.streaming_split(num_workers, equal=True)
 
     def read(rank: int) -> list[tuple[Batch, Position]]:
         own = iterate_batches(
             shards[rank],
             micro_batch_size=micro_batch_size,
-            rank=rank,
             num_workers=num_workers,
             prefetch=2,
         )
@@ -375,7 +422,7 @@ def test_ray_data_gives_workers_the_same_sequences_as_plain_python(
     ray_local: ConnectedRay, stream: Stream, micro_batch_size: int, num_workers: int
 ) -> None:
     blocks = [stream.pack_shuffle_block(number) for number in range(stream.num_shuffle_blocks)]
-    assert len(blocks[0]["index"]) > 64  # more than one chunk
+    assert len(blocks[0]["index"]) > 64  # more than one round
     parts = consume(stream, Position(), micro_batch_size=micro_batch_size, num_workers=num_workers)
     for rank, part in enumerate(parts):
         expected = split_among_workers(
@@ -424,3 +471,14 @@ def test_resuming_reads_nothing_of_the_shuffle_blocks_before(
     np.testing.assert_array_equal(
         concatenated(batch for batch, _ in part)["input_ids"], last["input_ids"][3:]
     )
+
+
+def test_a_shard_that_a_node_cannot_read_is_named_by_its_error(
+    ray_local: ConnectedRay, tokenizer: str, tmp_path: Path
+) -> None:
+    write_shards(tmp_path, train=[30] * 4)
+    config = DataConfig(shards=str(tmp_path), system_prompt="Look:", sequence_tokens=232)
+    stream = Stream(open_shards(config.shards), config, tokenizer, num_epochs=1)
+    (tmp_path / "train-00000.parquet").unlink()
+    with pytest.raises(Exception, match=f"DataError: '{tmp_path}' cannot be read"):
+        consume(stream, Position(), micro_batch_size=1, num_workers=1)

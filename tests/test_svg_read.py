@@ -79,6 +79,29 @@ def test_entities_expand_within_bounds() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("declared", "encoding"),
+    [
+        ("utf8", "utf-8"),
+        ("UTF_8", "utf-8"),
+        ("ucs2", "utf-8"),
+        ("latin1", "latin-1"),
+        ("ISO8859-1", "latin-1"),
+        ("l1", "latin-1"),
+        ("cp-1252", "cp1252"),
+        ("Windows1251", "cp1251"),
+        ("x-sjis", "shift_jis"),
+        ("Macintosh", "mac-roman"),
+        ("KOI8_R", "koi8-r"),
+    ],
+)
+def test_common_names_of_encodings_are_known(declared: str, encoding: str) -> None:
+    letter = {"latin-1": "é", "cp1252": "é", "mac-roman": "é", "utf-8": "é"}.get(encoding, "Я")
+    plain = PLAIN.replace("é", letter)
+    svg = (DECLARED.format(declared) + plain).encode(encoding)
+    assert f"<text>{letter}</text>" in canonicalise(svg)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_encodings_are_detected_by_their_first_bytes(encoding: str) -> None:
     assert canonicalise(PLAIN.encode(encoding)) == canonicalise(PLAIN)
@@ -115,6 +138,18 @@ def test_gzip_is_unpacked_within_bounds() -> None:
     assert refusal_reason(gzip.compress(packed)) == "bad_encoding"  # one layer only
 
 
+def test_gzip_in_several_members_is_one_document() -> None:
+    data = PLAIN.encode()
+    members = [gzip.compress(data[start : start + 40]) for start in range(0, len(data), 40)]
+    assert len(members) > 1
+    packed = b"".join(members)
+    assert canonicalise(packed) == canonicalise(PLAIN)
+    assert canonicalise(packed + bytes(512)) == canonicalise(PLAIN)  # padding of a tape
+    assert refusal_reason(packed[:-9]) == "bad_gzip"
+    assert refusal_reason(gzip.compress(b" " * 3_000_000) * 2) == "too_large"
+    assert refusal_reason(gzip.compress(b"") * 100_000) == "bad_gzip"
+
+
 def test_deep_and_large_documents_are_refused() -> None:
     assert refusal_reason(f"{HEAD}{'<g>' * 200}{LINE}{'</g>' * 200}</svg>") == "too_deep"
     assert refusal_reason(f"{HEAD}{'<g>' * 5000}{LINE}{'</g>' * 5000}</svg>") == "too_deep"
@@ -138,6 +173,8 @@ def test_deep_and_large_documents_are_refused() -> None:
 
 
 MANY = 100_000
+VARIABLES = "".join(f"--v{n}:{f'var(--v{n + 1})' * 9};" for n in range(MANY // 9))
+NESTED = f"{'<g>' * 190}{LINE * 9}{'</g>' * 190}"
 LARGE = {
     "digits": f"<path d='M0 0h{'1' * 9 * MANY}'/>",
     "digits of an arc": f"<path d='M0 0a{'1' * 9 * MANY}'/>",
@@ -153,6 +190,19 @@ LARGE = {
     "open fonts": f"<style>{'@font-face{' * (MANY // 2)}</style>{LINE}",
     "rules": f"<style>{'a{}' * MANY}</style>{LINE}",
     "comments": f"<style>{'/*' * 4 * MANY}</style>{LINE}",
+    "selectors": f"<style>{','.join(['path'] * MANY)}{{fill:red}}</style>{LINE}",
+    "ancestors": f"<style>.a {'g ' * 20}path{{x:y;fill:red}}</style>{NESTED}",
+    "siblings": f"<style>.a~path~path~path{{fill:red}}</style>{LINE * (MANY // 3)}",
+    "relatives": f"<style>:has(:has(:has(.a))){{fill:red}}</style>{NESTED}",
+    "kinds": f"<style>path:nth-of-type(2n){{fill:red}}</style>{LINE * (MANY // 3)}",
+    "negations": f"<style>{':not(' * MANY}</style>{LINE}",
+    "media": f"<style>@media {'not ' * (MANY // 2)}print{{}}</style>{LINE}",
+    "a style": f"<path style='{'fill:(;' * MANY}' d='M0 0h9'/>",
+    "declarations": f"<path style='{'fill:red;' * MANY}fill:blue' d='M0 0h9'/>",
+    "fallbacks": f"<path style='fill:red;{'fill:lab(1);r:1px;' * MANY}' d='M0 0h9'/>",
+    "styles": f"<path style='{'fill:url(1);' * (MANY // 2)}' d='M0 0h9'/>",
+    "variables": f"<g style='{VARIABLES}' fill='var(--v0)'>{LINE}</g>",
+    "variable": f"<path fill='{'var(--a,' * MANY}' d='M0 0h9'/>",
     "attributes": "<path d='M0 0h9' " + " ".join(f"a{n}='1'" for n in range(MANY // 2)) + "/>",
     "groups": f"{'<g>' * 200}{LINE * (MANY // 4)}{'</g>' * 200}",
 }

@@ -98,7 +98,7 @@ REWRITTEN = {
     "nested svg": (
         GRID24,
         '<svg x="3" width="9" viewBox="0 0 1 1"><path d="M0 0h.505"/></svg>',
-        '<g transform="scale(10.667)"><svg x="3" width="9" viewBox="0 0 1 1">'
+        '<g transform="scale(10.667)"><svg x="3" width="9" height="24" viewBox="0 0 1 1">'
         '<path d="m0 0h.505"/></svg></g>',
     ),
     "style sheet": (

@@ -1,7 +1,9 @@
 """Real MLflow: one sqlite file for the module, and one real server that is killed."""
 
+import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -9,10 +11,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -26,7 +30,9 @@ from app.tracking import (
     build_ui_command,
     check_tracking,
     get_final_status,
+    kill_running_children,
     open_run,
+    reopen_run,
     resolve_uri,
 )
 
@@ -94,6 +100,22 @@ def test_one_job_is_one_run_with_a_true_status(config: TrackingConfig, tmp_path:
         again.finish(status)
         assert stored(config, again).info.status == status
     assert open_job(config, tmp_path / "b").run_id != first.run_id
+
+
+@pytest.mark.parametrize("status", ["KILLED", "FAILED", "FINISHED", "RUNNING"])
+def test_a_reopened_run_keeps_its_status(
+    config: TrackingConfig, tmp_path: Path, status: str
+) -> None:
+    assert reopen_run(config, job_dir=str(tmp_path)) is None
+    job = open_job(config, tmp_path)
+    if status != "RUNNING":
+        job.finish(status)  # type: ignore[arg-type]
+    reopened = reopen_run(config, job_dir=str(tmp_path))
+    assert reopened is not None
+    reopened.log_metrics(7, {"held_out/bleu4": 0.25})
+    reopened.flush()
+    assert history(config, job, "held_out/bleu4") == [(7, 0.25)]
+    assert stored(config, job).info.status == status
 
 
 def test_a_job_whose_run_is_gone_gets_a_new_one(config: TrackingConfig, tmp_path: Path) -> None:
@@ -280,6 +302,60 @@ print(tracker.run_id)
         assert stored(config, tracker).info.status == "FINISHED"
 
 
+def test_processes_that_create_one_database_at_the_same_time_all_use_it(tmp_path: Path) -> None:
+    config = TrackingConfig(uri=f"sqlite:///{tmp_path}/new/mlflow.db")
+    code = (
+        "import sys; from app.tracking import TrackingConfig, check_tracking; "
+        "check_tracking(TrackingConfig.model_validate_json(sys.argv[1]))"
+    )
+    command = [sys.executable, "-c", code, config.model_dump_json()]
+    processes = [
+        subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], errors
+    assert open_job(config, tmp_path).run_id
+
+
+def test_a_record_that_mlflow_refuses_is_skipped_and_named_and_the_rest_is_sent(
+    config: TrackingConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    long = "long" * 100  # MLflow's limit of a name is 250 characters
+    tracker = open_job(config, tmp_path)
+    tracker.log_params({"a": 1, f"param.{long}": 2, "b": 3, "c": 4})
+    tracker.set_tags({"x": "1", f"tag.{long}": "2", "y": "3"})
+    tracker.log_metrics(1, {"train/loss": 1.0, f"metric.{long}": 2.0, "train/lr": 0.5})
+    tracker.log_artifact(tmp_path / "removed.html")
+    tracker.log_metrics(2, {"train/loss": 0.5})
+    tracker.finish("FINISHED")
+
+    run = stored(config, tracker)
+    assert run.data.params == {"a": "1", "b": "3", "c": "4"}
+    assert (run.data.tags["x"], run.data.tags["y"]) == ("1", "3")
+    assert history(config, tracker, "train/loss") == [(1, 1.0), (2, 0.5)]
+    assert history(config, tracker, "train/lr") == [(1, 0.5)]
+    assert run.info.status == "FINISHED"
+    notices = [line for line in capfd.readouterr().err.splitlines() if "refused" in line]
+    names = (f"param.{long[:9]}", f"tag.{long[:9]}", f"metric.{long[:9]}", "removed.html")
+    assert len(notices) == len(names)
+    assert all(name in notice for name, notice in zip(names, notices, strict=True))
+
+
+def test_the_running_children_of_a_stopped_search_end_as_killed(
+    config: TrackingConfig, tmp_path: Path
+) -> None:
+    parent = open_job(config, tmp_path / "search")
+    running, done = (
+        open_job(config, tmp_path / name, parent_run_id=parent.run_id) for name in ("1", "2")
+    )
+    other = open_job(config, tmp_path / "other")
+    done.finish("FINISHED")
+    kill_running_children(config, parent.run_id, {"trial_status": "interrupted"})
+    statuses = [stored(config, each).info.status for each in (parent, running, done, other)]
+    assert statuses == ["RUNNING", "KILLED", "FINISHED", "RUNNING"]
+    assert stored(config, running).data.tags["trial_status"] == "interrupted"
+
+
 @pytest.mark.parametrize(
     ("uri", "part"),
     [
@@ -407,13 +483,24 @@ def test_a_silent_server_is_not_waited_for_at_every_step() -> None:
             worker.flush()
 
 
+def test_a_taken_port_of_the_ui_is_named() -> None:
+    for host in ("127.0.0.1", "0.0.0.0"):
+        with socket.create_server((host, 0)) as taken:
+            port = taken.getsockname()[1]
+            with pytest.raises(UserError, match=rf"--port {port} .* in use\): give another --port"):
+                build_ui_command(TrackingConfig(uri="sqlite:///m.db"), port=port)
+    with pytest.raises(UserError, match="--port 70000 "):
+        build_ui_command(TrackingConfig(uri="sqlite:///m.db"), port=70000)
+
+
 class Server:
-    """`mlflow server`, started with the command that `ui` runs."""
+    """`mlflow server`, started with the command of `ui` and the host names of the cluster."""
 
     def __init__(self, database: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.command = build_ui_command(TrackingConfig(uri=database), port=self.port)
+        self.command += ["--allowed-hosts", read_allowed_hosts()]
         self.start()
 
     def start(self) -> None:
@@ -434,11 +521,42 @@ class Server:
         self.process.stderr.close()
 
 
-@pytest.fixture
+def read_allowed_hosts() -> str:
+    """Return the argument of --allowed-hosts in cluster.yaml, as the shell of the head reads it."""
+    commands = yaml.safe_load((ROOT / "cluster.yaml").read_text())["head_start_ray_commands"]
+    (argument,) = re.findall(r'--allowed-hosts ("[^"]+")', " ".join(commands))
+    return subprocess.check_output(["bash", "-c", f"echo {argument}"], text=True).strip()
+
+
+@pytest.fixture(scope="module")
 def server(database: str) -> Iterator[Server]:
     server = Server(database)
     yield server
     server.kill()
+
+
+def test_the_server_of_the_cluster_answers_to_its_names_and_refuses_others(server: Server) -> None:
+    def get_status(host: str) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        connection.request(
+            "GET", "/api/2.0/mlflow/experiments/get?experiment_id=0", headers={"Host": host}
+        )
+        with closing(connection):
+            return connection.getresponse().status
+
+    names = [
+        "head:5000",
+        "head",
+        f"{socket.gethostname()}:5000",
+        "localhost:5000",
+        "127.0.0.1:5000",
+    ]
+    assert [get_status(host) for host in [*names, "10.0.0.7:5000"]] == [200] * 6
+    assert [get_status(host) for host in ("evil.example", "head.evil.example:5000")] == [403, 403]
+    # 127.1 is the same address by another name
+    uri = f"http://127.1:{server.port}"
+    with pytest.raises(UserError, match=rf"restart it with --allowed-hosts '127.1:{server.port},"):
+        check_tracking(TrackingConfig(uri=uri, timeout_seconds=60))
 
 
 def test_a_server_may_die_and_come_back(

@@ -18,10 +18,11 @@ from app.config import load_config, make_paths_absolute, override_config
 from app.errors import UserError
 from app.gemma.base_model import TINY, hash_weights
 from app.gemma.config import ModelConfig, QuantizationConfig
-from app.jobs.evaluate import evaluate_job, find_adapter
-from app.jobs.job import get_job_dir
+from app.jobs.evaluate import evaluate_job
+from app.jobs.job_dir import SNAPSHOT, find_adapter, get_job_dir
+from app.jobs.precision import resolve_precision
 from app.jobs.quantize import quantize_model
-from app.jobs.train import SNAPSHOT, train_job
+from app.jobs.train import train_job
 from app.jobs.tune import tune_job
 from app.storage import read_json
 from app.tracking import check_tracking
@@ -67,7 +68,7 @@ def config(ray_local, tmp_path_factory):
         )
     )
     check_tracking(made.tracking)
-    return made
+    return resolve_precision(made)
 
 
 def job(config, name, **changes):

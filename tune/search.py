@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -48,8 +47,9 @@ def run_search(
     `on_trial_end` runs in the caller's process as soon as the outcome of a trial is known. The
     workers of a pruned trial may be alive for some seconds after that.
 
-    Raises SearchError if the search cannot start or no trial reported a loss. Raises
-    KeyboardInterrupt if the user interrupts the search, after Tune has stopped the trials.
+    Raises SearchError if the search cannot start or no trial reported a loss. A
+    KeyboardInterrupt ends the outcomes of the running trials as interrupted; the caller disconnects
+    Ray, which stops the trials.
     """
     if not config.space:
         raise SearchError(
@@ -63,18 +63,12 @@ def run_search(
     tuner = _build_tuner(config, trainable, progress, name, storage_path, trial_steps)
 
     # run
-    interrupt_handler = signal.getsignal(signal.SIGINT)
     try:
         tuner.fit()
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, interrupt_handler)  # Tune does not restore the handler
-
-    # collect the outcomes; Tune catches an interrupt and stops the trials
-    outcomes = tuple(progress.outcomes)
-    if len(outcomes) < config.num_trials:
+    except KeyboardInterrupt:
         progress.interrupt_running()
-        raise KeyboardInterrupt
+        raise
+    outcomes = tuple(progress.outcomes)
     return SearchResult(outcomes, find_best(outcomes))
 
 
@@ -211,7 +205,7 @@ class _Progress(ray.tune.Callback):
         self._end(trial, "failed", error=_read_last_line(trial.error_file))
 
     def interrupt_running(self) -> None:
-        """End the running trials as interrupted: Tune stops them without calling its callbacks."""
+        """End the running trials as interrupted."""
         for trial in list(self._running.values()):
             self._end(trial, "interrupted")
 
@@ -238,7 +232,11 @@ def _read_last_line(error_file: str) -> str:
 
 
 def _silence_tune() -> None:
-    """Disable Tune's tables, tracebacks and result files: `_Progress` prints the outcomes."""
+    """Disable Tune's tables, tracebacks, result files and its handler of SIGINT.
+
+    `_Progress` prints the outcomes. The handler would wait until Tune has ended every trial.
+    """
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")

@@ -21,7 +21,12 @@ class EvaluateConfig(BaseModel):
         240, description="number of held-out drawings to caption and score (drawings); 0: none"
     )
     generation_batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(
-        20, description="drawings captioned in one batch (drawings)"
+        20, description="largest number of drawings captioned in one batch (drawings)"
+    )
+    max_cache_tokens: Annotated[int, Field(ge=1)] = Field(
+        8192,
+        description="length of the key-value cache of one batch of captions: its longest prompt "
+        "with max_new_tokens, times its drawings (tokens); one drawing may exceed it",
     )
     max_new_tokens: Annotated[int, Field(ge=1, le=8192)] = Field(
         128,

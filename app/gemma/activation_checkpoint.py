@@ -43,6 +43,16 @@ def apply_memory_config(
         patch_forward(layer, _checkpointed_forward, offload, memory.tile_tokens)
 
 
+def compile_model(model: Gemma2ForCausalLM) -> None:
+    """Compile a base model with torch.compile, after `apply_memory_config`.
+
+    A recomputed layer runs outside the compiled model. Its MLP is compiled alone.
+    """
+    model.model.compile()
+    for layer in model.model.layers:
+        layer.mlp.compile()
+
+
 def _move_embedding_to_host(model: Gemma2ForCausalLM, host_device: str) -> None:
     """Move the tied embedding and head to page-locked host memory.
 

@@ -5,6 +5,7 @@ of `blockwise`, on CUDA FlexAttention. Scores outside of document, window or pas
 The reference is transformers' `eager`.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from app.errors import UserError
 from app.gemma import flex_attention
 from app.gemma.block_mask import cache_per_tensor, plan_blocks
 from app.gemma.blockwise import blockwise_attention
+from app.gemma.loss import apply_softcap
 
 
 def describe_attention(name: str) -> str:
@@ -46,7 +48,7 @@ def softcapped_attention(
     dtype of the inputs. The blocks to compute are planned once per `document_ids` tensor, not once
     per layer.
     """
-    assert key.shape[2] == query.shape[2], "packed sequences have no key-value cache"
+    assert key.shape[2] == query.shape[2], "a query that attends to a cache is alone"
     if query.device.type == "cuda":
         return flex_attention.flex_softcapped_attention(
             query,
@@ -72,6 +74,34 @@ def softcapped_attention(
     return blockwise_attention(query, key, value, plan, scale=scale, softcap=softcap)
 
 
+def attend_to_cache(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    positions: Tensor,
+    *,
+    scale: float,
+    softcap: float | None,
+    window: int | None,
+) -> Tensor:
+    """Compute the attention of one query per sequence to a cache: [B, H, 1, D].
+
+    query is [B, H, 1, D], key and value are [B, K, slots, D]: slot i holds the token at position i.
+    The query at position p of positions [B, 1] sees the slots up to p, of which only the last
+    `window` if there is a window. Softmax is in fp32.
+    """
+    slots = torch.arange(key.shape[2], device=key.device)
+    seen = slots <= positions
+    if window is not None:
+        seen &= slots > positions - window
+
+    query_BKGD = query.squeeze(2).unflatten(1, (key.shape[1], -1))
+    scores = apply_softcap(query_BKGD @ key.transpose(2, 3) * scale, softcap).float()
+    weights = scores.masked_fill(~seen[:, None, None], -math.inf).softmax(dim=-1)
+    attended: Tensor = weights.to(value.dtype) @ value
+    return attended.flatten(1, 2).unsqueeze(2)
+
+
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _attend(  # noqa: PLR0913 (the signature of transformers' attention interface)
     module: nn.Module,
@@ -85,16 +115,24 @@ def _attend(  # noqa: PLR0913 (the signature of transformers' attention interfac
     sliding_window: int | None,
     position_ids: Tensor,
     dropout: float = 0.0,
+    slots_are_positions: bool = False,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Implement transformers' attention interface: return [B, S, H, D] and no weights.
 
-    As in transformers' own masks, a document ends where position_ids [B or 1, S] do not increase by
-    one. Raises UserError if the model has attention dropout.
+    One query per sequence attends to a cache. Several are packed documents, without a cache: as in
+    transformers' own masks, a document ends where position_ids [B or 1, S] do not increase by one.
+    Raises UserError if the model has attention dropout.
     """
     assert attention_mask is None, (
         "packed sequences have no mask: position_ids tell documents apart"
     )
+    if key.shape[2] != query.shape[2]:
+        assert slots_are_positions, "blockwise attention reads a CaptionCache only"
+        attended = attend_to_cache(
+            query, key, value, position_ids, scale=scaling, softcap=softcap, window=sliding_window
+        )
+        return attended.transpose(1, 2), None
     if dropout:
         raise UserError(
             f"attention_dropout={dropout} is in the model's config, but blockwise attention has no "

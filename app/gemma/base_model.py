@@ -14,6 +14,8 @@ from transformers.utils.hub import cached_file
 
 from app.errors import UserError
 from app.gemma.config import ModelConfig, QuantizationConfig
+from data_pipeline.fetch import fetch_folder
+from data_pipeline.masking import mask_secrets
 
 TINY = Path(__file__).parent / "tiny"
 BaseModelPin = dict[str, str]
@@ -21,7 +23,12 @@ BaseModelPin = dict[str, str]
 
 
 def resolve_model_source(name: str) -> str:
-    """Return the folder or hub name of a configured model; `tiny` is the shipped one."""
+    """Return the folder or hub name of a configured model.
+
+    `tiny` is the shipped one. A URI is copied to this machine, once for all its processes.
+    """
+    if "://" in name:
+        return fetch_folder(name)
     return str(TINY) if name == "tiny" else name
 
 
@@ -106,7 +113,7 @@ def pin_base_model(model: ModelConfig, quantization: QuantizationConfig) -> Base
     It reads every byte of the weights: 1.2 GB/s per core, as measured.
     """
     return {
-        "name": model.name,
+        "name": mask_secrets(model.name),
         "quantization": describe_quantization(quantization),
         "sha256": hash_weights(model),
     }

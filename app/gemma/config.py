@@ -1,8 +1,9 @@
 """Config sections `model`, `quantization`, `lora` and `memory`."""
 
-from typing import Annotated, Literal, get_args
+import os
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 TargetModule = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ALL_LINEAR: tuple[TargetModule, ...] = get_args(TargetModule)
@@ -19,19 +20,20 @@ class ModelConfig(BaseModel):
 
     name: str = Field(
         "tiny",
-        description="`tiny` (shipped, 2 M parameters), a hub name or a local folder",
+        description="`tiny` (shipped, 2 M parameters), a hub name, a local folder, or the URI of a "
+        "folder (s3://…, gs://…), which each node copies once to its disk",
         json_schema_extra={"counterpart": "from_pretrained.pretrained_model_name_or_path"},
     )
     revision: str | None = Field(
         None,
-        description="hub revision; null: the newest one",
+        description="hub revision of model and tokenizer; null: the newest one",
         json_schema_extra={"counterpart": "from_pretrained.revision"},
     )
     attention: Literal["eager", "blockwise", "flash_attention_2", "flex_attention"] = Field(
-        "eager",
-        description="attention implementation: eager is the reference, blockwise needs O(tokens) "
-        "memory (on a GPU it is FlexAttention); each applies Gemma 2's softcap, windows and "
-        "document borders",
+        "blockwise",
+        description="attention implementation: blockwise needs O(tokens) memory (on a GPU it is "
+        "FlexAttention), eager is the reference and needs O(tokens²); each applies Gemma 2's "
+        "softcap, windows and document borders",
         json_schema_extra={"counterpart": "from_pretrained.attn_implementation"},
     )
     attention_softcap: bool = Field(
@@ -44,6 +46,15 @@ class ModelConfig(BaseModel):
         description="cap output logits as in the training of Gemma 2; false: for experiments",
         json_schema_extra={"counterpart": "Gemma2Config.final_logit_softcapping"},
     )
+
+    @model_validator(mode="after")
+    def _require_hub_for_revision(self) -> Self:
+        if self.revision is not None and (self.name == "tiny" or os.path.isdir(self.name)):
+            raise ValueError(
+                f"model.revision={self.revision} is of a model on the hub, but model.name="
+                f"{self.name} is on this machine: set model.revision=null"
+            )
+        return self
 
 
 class QuantizationConfig(BaseModel):
@@ -131,7 +142,7 @@ class MemoryConfig(BaseModel):
     )
     empty_cache_steps: Annotated[int, Field(ge=0)] = Field(
         0,
-        description="return cached GPU memory every N steps (steps); 0: never",
+        description="return cached GPU memory every N steps (steps); 0: never; CPU runs ignore it",
         json_schema_extra={"counterpart": "TrainingArguments.torch_empty_cache_steps"},
     )
     pin_memory: bool = Field(
@@ -139,3 +150,18 @@ class MemoryConfig(BaseModel):
         description="copy batches to page-locked host memory when training on a GPU",
         json_schema_extra={"counterpart": "TrainingArguments.dataloader_pin_memory"},
     )
+
+    @model_validator(mode="after")
+    def _require_recomputed_layers(self) -> Self:
+        """Refuse settings of recomputed layers if no layer is recomputed."""
+        if self.gradient_checkpointing:
+            return self
+        for name in ("keep_layers", "tile_tokens", "offload"):
+            value, default = getattr(self, name), type(self).model_fields[name].default
+            if value != default:
+                raise ValueError(
+                    f"memory.{name}={str(value).lower()} does nothing without recomputed layers: "
+                    f"set memory.gradient_checkpointing=true, or "
+                    f"memory.{name}={str(default).lower()}"
+                )
+        return self

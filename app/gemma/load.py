@@ -13,7 +13,9 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, Gemma2ForCausalLM
+from transformers.utils.generic import is_flash_attention_requested
 
+from app.errors import UserError
 from app.gemma import attention
 from app.gemma.base_model import (
     find_weight_files,
@@ -66,18 +68,30 @@ def load_base_model(
         )
 
     # load
-    base_model = Gemma2ForCausalLM.from_pretrained(
-        resolve_model_source(model.name),
-        config=config,
-        revision=model.revision or "main",
-        dtype=dtype if quantization.kind == "none" else "auto",
-        attn_implementation=model.attention,
-        quantization_config=quantize_while_loading,
-        device_map={"": device},
-    )
+    try:
+        base_model = Gemma2ForCausalLM.from_pretrained(
+            resolve_model_source(model.name),
+            config=config,
+            revision=model.revision or "main",
+            dtype=dtype if quantization.kind == "none" else "auto",
+            attn_implementation=model.attention,
+            quantization_config=quantize_while_loading,
+            device_map={"": device},
+        )
+    except ImportError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"model.attention={model.attention} cannot run here ({reason}): "
+            "install its package on every node, or set model.attention=blockwise"
+        ) from error
     _freeze_in_dtype(base_model, dtype)
 
-    # log
+    _print_choices(model)
+    return base_model
+
+
+def _print_choices(model: ModelConfig) -> None:
+    """Print the attention, and the softcaps that are switched off."""
     print(f"attention: {attention.describe_attention(model.attention)}", file=sys.stderr)
     for is_on, capped in (
         (model.attention_softcap, "attention scores"),
@@ -88,7 +102,6 @@ def load_base_model(
                 f"softcap of {capped}: OFF, for study; the model was trained with it",
                 file=sys.stderr,
             )
-    return base_model
 
 
 def _freeze_in_dtype(base_model: Gemma2ForCausalLM, dtype: torch.dtype) -> None:
@@ -235,6 +248,10 @@ class CaptionLoss(nn.Module):
         attention mask.
         """
         inner = unwrap_gemma(self.model)
+        if is_flash_attention_requested(inner.config):
+            # Flash attention reads document borders from position_ids in a batch of one only.
+            input_ids, position_ids = input_ids.reshape(1, -1), position_ids.reshape(1, -1)
+
         with autocast(input_ids.device, self.dtype):
             hidden = inner.model(
                 input_ids=input_ids, position_ids=position_ids, use_cache=False

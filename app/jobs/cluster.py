@@ -1,29 +1,22 @@
-"""Connection to Ray: join the cluster at RAY_ADDRESS, or start a private Ray on this machine.
-
-Imports no training code: callers pass the resources of a job as numbers.
-"""
+"""Connection to Ray: join the cluster at RAY_ADDRESS, or start a private Ray on this machine."""
 
 import contextlib
-import math
 import os
 import secrets
 import socket
 import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-import ray.autoscaler.sdk
 import ray.exceptions
 
 from app.errors import UserError
+from app.jobs.hub_token import pass_hub_token
+from app.jobs.stop import keep_signal_handler, leave_ray
 
-# Seconds that Ray may take to release the resources of the previous step (search, evaluation).
-_RELEASE_SECONDS = 15
 _CONNECT_SECONDS = 5
-_PROGRESS_SECONDS = 10
 
 # Environment variables of Ray's processes. A value that the user has set takes precedence.
 _DEFAULTS = {
@@ -64,27 +57,36 @@ class ConnectedRay:
 
 @contextlib.contextmanager
 def connect_ray(*, num_cpus: int | None = None) -> Iterator[ConnectedRay]:
-    """Join the cluster at RAY_ADDRESS, or start a private Ray if the variable is not set.
+    """Join the cluster at RAY_ADDRESS, or start a private Ray if the variable is empty or not set.
 
     The user or `ray job submit` sets RAY_ADDRESS. `num_cpus` is the number of logical CPUs of a
     private Ray (None: those of the machine); a cluster ignores it. Raises UserError if the cluster
     cannot be joined.
+
+    SIGTERM and SIGINT keep the handlers that the caller has set.
     """
-    address = os.environ.get("RAY_ADDRESS", "local")
-    private = address == "local"
+    private = is_ray_private()
     with contextlib.ExitStack() as stack:
         stack.enter_context(_set_environment(_DEFAULTS))
-        if private:
-            # a short path: Ray's socket paths must stay under 108 bytes
-            folder = tempfile.TemporaryDirectory(
-                prefix="ray-", dir="/tmp", ignore_cleanup_errors=True
-            )
-            context = _start_private_ray(num_cpus, stack.enter_context(folder))
-        else:
-            context = _join_cluster(address)
-        stack.callback(ray.shutdown)  # runs before the folder and the variables are removed
+        with keep_signal_handler():
+            if private:
+                # a short path: Ray's socket paths must stay under 108 bytes
+                made = tempfile.TemporaryDirectory(
+                    prefix="ray-", dir="/tmp", ignore_cleanup_errors=True
+                )
+                folder = stack.enter_context(made)
+                stack.push(leave_ray)  # before the folder and the variables are removed
+                context = _start_private_ray(num_cpus, folder)
+            else:
+                context = _join_cluster(os.environ["RAY_ADDRESS"])
+                stack.push(leave_ray)
         info = context.address_info
         yield ConnectedRay(info["gcs_address"], info["webui_url"] or "", private)
+
+
+def is_ray_private() -> bool:
+    """Return whether `connect_ray` starts a private Ray: RAY_ADDRESS is not set, empty or local."""
+    return os.environ.get("RAY_ADDRESS", "") in ("", "local")
 
 
 def _join_cluster(address: str) -> Any:
@@ -94,7 +96,7 @@ def _join_cluster(address: str) -> Any:
             # Check the port first: ray.init would try for a minute.
             target = (host.strip("[]"), int(port))
             socket.create_connection(target, timeout=_CONNECT_SECONDS).close()
-        return ray.init(logging_config=_LOGGING)
+        return ray.init(logging_config=_LOGGING, runtime_env=pass_hub_token())
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
@@ -145,139 +147,3 @@ def _set_environment(defaults: Mapping[str, str]) -> Iterator[None]:
         for name in [name for name in os.environ if name.startswith("RAY_")]:
             del os.environ[name]
         os.environ.update(before)
-
-
-Resources = Mapping[str, float]
-
-
-def list_node_resources() -> list[Resources]:
-    """Return the total resources, free or in use, of each alive node of the connected cluster."""
-    nodes: list[dict[str, Any]] = ray.nodes()
-    return [node["Resources"] for node in nodes if node["Alive"]]
-
-
-def count_fitting_workers(
-    nodes: Sequence[Resources], cpus_per_worker: float, use_gpu: bool, cpus_per_task: float
-) -> int:
-    """Return how many training workers fit on the nodes beside one data task.
-
-    The data task is placed on the node where it displaces the fewest workers.
-
-    >>> count_fitting_workers([{"CPU": 4, "GPU": 1}, {"CPU": 2}], 1.0, False, 0.5)
-    5
-    >>> count_fitting_workers([{"CPU": 4, "GPU": 1}, {"CPU": 2}], 1.0, True, 0.5)
-    1
-    """
-
-    def count(cpus: float, gpus: float) -> int:
-        by_cpus = math.floor(cpus / cpus_per_worker + 1e-6)
-        return min(by_cpus, int(gpus)) if use_gpu else by_cpus
-
-    sizes = [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes]
-    displaced = [
-        count(cpus, gpus) - count(cpus - cpus_per_task, gpus)
-        for cpus, gpus in sizes
-        if cpus >= cpus_per_task
-    ]
-    return sum(count(*size) for size in sizes) - min(displaced) if displaced else 0
-
-
-def describe_shortage(
-    nodes: Sequence[Resources],
-    num_workers: int,
-    cpus_per_worker: float,
-    use_gpu: bool,
-    cpus_per_task: float,
-) -> str | None:
-    """Return None if the workers and one data task fit on the nodes, otherwise one sentence.
-
-    The sentence names the requested resources, the existing ones and the settings to change. A job
-    without room for a data task would deadlock.
-    """
-    max_workers = count_fitting_workers(nodes, cpus_per_worker, use_gpu, cpus_per_task)
-    if max_workers >= num_workers:
-        return None
-
-    # find the largest cpus_per_worker that fits
-    smaller = (n / 100 for n in range(math.ceil(cpus_per_worker * 100) - 1, 0, -1))
-    fitting_cpus = next(
-        (
-            c
-            for c in smaller
-            if count_fitting_workers(nodes, c, use_gpu, cpus_per_task) >= num_workers
-        ),
-        None,
-    )
-
-    # name the fixes
-    fixes = []
-    if max_workers:
-        fixes.append(f"scaling.num_workers={max_workers}")
-    if fitting_cpus:
-        fixes.append(f"scaling.cpus_per_worker={fitting_cpus}")
-    if not fixes:
-        fixes = ["scaling.use_gpu=false", "a smaller data.cpus_per_task"]
-
-    cpus, gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
-    worker = f"{cpus_per_worker:g} CPU{' and 1 GPU' if use_gpu else ''}"
-    return (
-        f"{cpus:g} CPU and {gpus:g} GPU cannot hold {num_workers} training workers of {worker} "
-        f"each and a data task of {cpus_per_task:g} CPU; set {' or '.join(fixes)}"
-    )
-
-
-def require_resources(
-    num_workers: int, cpus_per_worker: float, use_gpu: bool, cpus_per_task: float, wait_seconds: int
-) -> None:
-    """Wait until the connected cluster has room for the workers and one data task.
-
-    If the nodes are too few or too small, request the resources from the cluster's autoscaler and
-    wait up to `wait_seconds`. If other work uses the resources, wait for the same time, and for at
-    least the seconds in which a finished search releases its workers. Raises UserError when the
-    time is over.
-    """
-    needs = (num_workers, cpus_per_worker, use_gpu, cpus_per_task)
-    shortage = describe_shortage(list_node_resources(), *needs)
-    deadline = time.monotonic() + max(wait_seconds, 0 if shortage else _RELEASE_SECONDS)
-
-    # request nodes
-    requested = bool(shortage and wait_seconds)
-    if requested:
-        worker = {"CPU": cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
-        bundles = [worker] * num_workers + [{"CPU": cpus_per_task}]
-        ray.autoscaler.sdk.request_resources(bundles=bundles)
-
-    # wait
-    next_print = math.inf
-    try:
-        while problem := (
-            describe_shortage(list_node_resources(), *needs) or _describe_busy(*needs)
-        ):
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise UserError(f"the cluster has no room: {problem}")
-            if left <= next_print:
-                print(
-                    f"waiting for room for {num_workers} training workers, at most {left:.0f} s",
-                    flush=True,
-                )
-                next_print = left - _PROGRESS_SECONDS
-            time.sleep(1)
-    finally:
-        if requested:  # otherwise the autoscaler would keep the nodes for ever
-            ray.autoscaler.sdk.request_resources(bundles=[])
-
-
-def _describe_busy(num_workers: int, *size: Any) -> str | None:
-    """Return one sentence if the free resources are too few, otherwise None.
-
-    Ray reports free resources only as a sum over the nodes. The answer is exact for one node. With
-    several nodes it may be None although no single node has room for a worker.
-    """
-    free: Resources = ray.available_resources()
-    if count_fitting_workers([free], *size) >= num_workers:
-        return None
-    return (
-        f"other work leaves only {free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU free; "
-        "let it end, or wait longer with scaling.wait_seconds"
-    )

@@ -1,19 +1,22 @@
 """`make demo`: prepare, search, train and evaluate on real icons, in minutes."""
 
-import json
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 from app.config import Config, override_config
-from app.jobs.cluster import connect_ray
-from app.jobs.evaluate import evaluate_job, find_adapter
-from app.jobs.job import require_workers
+from app.errors import UserError
+from app.jobs.evaluate import evaluate_job
+from app.jobs.job import connect_workers
+from app.jobs.job_dir import find_adapter, read_job_file
+from app.jobs.lease import hold_lease
 from app.jobs.train import TrainResult, train_job
 from app.jobs.tune import TuneResult, tune_job
+from app.storage import write_json
 from app.tracking import check_tracking
 from data_pipeline.config import PrepareConfig
 from data_pipeline.prepare.dataset import prepare_dataset
@@ -22,6 +25,9 @@ from data_pipeline.sources.phosphor import list_categories
 
 SPLIT_SEED = 5
 """Seed whose held-out concepts are balanced: with seed 0, a third of the icons would be letters."""
+
+MADE = "demo-made.json"
+"""File in `train.output_dir` that lists the folders which `demo` made, and may replace."""
 
 SEARCH = {
     "train.run_name": "search",
@@ -36,11 +42,13 @@ SECONDS = {"prepare": 10, "connect": 8, "search": 130, "train": 250, "evaluate":
 
 
 def run_demo(config: Config) -> int:
-    """Run all phases into `train.output_dir`, replacing an earlier demo. Return 0."""
+    """Run all phases into `train.output_dir`, replacing an earlier demo. Return 0.
+
+    Raises UserError if a folder that it would replace was not made by `demo`.
+    """
     started = time.monotonic()
     folder = Path(config.train.output_dir)
-    for job in (config.train.run_name, "search", "shards"):
-        shutil.rmtree(folder / job, ignore_errors=True)
+    remove_earlier_demo(config)
     phases = _Phases()
 
     with phases("prepare", "convert real icons to shards of canonical SVG, split by concept"):
@@ -54,8 +62,8 @@ def run_demo(config: Config) -> int:
 
     with phases("connect", "start a private Ray on this machine"):
         connection = ExitStack()
-        connection.enter_context(connect_ray())
-        require_workers(config, max(config.scaling.num_workers, config.search.max_concurrent))
+        num_workers = max(config.scaling.num_workers, config.search.max_concurrent)
+        connection.enter_context(connect_workers(config, num_workers))
 
     with connection:
         num_trials = config.search.num_trials
@@ -78,9 +86,53 @@ def run_demo(config: Config) -> int:
         **_report_runs(config, searched, trained),
         "phases": phases.seconds,
     }
-    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_json(str(folder / "report.json"), report)
     print(_format_summary(report, folder), flush=True)
     return 0
+
+
+def remove_earlier_demo(config: Config) -> None:
+    """Remove the folders of an earlier demo, and write the list of those that this one makes.
+
+    Raises UserError, and removes nothing, if one of the folders exists but `demo` did not make it,
+    if a job runs in it, or if one lies in another or holds the tracking database.
+    """
+    output, shards = config.train.output_dir, config.data.shards
+    if "://" in output or "://" in shards:
+        raise UserError(
+            f"demo writes to this machine only: set train.output_dir={output} and "
+            f"data.shards={shards} to local folders"
+        )
+
+    # check the folders
+    folders = [Path(output, config.train.run_name), Path(output, "search"), Path(shards)]
+    database = Path(str(config.tracking.uri).removeprefix("sqlite:///"))
+    for inner, outer in [*permutations(folders, 2), *((database, each) for each in folders)]:
+        if inner.resolve().is_relative_to(outer.resolve()):
+            raise UserError(
+                f"demo replaces {outer}, which holds {inner}: give another train.run_name, "
+                "train.output_dir, data.shards or tracking.uri"
+            )
+    made = set((read_job_file(output, MADE) or {}).get("folders", ()))
+    foreign = [str(each) for each in folders if each.exists() and str(each) not in made]
+    if foreign:
+        raise UserError(
+            f"demo did not make {', '.join(foreign)}: remove it, or give demo a new folder with "
+            "train.output_dir=NEW data.shards=NEW/shards"
+        )
+
+    for each in folders:
+        if each.exists() and not each.is_symlink():
+            with hold_lease(str(each)):  # refuses a folder in which a job runs
+                pass
+
+    # replace them
+    try:
+        for each in filter(Path.exists, folders):
+            shutil.rmtree(each)
+        write_json(str(Path(output, MADE)), {"folders": sorted(made | set(map(str, folders)))})
+    except OSError as error:
+        raise UserError(f"demo cannot replace its earlier results: {error}") from error
 
 
 class _Phases:

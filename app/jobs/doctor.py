@@ -6,8 +6,8 @@ from app.config import Config
 from app.errors import UserError
 from app.jobs import doctor_checks as checks
 from app.jobs.doctor_checks import Check, Line
-from app.storage import mask_secrets
 from data_pipeline.errors import DataError
+from data_pipeline.masking import mask_secrets
 
 _CHECKS: dict[str, tuple[Check, float | None]] = {
     "packages": (checks.check_packages, None),  # imports are slow on a busy machine, but they end

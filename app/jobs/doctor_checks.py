@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from app.config import Config
 from app.gemma.config import QuantizationConfig
-from app.storage import join_uri, mask_secrets
+from app.storage import join_uri
 from app.tracking import check_tracking
+from data_pipeline.masking import mask_secrets
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -42,6 +43,12 @@ def check_packages(config: Config) -> Iterator[Line]:
     if wrong:
         yield "FAIL", f"{'; '.join(wrong)}: run pip install -c deploy/constraints.txt -e ."
 
+    if config.parallel.strategy == "fsdp" and _is_older("torch", "2.13"):
+        yield (
+            "FAIL",
+            "parallel.strategy=fsdp shards 4-bit weights, which needs torch 2.13: update it",
+        )
+
     for name in ("torch", "bitsandbytes", "transformers", "ray", "mlflow"):
         try:
             importlib.import_module(name)
@@ -49,6 +56,12 @@ def check_packages(config: Config) -> Iterator[Line]:
             reason = f"{type(error).__name__}: {error}"
             yield "FAIL", f"{name} cannot be imported ({reason}): reinstall it"
     yield "ok", f"Python {platform.python_version()}, Ray {importlib.metadata.version('ray')}"
+
+
+def _is_older(package: str, version: str) -> bool:
+    from packaging.version import Version
+
+    return Version(importlib.metadata.version(package)) < Version(version)
 
 
 def _list_requirements(*, optuna: bool) -> list["Requirement"]:
@@ -78,7 +91,7 @@ def check_gpu(config: Config) -> Iterator[Line]:
     elif torch.version.cuda is None and shutil.which("nvidia-smi"):
         build = f"torch {torch.__version__} is a CPU build, but this machine has an NVIDIA driver"
         yield "FAIL", f"{build}: install a CUDA build"
-    elif config.scaling.use_gpu and "RAY_ADDRESS" not in os.environ:
+    elif config.scaling.use_gpu and not os.environ.get("RAY_ADDRESS"):
         fix = "use a machine with a GPU, or set scaling.use_gpu=false"
         yield "FAIL", f"torch finds no GPU: {fix}"
     else:
@@ -173,10 +186,19 @@ def check_shards(config: Config) -> Iterator[Line]:
 
 
 def check_model(config: Config) -> Iterator[Line]:
-    """Check that the model is a local folder, or a hub name that a job can download."""
+    """Check that the model is a local folder, a URI, or a hub name that a job can download."""
     from app.gemma.base_model import resolve_model_source
+    from data_pipeline.fetch import list_files
 
     name = config.model.name
+    if "://" in name:
+        files = list_files(name)
+        gib = sum(file.size for file in files) / _GIB
+        if any(file.base_name == "config.json" for file in files):
+            yield "ok", f"each node of the job copies {mask_secrets(name)} ({gib:.1f} GiB) once"
+        else:
+            yield "FAIL", f"model.name={mask_secrets(name)} is not a model folder (no config.json)"
+        return
     folder = Path(resolve_model_source(name))
     is_hub_name = name.count("/") == 1 and not name.startswith((".", "/", "~"))
     if (folder / "config.json").is_file():
@@ -200,7 +222,8 @@ def check_ray(config: Config) -> Iterator[Line]:
 
     Joining a cluster verifies its address, token and version: Ray refuses others.
     """
-    from app.jobs.cluster import connect_ray, describe_shortage, list_node_resources
+    from app.jobs.cluster import connect_ray, is_ray_private
+    from app.jobs.resources import describe_shortage, get_machine_resources, list_node_resources
 
     scaling = config.scaling
     needs = (
@@ -209,13 +232,10 @@ def check_ray(config: Config) -> Iterator[Line]:
         scaling.use_gpu,
         config.data.cpus_per_task,
     )
-    if os.environ.get("RAY_ADDRESS", "local") == "local":
-        import torch
-        from ray._private.utils import get_num_cpus
-
+    is_private = is_ray_private()
+    if is_private:
         yield "ok", "RAY_ADDRESS is not set: each command starts a private Ray on this machine"
-        machine = {"CPU": float(get_num_cpus()), "GPU": float(torch.cuda.device_count())}
-        shortage = describe_shortage([machine], *needs)
+        shortage = describe_shortage([get_machine_resources()], *needs)
     else:
         with connect_ray() as cluster:
             version = importlib.metadata.version("ray")
@@ -223,7 +243,7 @@ def check_ray(config: Config) -> Iterator[Line]:
             yield _check_token(cluster.dashboard)
             shortage = describe_shortage(list_node_resources(), *needs)
 
-    if shortage and scaling.wait_seconds:
+    if shortage and scaling.wait_seconds and not is_private:
         wait = f"or let the autoscaler add nodes within {scaling.wait_seconds} s"
         yield "warn", f"{shortage}, {wait}"
     elif shortage:

@@ -1,7 +1,7 @@
-"""The check that `train` makes before it starts on GPUs: the job fits into their memory."""
+"""The check that `train` and `evaluate` make before they start on GPUs: they fit into memory."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,15 +15,18 @@ from app.jobs.plan import (
     NON_ALLOCATOR_GIB,
     get_cap_bytes,
     get_step_settings,
-    simulate_peak_bytes,
+    simulate_between_steps_bytes,
+    simulate_evaluate_bytes,
 )
 from app.memory_plan.peak import MemoryPeak, find_longest_sequence, simulate_peak
 
-REMEDIES: tuple[tuple[str, Any], ...] = (
+Remedies = tuple[tuple[str, Any], ...]
+REMEDIES: Remedies = (
     ("memory.gradient_checkpointing", True),
     ("memory.keep_layers", 0),
     ("model.attention", "blockwise"),
     ("train.micro_batch_size", 1),
+    ("evaluate.micro_batch_size", 1),
     ("memory.offload", True),
     ("memory.embedding", "host"),
     ("quantization.kind", "nf4"),
@@ -35,24 +38,52 @@ The first ones change gradients only by rounding; the last two lower the precisi
 model and of the moments.
 """
 
+EVALUATION_REMEDIES: Remedies = (
+    ("evaluate.micro_batch_size", 1),
+    ("evaluate.generation_batch_size", 1),
+    ("model.attention", "blockwise"),
+    ("memory.embedding", "host"),
+    ("quantization.kind", "nf4"),
+)
+"""Settings that save memory in an evaluation."""
+
 
 def require_fit(config: Config, limit_bytes: float | None) -> MemoryPeak | None:
     """Return the peak memory of a job on GPUs; labels are assumed on captions only.
 
     Return None if the peak cannot be compared: on CPUs, without a known limit, and for workers that
-    share weights (zero2, fsdp). Raises UserError, which names the settings to change, if the job
-    does not fit in `limit_bytes`.
+    share weights (zero2, fsdp). Raises UserError, which names the settings to change, if a step or
+    an evaluation between two steps does not fit in `limit_bytes`.
     """
     is_sharded = config.parallel.strategy != "ddp" and config.scaling.num_workers > 1
     if not config.scaling.use_gpu or limit_bytes is None or is_sharded:
         return None
+
     peak = simulate_peak(get_step_settings(config, labelled_share=CAPTION_LABEL_SHARE))
-    if peak.num_bytes <= limit_bytes:
+    between_steps_bytes = simulate_between_steps_bytes(config, peak)
+    num_bytes, stage = max((peak.num_bytes, peak.stage), (between_steps_bytes, "evaluation"))
+    if num_bytes <= limit_bytes:
         return peak
-    raise UserError(
-        f"training needs {peak.num_bytes / GIB:.3g} GiB per GPU ({peak.stage}), "
-        f"limit {limit_bytes / GIB:.3g} GiB: {_find_fix(config, limit_bytes / FRAGMENTATION)}"
-    )
+    fix = _find_fix(config, REMEDIES, _simulate_train_bytes, limit_bytes)
+    raise UserError(_describe_excess("training", num_bytes, f" ({stage})", limit_bytes, fix))
+
+
+def require_evaluation_fit(config: Config, limit_bytes: float | None) -> None:
+    """Raise UserError, which names the settings to change, if `evaluate` does not fit on its GPU.
+
+    On CPUs, and without a known limit, nothing is compared.
+    """
+    if not config.scaling.use_gpu or limit_bytes is None:
+        return
+    num_bytes = simulate_evaluate_bytes(config)
+    if num_bytes > limit_bytes:
+        fix = _find_fix(config, EVALUATION_REMEDIES, simulate_evaluate_bytes, limit_bytes)
+        raise UserError(_describe_excess("evaluation", num_bytes, "", limit_bytes, fix))
+
+
+def _describe_excess(work: str, num_bytes: int, stage: str, limit_bytes: float, fix: str) -> str:
+    needed, limit = (f"{number / GIB:.3g} GiB" for number in (num_bytes, limit_bytes))
+    return f"{work} needs {needed} per GPU{stage}, limit {limit}: {fix}"
 
 
 def get_memory_limit(config: Config) -> float | None:
@@ -68,44 +99,60 @@ def get_memory_limit(config: Config) -> float | None:
     return min(limits, default=None)
 
 
-def _find_fix(config: Config, limit_bytes: float) -> str:
-    """Return the settings that make the job fit.
+def _simulate_train_bytes(config: Config) -> int:
+    """Return the higher peak of a step and of an evaluation between two steps."""
+    peak = simulate_peak(get_step_settings(config, labelled_share=CAPTION_LABEL_SHARE))
+    return max(peak.num_bytes, simulate_between_steps_bytes(config, peak))
 
-    Try each remedy alone, then the first two, three, … together. If even all remedies do not
-    suffice, add the longest sequence that fits with them.
+
+def _find_fix(
+    config: Config,
+    remedies: Remedies,
+    simulate_bytes: Callable[[Config], int],
+    limit_bytes: float,
+) -> str:
+    """Return the settings with which the simulated bytes fit.
+
+    Every remedy lowers the peak. If all remedies together do not suffice, add the longest sequence
+    that fits with them. Otherwise try each remedy alone, then the first two, three, … together.
     """
-    remedies = _list_remedies(config)
-    singles = [[remedy] for remedy in remedies]
-    groups = [remedies[:n] for n in range(2, len(remedies) + 1)]
-    for chosen in [*singles, *groups]:
-        changed = override_config(config, dict(chosen))
-        if simulate_peak_bytes(changed, labelled_share=CAPTION_LABEL_SHARE) <= limit_bytes:
-            return f"set {_format_settings(chosen)}"
+    limit_bytes /= FRAGMENTATION
+    possible = _list_remedies(config, remedies)
+    with_all = override_config(config, dict(possible))
+    if simulate_bytes(with_all) <= limit_bytes:
+        singles = [[remedy] for remedy in possible]
+        groups = [possible[:n] for n in range(2, len(possible))]
+        for chosen in [*singles, *groups]:
+            try:
+                changed = override_config(config, dict(chosen))
+            except UserError:
+                continue  # it does nothing without another remedy: a group has both
+            if simulate_bytes(changed) <= limit_bytes:
+                return f"set {_format_settings(chosen)}"
+        return f"set {_format_settings(possible)}"
 
-    with_all = override_config(config, dict(remedies))
     tokens = find_longest_sequence(
-        lambda tokens: simulate_peak_bytes(
-            with_all, sequence_tokens=tokens, labelled_share=CAPTION_LABEL_SHARE
-        ),
+        lambda tokens: simulate_bytes(override_config(with_all, {"data.sequence_tokens": tokens})),
         limit_bytes,
         {},
+        max_tokens=config.data.sequence_tokens,
     )
     if not tokens:
         return "no sequence fits; take a smaller model or a larger card"
-    return f"set {_format_settings([*remedies, ('data.sequence_tokens', tokens)])}"
+    return f"set {_format_settings([*possible, ('data.sequence_tokens', tokens)])}"
 
 
-def _list_remedies(config: Config) -> list[tuple[str, Any]]:
+def _list_remedies(config: Config, remedies: Remedies) -> list[tuple[str, Any]]:
     """Return the remedies that are not yet set and that this config allows."""
     current = config.model_dump()
-    remedies = []
-    for path, value in REMEDIES:
+    possible = []
+    for path, value in remedies:
         section, name = path.split(".")
         # A trained embedding cannot be kept on the host.
         is_forbidden = path == "memory.embedding" and config.lora.train_embeddings
         if current[section][name] != value and not is_forbidden:
-            remedies.append((path, value))
-    return remedies
+            possible.append((path, value))
+    return possible
 
 
 def _format_settings(pairs: Sequence[tuple[str, Any]]) -> str:

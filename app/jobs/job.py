@@ -1,42 +1,63 @@
-"""Parts of every job: its folder, its token stream, its MLflow run, its resources on Ray."""
+"""Parts of every job: its token stream, its MLflow run, its resources on Ray."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from app.config import Config
+from app.errors import UserError
 from app.gemma.base_model import resolve_model_source
-from app.jobs.cluster import require_resources
-from app.storage import join_uri
+from app.jobs.cluster import connect_ray, is_ray_private
+from app.jobs.resources import describe_shortage, get_machine_resources, require_resources
 from app.tracking import Tracker, get_final_status, open_run
 from data_pipeline.shards import Shards
 from data_pipeline.stream.token_stream import Stream
 
 
-def get_job_dir(config: Config) -> str:
-    """Return the folder or URI of the job's files."""
-    return join_uri(config.train.output_dir, config.train.run_name)
-
-
 def build_stream(config: Config, shards: Shards) -> Stream:
-    """Return the token stream of a config over its opened shards."""
-    tokenizer = resolve_model_source(config.model.name)
+    """Return the token stream of a config over its opened shards.
+
+    The tokenizer is that of the model, in the revision of the model.
+    """
+    name, revision = config.model.name, config.model.revision
+    if "://" in name:
+        tokenizer = name  # each node makes its own copy of a URI
+    elif revision is not None:
+        tokenizer = f"{name}@{revision}"
+    else:
+        tokenizer = resolve_model_source(name)
     return Stream(shards, config.data, tokenizer, config.train.num_epochs)
 
 
-def require_workers(config: Config, num_workers: int) -> None:
-    """Wait until the connected Ray has room for the workers and one data task.
+@contextmanager
+def connect_workers(
+    config: Config,
+    num_workers: int,
+    *,
+    workers_per_trial: int | None = None,
+    with_data_task: bool = True,
+) -> Iterator[None]:
+    """Join or start Ray, and wait until it has room for the workers and one data task.
 
-    Raises UserError if there is no room after `scaling.wait_seconds`: at once if that is 0 and the
-    nodes are too few or too small.
+    `workers_per_trial` is set if the workers are those of a search. Raises UserError if there is no
+    room after `scaling.wait_seconds`. A private Ray has no autoscaler, so a machine that is too
+    small is refused before Ray starts.
     """
     scaling = config.scaling
-    require_resources(
+    needs = (
         num_workers,
         scaling.cpus_per_worker,
         scaling.use_gpu,
-        config.data.cpus_per_task,
-        scaling.wait_seconds,
+        config.data.cpus_per_task if with_data_task else 0.0,
     )
+    if is_ray_private():
+        shortage = describe_shortage([get_machine_resources()], *needs, workers_per_trial)
+        if shortage:
+            raise UserError(f"this machine has no room: {shortage}")
+
+    with connect_ray() as cluster:
+        wait_seconds = 0 if cluster.private else scaling.wait_seconds
+        require_resources(*needs, wait_seconds, workers_per_trial)
+        yield
 
 
 @contextmanager

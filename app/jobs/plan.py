@@ -15,7 +15,8 @@ from app.config import Config
 from app.errors import UserError
 from app.gemma.base_model import resolve_model_source
 from app.jobs.job import build_stream
-from app.memory_plan.peak import StepSettings, find_longest_sequence, simulate_peak
+from app.memory_plan.inference import simulate_caption_bytes, simulate_loss_bytes
+from app.memory_plan.peak import MemoryPeak, StepSettings, find_longest_sequence, simulate_peak
 from data_pipeline.errors import DataError
 from data_pipeline.shards import open_shards
 
@@ -81,6 +82,25 @@ def simulate_peak_bytes(
     return simulate_peak(settings).num_bytes
 
 
+def simulate_between_steps_bytes(config: Config, peak: MemoryPeak) -> int:
+    """Return the simulated peak of an evaluation between the steps of training (bytes).
+
+    `peak` is that of a step, whose moments and buckets stay.
+    """
+    buckets = peak.by_category["lora"] if config.scaling.num_workers > 1 else 0
+    loss_bytes = simulate_loss_bytes(get_step_settings(config), config.evaluate)
+    return peak.by_category["optimizer"] + buckets + loss_bytes
+
+
+def simulate_evaluate_bytes(config: Config) -> int:
+    """Return the simulated peak of the command `evaluate`: of its loss or of its captions."""
+    settings = get_step_settings(config)
+    return max(
+        simulate_loss_bytes(settings, config.evaluate),
+        simulate_caption_bytes(settings, config.evaluate),
+    )
+
+
 def make_plan(
     config: Config, gpus: Sequence[float], *, max_context: bool, speed: float | None
 ) -> dict[str, Any]:
@@ -91,6 +111,9 @@ def make_plan(
     """
     # memory
     peak = simulate_peak(get_step_settings(config))
+    between_steps_bytes = simulate_between_steps_bytes(config, peak)
+    evaluate_bytes = simulate_evaluate_bytes(config)
+    highest_bytes = max(peak.num_bytes, between_steps_bytes, evaluate_bytes)
     cap_bytes = get_cap_bytes(config)
     limits = [] if cap_bytes is None else [cap_bytes / FRAGMENTATION]
     limits += [_usable_bytes(gib) for gib in gpus]
@@ -104,8 +127,10 @@ def make_plan(
         "peak_bytes": peak.num_bytes,
         "by_category": peak.by_category,
         "stage": peak.stage,
+        "evaluation_between_steps_bytes": between_steps_bytes,
+        "evaluate_bytes": evaluate_bytes,
         "limit_bytes": min(limits, default=None),
-        "fits": peak.num_bytes <= min(limits) if limits else None,
+        "fits": highest_bytes <= min(limits) if limits else None,
         "cards": [vars(card) for card in cards],
         "optimizer_steps": steps,
         "tokens": tokens,
@@ -127,6 +152,13 @@ def format_plan(plan: dict[str, Any]) -> str:
     for name, num_bytes in plan["by_category"].items():
         lines.append(f"  {name:<12}{num_bytes / GIB:8.2f}")
     lines.append(f"  {'peak':<12}{plan['peak_bytes'] / GIB:8.2f}  in {plan['stage']}")
+    between_gib, evaluate_gib = (
+        plan[f"{name}_bytes"] / GIB for name in ("evaluation_between_steps", "evaluate")
+    )
+    lines.append(
+        f"an evaluation between steps {between_gib:.2f}, "
+        f"`evaluate` (loss and captions) {evaluate_gib:.2f} GiB"
+    )
 
     # cards
     if plan["fits"] is not None:

@@ -1,6 +1,7 @@
 """One training job: build Ray's TorchTrainer, run it, and record the best checkpoint."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -8,23 +9,26 @@ from typing import Any, cast
 import ray.data
 import ray.train
 import ray.train.torch
+from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.result import Result
 
 from app.config import Config, config_to_yaml, flatten_config
 from app.errors import UserError
-from app.jobs.job import build_stream, get_job_dir, track_run
+from app.jobs.check import check_job, describe_length
+from app.jobs.failures import StopAtLastingErrors, find_lasting_error
+from app.jobs.job import track_run
+from app.jobs.job_dir import get_job_dir, read_newest_checkpoint
+from app.jobs.lease import hold_lease
 from app.jobs.train_context import WorkerJob
 from app.jobs.worker import run_worker
-from app.storage import join_uri, read_json, write_json
+from app.storage import join_uri, write_json
 from app.tracking import Tracker, open_run
+from data_pipeline.filesystem import open_filesystem
 from data_pipeline.shards import Shards
 from data_pipeline.stream.ray_dataset import build_data_config, build_dataset
 from data_pipeline.stream.token_stream import Position, Stream
 
 Checkpoints = list[tuple[ray.train.Checkpoint, dict[str, Any]]]
-
-SNAPSHOT = "checkpoint_manager_snapshot.json"
-"""File in the run's folder in which Ray Train 2.60 keeps its list of checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,13 @@ class TrainResult:
     """MLflow run of the job; None if nothing is tracked."""
 
 
+class _Trainer(ray.train.torch.TorchTrainer):
+    """TorchTrainer that keeps the handler of SIGINT, which raises KeyboardInterrupt."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Do not wait until the controller has ended, as Ray's handler does."""
+
+
 @dataclass(frozen=True)
 class ResumingDataset:
     """Dataset factory that starts the stream at the newest checkpoint.
@@ -47,25 +58,40 @@ class ResumingDataset:
     """
 
     stream: Stream
-    snapshot: str
+    job_dir: str
+    micro_batch_size: int
     num_workers: int
 
     def __call__(self) -> ray.data.Dataset:
         """Return the dataset from the newest checkpoint's position on."""
-        newest = (read_json(self.snapshot) or {}).get("latest_checkpoint_result")
-        start = Position() if newest is None else Position(**newest["metrics"]["position"])
-        return build_dataset(self.stream, start=start, num_workers=self.num_workers)
+        newest = read_newest_checkpoint(self.job_dir)
+        start = Position() if newest is None else Position(**newest.metrics["position"])
+        return build_dataset(
+            self.stream,
+            start=start,
+            micro_batch_size=self.micro_batch_size,
+            num_workers=self.num_workers,
+        )
 
 
 def train_job(config: Config, shards: Shards) -> TrainResult:
     """Run or continue the job `train.run_name` in one MLflow run.
 
-    Needs a connected Ray (app.jobs.cluster.connect_ray). Raises UserError if training fails.
+    Needs a connected Ray (app.jobs.cluster.connect_ray). Raises UserError if training fails, if
+    another process trains this job, or if the newest checkpoint is of other settings or data.
     """
     job_dir = get_job_dir(config)
+    with hold_lease(job_dir):
+        stream = check_job(config, shards)
+        print(describe_length(config, stream), file=sys.stderr)
+        return _train(config, stream, job_dir)
+
+
+def _train(config: Config, stream: Stream, job_dir: str) -> TrainResult:
+    """Run or continue a checked job."""
     with track_run(config, job_dir) as tracker:
-        _log_job(tracker, config, shards)
-        job = WorkerJob(config, build_stream(config, shards), job_dir, tracker.run_id)
+        _log_job(tracker, config, stream.shards)
+        job = WorkerJob(config, stream, job_dir, tracker.run_id)
         metrics, checkpoints = _fit(_build_trainer(job))
         return _record_result(metrics, checkpoints, job_dir, tracker)
 
@@ -77,7 +103,7 @@ def train_trial(
 
     Every evaluation goes to Tune as soon as it is reported. When Tune stops the trial, this process
     ends without cleaning up, and the trial's MLflow run keeps the status RUNNING. The driver of the
-    search then sets the true status.
+    search sets the true status of every trial.
     """
     from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -90,9 +116,9 @@ def train_trial(
         tags=tags,
     )
     _log_job(tracker, config, shards)
-    job = WorkerJob(config, build_stream(config, shards), job_dir, tracker.run_id)
+    job = WorkerJob(config, check_job(config, shards), job_dir, tracker.run_id)
     metrics, _ = _fit(_build_trainer(job, callbacks=[TuneReportCallback()]))
-    tracker.finish("FINISHED")
+    tracker.flush()
     return metrics
 
 
@@ -121,15 +147,17 @@ def _log_job(tracker: Tracker, config: Config, shards: Shards) -> None:
     tracker.log_metrics(0, counts)
 
 
-def _build_trainer(
-    job: WorkerJob, callbacks: list[Any] | None = None
-) -> ray.train.torch.TorchTrainer:
+def _build_trainer(job: WorkerJob, callbacks: Sequence[Any] = ()) -> ray.train.torch.TorchTrainer:
     config, scaling = job.config, job.config.scaling
     resources = {"CPU": scaling.cpus_per_worker} | ({"GPU": 1.0} if scaling.use_gpu else {})
-    storage_path, _, name = job.job_dir.rpartition("/")
-    dataset = ResumingDataset(job.stream, join_uri(job.job_dir, SNAPSHOT), scaling.num_workers)
+    # Ray would cut the query off a URI, such as an S3 endpoint
+    filesystem, path = open_filesystem(job.job_dir)
+    storage_path, _, name = path.rpartition("/")
+    dataset = ResumingDataset(
+        job.stream, job.job_dir, config.train.micro_batch_size, scaling.num_workers
+    )
 
-    return ray.train.torch.TorchTrainer(
+    return _Trainer(
         cast(Any, run_worker),  # Ray's annotation of this argument allows no returned value
         train_loop_config={"job": job},
         torch_config=ray.train.torch.TorchConfig(timeout_s=config.parallel.timeout_seconds),
@@ -143,13 +171,17 @@ def _build_trainer(
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=storage_path,
-            failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(
+                max_failures=config.train.max_failures,
+                max_preemption_failures=-1,  # a spot node that is taken back is not a failure
+            ),
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=config.train.save_total_limit,
                 checkpoint_score_attribute="eval_loss",
                 checkpoint_score_order="min",
             ),
-            callbacks=callbacks,
+            callbacks=cast(Any, [StopAtLastingErrors(), *callbacks]),
         ),
     )
 
@@ -162,6 +194,9 @@ def _fit(trainer: ray.train.torch.TorchTrainer) -> tuple[dict[str, Any], Checkpo
     try:
         result = cast(Result, trainer.fit())
     except ray.train.TrainingFailedError as error:
+        lasting = find_lasting_error(error)
+        if lasting is not None:
+            raise lasting from error
         failures = getattr(error, "worker_failures", None) or {0: error}
         rank, first = next(iter(failures.items()))
         reason = str(first).strip().splitlines()[-1]
@@ -169,10 +204,7 @@ def _fit(trainer: ray.train.torch.TorchTrainer) -> tuple[dict[str, Any], Checkpo
             f"training failed on worker {rank}: {reason} (its traceback is above)"
         ) from error
 
-    returned: dict[str, Any] = dict(result.return_value or {})
-    if "error" in returned:
-        raise UserError(returned["error"])
-    return returned, result.best_checkpoints or []
+    return dict(result.return_value or {}), result.best_checkpoints or []
 
 
 def _record_result(

@@ -15,6 +15,7 @@ from peft import PeftModel
 from app.config import Config
 from app.errors import UserError
 from app.gemma.base_model import BaseModelPin, pin_base_model
+from app.jobs.resume import pin_job
 from app.storage import join_uri
 from app.tracking import Tracker, attach_run
 from app.training import checkpoint, loop
@@ -112,6 +113,7 @@ class RayTrainContext:
             "eval_loss": eval_loss,
             "progress": state.progress,
             "position": dataclasses.asdict(state.position),
+            "precision": self._job.config.train.precision,
         }
         if not save:
             ray.train.report(metrics)
@@ -128,9 +130,10 @@ class RayTrainContext:
         saved_state = {
             "state": loop.state_to_json(state),
             "eval_loss": eval_loss,
-            "seed": self._job.config.train.seed,
             "base": self.base_pin,
         }
+        if folder is not None:
+            saved_state["job"] = pin_job(self._job.config, self._job.stream)
         checkpoint.save_checkpoint(folder, self._model, self._optimizer, saved_state)
         if folder is not None:
             self.tracker.log_checkpoint(

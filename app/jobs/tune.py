@@ -1,13 +1,19 @@
 """One search: an MLflow run with a child run per trial. Combines `tune.search` with `train`."""
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 from app.config import Config, config_to_yaml, flatten_config, override_config
-from app.jobs.job import get_job_dir, track_run
+from app.jobs.check import check_job, describe_length
+from app.jobs.job import track_run
+from app.jobs.job_dir import get_job_dir
+from app.jobs.lease import hold_lease
+from app.jobs.stop import kill_private_ray
 from app.jobs.train import train_trial
 from app.storage import join_uri, write_text
-from app.tracking import Status, open_run
+from app.tracking import Status, kill_running_children, open_run
+from data_pipeline.masking import mask_secrets
 from data_pipeline.shards import Shards, open_shards
 from tune.outcome import SearchResult, TrialOutcome
 from tune.search import run_search
@@ -39,8 +45,10 @@ def tune_job(config: Config, shards: Shards) -> TuneResult:
     Write the best trial's config to best.yaml in the job's folder, and log it to MLflow.
     """
     job_dir = get_job_dir(config)
-    with track_run(config, job_dir, {"kind": "search"}) as parent:
+    with hold_lease(job_dir), track_run(config, job_dir, {"kind": "search"}) as parent:
         # search
+        trial = _trial_config(config, job_dir, {}, "0")
+        print(f"each trial: {describe_length(trial, check_job(config, shards))}", file=sys.stderr)
         parent.log_params(flatten_config(config))
         result, run_ids = _search(config, shards, job_dir, parent.run_id)
 
@@ -48,11 +56,14 @@ def tune_job(config: Config, shards: Shards) -> TuneResult:
         best = result.best
         overrides = {**best.overrides, "train.run_name": f"{config.train.run_name}-best"}
         best_yaml = config_to_yaml(override_config(config, overrides))
+        masked_yaml = mask_secrets(best_yaml)
+        if masked_yaml != best_yaml:
+            print("best.yaml has *** instead of credentials: give them as overrides", flush=True)
         best_file = join_uri(job_dir, "best.yaml")
-        write_text(best_file, best_yaml)
+        write_text(best_file, masked_yaml)
 
         # log
-        parent.log_text(best_yaml, "best.yaml")
+        parent.log_text(masked_yaml, "best.yaml")
         parent.log_metrics(best.step, {"search/best_eval_loss": float(best.eval_loss or 0.0)})
         parent.set_tags({"best_trial": best.trial_id})
         return TuneResult(result, best_file, parent.run_id, tuple(run_ids))
@@ -100,6 +111,9 @@ def _search(
 
     def on_trial_end(outcome: TrialOutcome) -> None:
         """Set the true status of the trial's run, which a trial stopped by Tune cannot set."""
+        if outcome.status == "interrupted":
+            kill_private_ray()  # before kill_running_children: a starting trial opens its run
+            return
         trial = _trial_config(config, job_dir, outcome.overrides, outcome.trial_id)
         tracker = open_run(
             trial.tracking,
@@ -113,12 +127,17 @@ def _search(
         if tracker.run_id is not None:
             run_ids.append(tracker.run_id)
 
-    result = run_search(
-        config.search,
-        run_trial,
-        name="tune",
-        storage_path=job_dir,
-        trial_steps=_get_trial_steps(config),
-        on_trial_end=on_trial_end,
-    )
+    try:
+        result = run_search(
+            config.search,
+            run_trial,
+            name="tune",
+            storage_path=job_dir,
+            trial_steps=_get_trial_steps(config),
+            on_trial_end=on_trial_end,
+        )
+    except KeyboardInterrupt:
+        tags = {"trial_status": "interrupted", "pruned": "false"}
+        kill_running_children(config.tracking, parent_run_id, tags)
+        raise
     return result, run_ids

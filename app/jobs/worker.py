@@ -12,13 +12,11 @@ import torch
 from peft import PeftModel
 
 from app.config import Config
-from app.errors import UserError
-from app.gemma.activation_checkpoint import apply_memory_config
+from app.gemma.activation_checkpoint import apply_memory_config, compile_model
 from app.gemma.load import DTYPES, CaptionLoss, add_lora, count_parameters, load_base_model
 from app.jobs.train_context import RayTrainContext, WorkerJob
 from app.training import checkpoint, loop
 from app.training.loop import TrainState
-from app.training.nonfinite import TrainingDiverged
 from app.training.optim import build_optimizer
 from app.training.parallel import (
     TrainContext,
@@ -28,28 +26,17 @@ from app.training.parallel import (
 )
 from app.training.step import compute_mean_loss
 from data_pipeline.stream.ray_dataset import iterate_batches
-from data_pipeline.stream.token_stream import Batch, Position, compute_progress
+from data_pipeline.stream.token_stream import Batch, Position
 from data_pipeline.stream.worker_batches import read_validation_batches
 
 
-def run_worker(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Run one worker's part of the job (Ray Train's `train_loop_per_worker`).
+def run_worker(arguments: dict[str, WorkerJob]) -> dict[str, Any]:
+    """Train one worker's part of the job, from the newest checkpoint on. Return the final figures.
 
-    Return the final figures; Ray Train sends those of rank 0 to the driver. Ray Train restarts the
-    workers after any exception. An error that occurs on all workers, and would occur again after
-    every restart, is therefore returned as `error`.
+    It is Ray Train's `train_loop_per_worker`. Ray Train sends the figures of rank 0 to the driver.
     """
-    try:
-        return _work(arguments["job"])
-    except (UserError, TrainingDiverged) as error:
-        return {"error": str(error)}
-
-
-def _work(job: WorkerJob) -> dict[str, Any]:
-    """Train from the newest checkpoint to the end. Return the final figures."""
-    config = job.config
-    device = ray.train.torch.get_device()
-    num_workers = ray.train.get_context().get_world_size()
+    job, device = arguments["job"], ray.train.torch.get_device()
+    config, num_workers = job.config, ray.train.get_context().get_world_size()
     configure_device(config, device)
 
     # build the model
@@ -74,9 +61,8 @@ def _work(job: WorkerJob) -> dict[str, Any]:
         rank=context.rank,
         num_workers=context.size,
     )
-    own_dropped = sum(int(batch["num_dropped"].sum()) for batch in validation)
-    num_validation_dropped = int(all_reduce_sum(torch.tensor(own_dropped), context))
-    num_shuffle_blocks = job.stream.num_shuffle_blocks
+    own_dropped = torch.tensor(sum(int(batch["num_dropped"].sum()) for batch in validation))
+    num_validation_dropped = int(all_reduce_sum(own_dropped, context))
 
     def after_step(step: int, micro_batches: Sequence[Batch]) -> None:
         _empty_cache(step, config.memory.empty_cache_steps, device)
@@ -91,10 +77,10 @@ def _work(job: WorkerJob) -> dict[str, Any]:
         config=config.train,
         optim=config.optim,
         context=context,
-        compute_progress=lambda position: compute_progress(position, num_shuffle_blocks),
+        compute_progress=job.stream.compute_progress,
         after_step=after_step,
     )
-    batches = _check_start(_iterate_train_batches(config, context), state.position)
+    batches = _iterate_train_batches(config, context, state.position)
     state = loop.train_model(setup, batches, state)
 
     # restore the best weights
@@ -129,7 +115,7 @@ def _build_objective(config: Config, device: torch.device, num_workers: int) -> 
     model = add_lora(base_model, config.lora, seed=config.train.seed)
     apply_memory_config(base_model, config.memory)
     if config.train.compile:
-        base_model.model.compile()
+        compile_model(base_model)
     return CaptionLoss(model, dtype).train()
 
 
@@ -188,16 +174,17 @@ def _final_figures(
 
 
 def _iterate_train_batches(
-    config: Config, context: TrainContext
+    config: Config, context: TrainContext, start: Position
 ) -> Iterator[tuple[Batch, Position]]:
-    """Yield this worker's micro-batches; in page-locked memory if `memory.pin_memory`."""
+    """Yield this worker's micro-batches from `start` on; in page-locked memory if configured."""
     batches = iterate_batches(
         ray.train.get_dataset_shard("train"),
         micro_batch_size=config.train.micro_batch_size,
-        rank=context.rank,
         num_workers=context.size,
         prefetch=config.data.prefetch_batches,
     )
+    if context.rank == 0:
+        batches = check_start(batches, start)
     if context.device.type != "cuda" or not config.memory.pin_memory:
         return batches
     return (
@@ -211,17 +198,17 @@ def _pin_column(column: Any) -> Any:
     return torch.from_numpy(column).pin_memory().numpy()
 
 
-def _check_start(
+def check_start(
     batches: Iterator[tuple[Batch, Position]], start: Position
 ) -> Iterator[tuple[Batch, Position]]:
-    """Assert that the stream starts at or after the restored position.
+    """Assert that the stream of rank 0, which has the first sequence, starts at `start`.
 
     The driver starts the stream at the newest checkpoint, and this worker has restored one: both
     must be the same.
     """
     for i, (batch, after) in enumerate(batches):
         first = (int(batch["shuffle_block"][0]), int(batch["index"][0]))
-        assert i or first >= (start.shuffle_block, start.index), (first, start)
+        assert i or first == (start.shuffle_block, start.index), (first, start)
         yield batch, after
 
 

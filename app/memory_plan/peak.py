@@ -3,7 +3,8 @@
 The simulation runs the real step on fake tensors.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,16 +93,17 @@ def simulate_peak(settings: StepSettings) -> MemoryPeak:
     num_layers: int = model.num_hidden_layers
 
     # layers must alternate, and kept layers must be among the last two
-    alternating = _with_layers(model, num_layers).layer_types == model.layer_types
+    alternating = with_layers(model, num_layers).layer_types == model.layer_types
     kept_fit = settings.memory.keep_layers <= FEW_LAYERS // 2
     can_extrapolate = num_layers > MORE_LAYERS and num_layers % 2 == 0 and alternating and kept_fit
 
     if not can_extrapolate:
         stages = _simulate_step(settings, model)
     else:
-        few = _simulate_step(settings, _with_layers(model, FEW_LAYERS))
-        more = _simulate_step(settings, _with_layers(model, MORE_LAYERS))
-        stages = _extrapolate_layers(num_layers, few, more)
+        sizes = (with_layers(model, number) for number in (FEW_LAYERS, MORE_LAYERS))
+        stages = _extrapolate_layers(
+            num_layers, *(_simulate_step(settings, size) for size in sizes)
+        )
 
     peaks = (_find_highest(stage, live) for stage, live in stages.items())
     return max(peaks, key=lambda peak: peak.num_bytes)
@@ -162,14 +164,23 @@ def _find_crossing(known: dict[int, int], left: int, right: int, limit_bytes: fl
     return left + (limit_bytes - known[left]) * (right - left) / rise
 
 
-def _with_layers(model: Gemma2Config, num_layers: int) -> Gemma2Config:
+def with_layers(model: Gemma2Config, num_layers: int) -> Gemma2Config:
+    """Return the config with another number of layers, which alternate."""
     changed = {"num_hidden_layers": num_layers, "layer_types": None}
     return Gemma2Config.from_dict({**model.to_dict(), **changed})
 
 
 def _simulate_step(settings: StepSettings, model: Gemma2Config) -> dict[str, Bytes]:
     """Return the live bytes [moments, len(CATEGORIES)] of each stage of a simulated step."""
-    # model
+    with build_fake_objective(settings, model) as (objective, timeline):
+        return trace_step(settings, objective.train(), timeline, make_fake_batch(settings))
+
+
+@contextmanager
+def build_fake_objective(
+    settings: StepSettings, model: Gemma2Config
+) -> Iterator[tuple[CaptionLoss, MemoryTimeline]]:
+    """Yield the loss module on fake tensors, with its adapter, and a timeline that records them."""
     dtype = DTYPES[settings.train.precision]
     fused = settings.on_gpu and settings.model.attention != "eager"
     attention = FUSED_ATTENTION if fused else settings.model.attention
@@ -177,14 +188,12 @@ def _simulate_step(settings: StepSettings, model: Gemma2Config) -> dict[str, Byt
     with torch.device("meta"):
         adapted = add_lora(base_model, settings.lora, seed=settings.train.seed)
 
-    # step
     timeline = MemoryTimeline(settings.num_labels, on_gpu=settings.on_gpu)
     with FakeTensorMode(), timeline:
         allocate_fake_storage(adapted, dtype)
         host_device = "meta" if settings.on_gpu else "cpu"
         apply_memory_config(base_model, settings.memory, host_device=host_device)
-        objective = CaptionLoss(adapted, dtype).train()
-        return trace_step(settings, objective, timeline, _make_batch(settings))
+        yield CaptionLoss(adapted, dtype), timeline
 
 
 def trace_step(
@@ -253,10 +262,10 @@ def init_optimizer_state(
     return gradients
 
 
-def _make_batch(settings: StepSettings) -> Batch:
+def make_fake_batch(settings: StepSettings) -> Batch:
+    """Return one micro-batch of zeros."""
     shape = (settings.train.micro_batch_size, settings.sequence_tokens)
-    names = ("input_ids", "position_ids", "targets")
-    return {name: np.zeros(shape, np.int32) for name in names}
+    return {name: np.zeros(shape, np.int32) for name in ("input_ids", "position_ids", "targets")}
 
 
 def _extrapolate_layers(

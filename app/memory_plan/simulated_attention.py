@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface
 
 from app.gemma import flex_attention
+from app.gemma.attention import attend_to_cache
 from app.gemma.block_mask import cache_per_tensor
 
 FUSED_ATTENTION = "fused_simulated"
@@ -31,6 +32,12 @@ def _attend(  # noqa: PLR0913 (the signature of transformers' attention interfac
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Implement transformers' attention interface: return [B, S, H, D], allocated only."""
+    if key.shape[2] != query.shape[2]:
+        from_cache = attend_to_cache(
+            query, key, value, position_ids, scale=scaling, softcap=softcap, window=sliding_window
+        )
+        return from_cache.transpose(1, 2), None
+
     batch = len(query)
     document_ids = cache_per_tensor(
         position_ids, ("fused", batch), lambda: position_ids.expand(batch, -1)

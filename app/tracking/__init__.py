@@ -6,7 +6,9 @@ from app.tracking.mlflow_store import (
     build_ui_command,
     check_tracking,
     get_final_status,
+    kill_running_children,
     open_run,
+    reopen_run,
 )
 from app.tracking.tracker import NullTracker, Status, Tracker
 
@@ -19,6 +21,8 @@ __all__ = [
     "build_ui_command",
     "check_tracking",
     "get_final_status",
+    "kill_running_children",
     "open_run",
+    "reopen_run",
     "resolve_uri",
 ]

@@ -25,8 +25,11 @@ class TrackingConfig(BaseModel):
 
 
 def resolve_uri(config: TrackingConfig) -> TrackingConfig:
-    """Return the config with an absolute sqlite path, the same file for all of Ray's workers."""
+    """Return the config with an absolute sqlite path, the same file for all of Ray's workers.
+
+    `sqlite:///~/mlflow.db` is a file in the user's home folder.
+    """
     if config.uri is None or not config.uri.startswith("sqlite:///"):
         return config
-    path = os.path.abspath(config.uri.removeprefix("sqlite:///"))
+    path = os.path.abspath(os.path.expanduser(config.uri.removeprefix("sqlite:///")))
     return config.model_copy(update={"uri": f"sqlite:///{path}"})

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from app.storage import mask_secrets
+from data_pipeline.masking import mask_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -51,6 +51,18 @@ def describe_error(error: BaseException) -> str:
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
     return mask_secrets(f"{type(error).__name__}: {error}".partition("\n")[0])[:300]
+
+
+def is_refusal(error: Exception) -> bool:
+    """Return True if MLflow answered that it will never accept this request.
+
+    Other errors may pass: no connection, a wrong password, too many requests, a busy database.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        return error.error_code in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+    return isinstance(error, FileNotFoundError | IsADirectoryError | UnicodeError)
 
 
 def print_notice(text: str) -> None:

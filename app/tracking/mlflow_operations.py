@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app.storage import mask_secrets
 from app.tracking.mlflow_client import extend_timeout_for_upload, make_client, print_notice
+from data_pipeline.masking import mask_secrets
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel

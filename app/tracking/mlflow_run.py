@@ -3,6 +3,7 @@
 No record is lost or doubled, and training does not wait for the server.
 """
 
+import json
 import re
 import time
 from collections import deque
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import UserError
-from app.storage import join_uri, mask_secrets, read_json, write_json
-from app.tracking.mlflow_client import describe_error, print_notice
+from app.storage import join_uri, read_json, write_json
+from app.tracking.mlflow_client import describe_error, is_refusal, print_notice
 from app.tracking.mlflow_operations import MlflowOperations, Point
+from data_pipeline.masking import mask_secrets
 
 # Limits of MLflow (mlflow.utils.validation).
 MAX_PARAM_CHARACTERS = 6000
@@ -31,6 +33,7 @@ class MlflowRun:
 
     No step is missing. Points are sent in order, so there is no gap below the last step. At a
     checkpoint the unsent records are written to the job's folder, for the process that resumes.
+    A record that MLflow refuses is skipped and named, so that it does not block the later ones.
     """
 
     def __init__(
@@ -133,9 +136,7 @@ class MlflowRun:
             if self._is_driver or not self._operations.has_read_run:
                 self._operations.read_run()
             while self._unsent:
-                operation, arguments = self._unsent[0]
-                self._operations.send(operation, arguments)
-                self._unsent.popleft()
+                self._send_first()
         except Exception as error:
             # A refused connection takes 1 ms, no answer takes the timeout: wait 9 times as long
             # before the next try, so that at most a tenth of the time is spent on waiting.
@@ -156,6 +157,26 @@ class MlflowRun:
             write_json(self._unsent_file, {})
             self._is_kept = False
 
+    def _send_first(self) -> None:
+        """Send the first record. If MLflow refuses it, halve it, or skip it and print its name."""
+        operation, arguments = self._unsent[0]
+        try:
+            self._operations.send(operation, arguments)
+        except Exception as error:
+            if not is_refusal(error):
+                raise
+            halves = _halve(operation, arguments)
+            if not halves:
+                name = json.dumps([operation, *arguments])[:200]
+                print_notice(
+                    f"{self._server} refused the record {mask_secrets(name)} of run {self.run_id} "
+                    f"({describe_error(error)}); it is skipped, and the others are sent"
+                )
+            self._unsent.popleft()
+            self._unsent.extendleft(reversed(halves))
+        else:
+            self._unsent.popleft()
+
     def _keep_unsent(self) -> None:
         """Write the unsent records to the job's folder, if there is one."""
         if self._unsent_file is None:
@@ -174,6 +195,15 @@ class MlflowRun:
             entry for entry in reversed(kept["unsent"]) if entry not in self._unsent
         )
         self._is_kept = True
+
+
+def _halve(operation: str, arguments: list[Any]) -> list[list[Any]]:
+    """Return two records with half of the metrics, params or tags each; none if there is one."""
+    if operation not in ("metrics", "params", "tags") or len(arguments[0]) < 2:
+        return []
+    items = list(arguments[0].items() if isinstance(arguments[0], dict) else arguments[0])
+    middle = len(items) // 2
+    return [[operation, [type(arguments[0])(half)]] for half in (items[:middle], items[middle:])]
 
 
 def _make_points(step: int, metrics: Mapping[str, float]) -> list[Point]:

@@ -1,19 +1,23 @@
 """MLflow server or database of a job: check it, and open the run of the job as a Tracker."""
 
+import fcntl
 import os
+import socket
 import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from app.errors import UserError
-from app.storage import join_uri, mask_secrets, read_json, write_json
+from app.storage import join_uri, read_json, write_json
 from app.tracking.config import TrackingConfig, resolve_uri
 from app.tracking.mlflow_client import describe_error, make_client
 from app.tracking.mlflow_run import MlflowRun
 from app.tracking.tracker import NullTracker, Status, Tracker
+from data_pipeline.masking import mask_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -45,9 +49,12 @@ def check_tracking(config: TrackingConfig) -> None:
     try:
         client = _connect(config)
     except Exception as error:
+        fix = "start the server or correct the URI, or set tracking.uri=null to track nothing"
+        if "Invalid Host header" in str(error):
+            host = urlsplit(config.uri).netloc.rpartition("@")[2]
+            fix = f"the server refuses this host name; restart it with --allowed-hosts '{host},…'"
         raise UserError(
-            f"tracking.uri={uri!r} cannot be used ({describe_error(error)}): start the server or "
-            "correct the URI, or set tracking.uri=null to track nothing"
+            f"tracking.uri={uri!r} cannot be used ({describe_error(error)}): {fix}"
         ) from error
 
     # experiment
@@ -89,6 +96,20 @@ def open_run(
     return tracker
 
 
+def reopen_run(config: TrackingConfig, *, job_dir: str) -> Tracker | None:
+    """Return the tracker of the job's run, whose status stays as it is; None if there is no run.
+
+    Its last call is `flush`.
+    """
+    if config.uri is None:
+        return NullTracker()
+    run_id = (read_json(join_uri(job_dir, "mlflow_run.json")) or {}).get("run_id")
+    client = make_client(config.uri, config.timeout_seconds)
+    if run_id is None or not _is_active(client, run_id):
+        return None
+    return attach_run(config, run_id, job_dir=job_dir)
+
+
 def attach_run(
     config: TrackingConfig, run_id: str | None, *, job_dir: str | None = None
 ) -> Tracker:
@@ -104,10 +125,25 @@ def attach_run(
     )
 
 
+def kill_running_children(
+    config: TrackingConfig, parent_run_id: str | None, tags: Mapping[str, str]
+) -> None:
+    """Set the status KILLED and the tags on those children of a run that are RUNNING."""
+    if config.uri is None or parent_run_id is None:
+        return
+    client = make_client(config.uri, config.timeout_seconds)
+    experiment_id = client.get_run(parent_run_id).info.experiment_id
+    running = f"tags.mlflow.parentRunId = '{parent_run_id}' AND attributes.status = 'RUNNING'"
+    for run in client.search_runs([experiment_id], running):
+        client.set_terminated(run.info.run_id, "KILLED")
+        for name, value in tags.items():
+            client.set_tag(run.info.run_id, name, value)
+
+
 def get_final_status(error: BaseException | None) -> Status:
     """Return the MLflow status of a job that ended with `error`.
 
-    SIGTERM must raise as well: `signal.signal(SIGTERM, signal.default_int_handler)`.
+    The handlers of SIGTERM and SIGINT must raise KeyboardInterrupt.
     """
     if error is None:
         return "FINISHED"
@@ -117,7 +153,9 @@ def get_final_status(error: BaseException | None) -> Status:
 def build_ui_command(config: TrackingConfig, *, port: int = 5000) -> list[str]:
     """Return the command that shows a database's runs on the loopback address.
 
-    For a tracking server: return only its address. Raises UserError if nothing is tracked.
+    For a tracking server: return only its address. The command of a database other than sqlite
+    reads the URI from the environment variable MLFLOW_BACKEND_STORE_URI. Raises UserError if
+    nothing is tracked or the port is taken.
     """
     uri = resolve_uri(config).uri
     if uri is None:
@@ -125,10 +163,23 @@ def build_ui_command(config: TrackingConfig, *, port: int = 5000) -> list[str]:
     if _get_scheme(config) in SERVERS:
         return [mask_secrets(uri)]
 
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    _require_free_port(port)
+    command = [sys.executable, "-m", "mlflow", "server"]
     if _get_scheme(config) == "sqlite":
+        command += ["--backend-store-uri", uri]
         command += ["--artifacts-destination", _get_artifact_folder(uri)]
     return [*command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+
+
+def _require_free_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            raise UserError(
+                f"--port {port} of 127.0.0.1 cannot be used ({error}): give another --port"
+            ) from None
 
 
 def _get_scheme(config: TrackingConfig) -> str:
@@ -152,8 +203,13 @@ def _connect(config: TrackingConfig) -> "MlflowClient":
 
     # database
     if _get_scheme(config) == "sqlite":
-        _check_sqlite(_get_sqlite_file(uri), config.timeout_seconds)
-    elif _get_scheme(config) in DATABASES:
+        file = _get_sqlite_file(uri)
+        _check_sqlite(file, config.timeout_seconds)
+        # Two processes that create the schema of one new file at the same time both fail.
+        with open(f"{file}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+            return make_client(uri, config.timeout_seconds)
+    if _get_scheme(config) in DATABASES:
         from sqlalchemy import create_engine
 
         _run_within(config.timeout_seconds, lambda: create_engine(uri).connect().close())

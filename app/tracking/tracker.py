@@ -11,7 +11,8 @@ class Tracker(Protocol):
     """Record of one run.
 
     While the server is down, only `flush` and `finish` raise, and no call waits longer than
-    `timeout_seconds`. Unsent records are kept in order, and a later call sends them.
+    `timeout_seconds`. Unsent records are kept in order, and a later call sends them. A record that
+    the server refuses is skipped, and a notice names it.
     """
 
     @property

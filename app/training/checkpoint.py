@@ -2,9 +2,9 @@
 
 `adapter_model.safetensors` and `adapter_config.json`: the adapter in PEFT's own format.
 `optimizer.safetensors`: AdamW moments by parameter name.
-`state.json`: step, position in the stream, early stopping, seed, and the base model's name,
-quantization and hash. Random numbers are a pure function of seed and step (see
-step.accumulate_gradients), so no generator state is saved.
+`state.json`: step, position in the stream, early stopping, the pins of the job (jobs/resume.py),
+and the base model's name, quantization and hash. Random numbers are a pure function of seed and
+step (see step.accumulate_gradients), so no generator state is saved.
 """
 
 import json

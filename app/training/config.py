@@ -69,6 +69,15 @@ class OptimConfig(BaseModel):
         json_schema_extra={"counterpart": "TrainingArguments.max_grad_norm"},
     )
 
+    @model_validator(mode="after")
+    def _require_restarts_for_cycles(self) -> Self:
+        if self.num_cycles != 1 and self.schedule != "cosine_with_restarts":
+            raise ValueError(
+                f"optim.num_cycles={self.num_cycles} does nothing with optim.schedule="
+                f"{self.schedule}: set optim.schedule=cosine_with_restarts, or optim.num_cycles=1"
+            )
+        return self
+
 
 class TrainConfig(BaseModel):
     """Length of the job, batch sizes, evaluation, checkpoints, precision and seed."""
@@ -77,9 +86,9 @@ class TrainConfig(BaseModel):
 
     run_name: str = Field(
         "svgscribe",
-        min_length=1,
-        pattern=r"^[A-Za-z0-9._-]+$",
-        description="name of the job; the same name continues the job from its last checkpoint",
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$",
+        description="name of the job: letters, digits, _, - and ., the first a letter, a digit or "
+        "_; the same name continues the job from its last checkpoint",
         json_schema_extra={"counterpart": "TrainingArguments.run_name"},
     )
     output_dir: str = Field(
@@ -94,7 +103,8 @@ class TrainConfig(BaseModel):
     )
     max_steps: Annotated[int, Field(ge=1)] | None = Field(
         None,
-        description="length of the job (optimizer steps); null: all epochs",
+        description="length of the job (optimizer steps); the job and its schedule end with the "
+        "data of all epochs if that is earlier; null: all epochs",
         json_schema_extra={"counterpart": "TrainingArguments.max_steps"},
     )
     micro_batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(
@@ -122,13 +132,15 @@ class TrainConfig(BaseModel):
     )
     early_stopping_patience: Annotated[int, Field(ge=1)] | None = Field(
         10,
-        description="the job ends after this number of evaluations without a gain (evaluations); "
+        description="the job ends after this number of evaluations since the last gain "
+        "(evaluations); "
         "null: no early stopping",
         json_schema_extra={"counterpart": "EarlyStoppingCallback.early_stopping_patience"},
     )
     early_stopping_threshold: Annotated[float, Field(ge=0)] = Field(
         0.0005,
-        description="smallest drop of the evaluation loss that counts as a gain (nats per token)",
+        description="drop of the evaluation loss that counts as a gain if it is exceeded; smaller "
+        "drops add up (nats per token)",
         json_schema_extra={"counterpart": "EarlyStoppingCallback.early_stopping_threshold"},
     )
     save_total_limit: Annotated[int, Field(ge=1)] = Field(
@@ -137,10 +149,11 @@ class TrainConfig(BaseModel):
         "always kept",
         json_schema_extra={"counterpart": "TrainingArguments.save_total_limit"},
     )
-    precision: Literal["bf16", "fp16", "fp32"] = Field(
-        "bf16",
-        description="dtype of matrix products; fp16 is for GPUs without bf16: it scales the loss "
-        "and keeps the residual stream in fp32",
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
+        "auto",
+        description="dtype of matrix products; auto: that of the job's newest checkpoint, "
+        "otherwise bf16 on GPUs and on CPUs that multiply bf16, fp32 on other CPUs; fp16 is for "
+        "GPUs without bf16: it scales the loss and keeps the residual stream in fp32",
         json_schema_extra={
             "counterpart": "TrainingArguments.bf16, TrainingArguments.fp16, "
             "from_pretrained.dtype, BitsAndBytesConfig.bnb_4bit_compute_dtype"
@@ -169,7 +182,7 @@ class TrainConfig(BaseModel):
     max_failures: Annotated[int, Field(ge=0)] = Field(
         3,
         description="number of restarts of the worker group from its last checkpoint before the "
-        "job fails",
+        "job fails; restarts after a cloud took back a spot node do not count",
     )
 
     @model_validator(mode="after")

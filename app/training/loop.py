@@ -1,7 +1,4 @@
-"""The training loop: when to step, evaluate, report and stop.
-
-step.py holds one step.
-"""
+"""The training loop: when to step, evaluate, report and stop; step.py holds one step."""
 
 import dataclasses
 import functools
@@ -16,6 +13,7 @@ import torch
 from torch import nn
 
 from app.training.config import OptimConfig, TrainConfig
+from app.training.horizon import compute_progress, is_gain
 from app.training.nonfinite import (
     INITIAL_LOSS_SCALE,
     find_nonfinite,
@@ -48,9 +46,9 @@ class TrainState:
     progress: float = 0.0
     """Share of the job that is done, in [0, 1]."""
     best_loss: float = math.inf
-    """Lowest evaluation loss that counted as a gain (nats per token)."""
+    """Last evaluation loss that counted as a gain (nats per token)."""
     num_stale_evaluations: int = 0
-    """Number of evaluations since the best one."""
+    """Number of evaluations since that one."""
     num_examples: int = 0
     num_dropped: int = 0
     num_truncated: int = 0
@@ -80,7 +78,7 @@ class TrainSetup:
     optim: OptimConfig
     context: TrainContext
     compute_progress: Callable[[Position], float]
-    """Returns the share of the job that is done at a position of the stream, in [0, 1]."""
+    """Returns the finished share of the data at a position of the stream, in [0, 1]."""
     after_step: Callable[[int, Sequence[Batch]], None] = lambda step, micro_batches: None
     """Called after each step with the micro-batches it trained on (none if it was skipped)."""
 
@@ -106,16 +104,17 @@ def train_model(
             break
         step_started = time.monotonic()
         micro_batches = [batch for batch, _ in taken]
+        previous = compute_progress(state.step, setup.compute_progress(state.position), config)
         state.position = taken[-1][1]
         totals = count_step_totals(micro_batches, context)
+        if not totals.num_targets:  # all examples were dropped: there is nothing to step on
+            _add_dropped(state, totals)
+            continue
 
         # learning rate in the middle of the step: neither the first nor the last step is at 0
-        if config.max_steps:
-            progress = (state.step + 1) / config.max_steps
-        else:
-            progress = setup.compute_progress(state.position)
-        learning_rate = compute_learning_rate(setup.optim, (state.progress + progress) / 2)
-        state.progress = progress
+        data_share = setup.compute_progress(state.position)
+        state.progress = compute_progress(state.step + 1, data_share, config)
+        learning_rate = compute_learning_rate(setup.optim, (previous + state.progress) / 2)
 
         # one step
         outcome = _step_or_skip(setup, state, micro_batches, totals.num_targets, learning_rate)
@@ -201,10 +200,14 @@ def _step_or_skip(
     return outcome
 
 
-def _update_counts(state: TrainState, totals: StepTotals, *, is_skipped: bool) -> None:
-    state.step += 1
+def _add_dropped(state: TrainState, totals: StepTotals) -> None:
     state.num_dropped += totals.num_dropped
     state.num_truncated += totals.num_truncated
+
+
+def _update_counts(state: TrainState, totals: StepTotals, *, is_skipped: bool) -> None:
+    state.step += 1
+    _add_dropped(state, totals)
     if is_skipped:
         state.num_skipped_steps += 1
         state.num_skipped_examples += totals.num_examples
@@ -273,7 +276,7 @@ def evaluate_model(setup: TrainSetup, state: TrainState, *, save: bool) -> float
         )
 
     # early stopping
-    if loss < state.best_loss - config.early_stopping_threshold:
+    if is_gain(loss, state.best_loss, config):
         state.best_loss, state.num_stale_evaluations = loss, 0
     else:
         state.num_stale_evaluations += 1

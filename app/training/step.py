@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from app.errors import UserError
 from app.gemma.load import evaluation_mode
 from app.training.parallel import TrainContext, all_reduce_sum, reshard_model, unwrap_ddp
 from data_pipeline.stream.encode import IGNORE_INDEX
@@ -153,7 +154,10 @@ def accumulate_gradients(
 def compute_mean_loss(
     objective: nn.Module, batches: Iterable[Batch], context: TrainContext
 ) -> float:
-    """Return the mean loss (nats per target) over the batches of all workers."""
+    """Return the mean loss (nats per target) over the batches of all workers.
+
+    Raises UserError if no batch has a target: every example was dropped.
+    """
     inner = unwrap_ddp(objective)
     sums = torch.zeros(2, dtype=torch.float64, device=context.device)
 
@@ -164,6 +168,11 @@ def compute_mean_loss(
     reshard_model(inner)
 
     loss_sum, count = all_reduce_sum(sums, context).tolist()
+    if not count:
+        raise UserError(
+            "no example of the validation split fits into a sequence: raise data.sequence_tokens, "
+            "or set data.too_long=truncate"
+        )
     return float(loss_sum / count)
 
 

@@ -9,12 +9,12 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from itertools import chain, islice
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import DataError
@@ -47,28 +47,43 @@ class CleanRecord(NamedTuple):
     leaks: bool  # the drawing's text contains the caption
 
 
+Batch: TypeAlias = list[CleanRecord | QuarantinedRecord]
+MapBatches: TypeAlias = Callable[
+    [Callable[[list[Record]], Batch], Iterable[list[Record]]], Iterator[Batch]
+]
+"""Apply a function to each batch somewhere, and return the results in the order of the batches."""
+
+
 def clean_records(
-    records: Iterable[Record], config: PrepareConfig
-) -> Iterator[list[CleanRecord | QuarantinedRecord]]:
+    records: Iterable[Record], config: PrepareConfig, map_batches: MapBatches | None = None
+) -> Iterator[Batch]:
     """Yield batches of cleaned and refused records, in the order of `records`.
 
-    The batches do not depend on the number of processes. Raises DataError if a process is killed.
+    The batches do not depend on `map_batches` or the number of processes. Raises DataError if a
+    process is killed.
     """
     clean = partial(clean_batch, config=config)
     batches = _split_into_batches(records)
-    head = list(islice(batches, _INLINE_BATCHES))
     num_processes = config.processes or _count_cpus()
+    if num_processes == 1 and map_batches is None:
+        return map(clean, batches)
 
-    # clean here
-    if len(head) < _INLINE_BATCHES or num_processes == 1:
-        yield from map(clean, chain(head, batches))
-        return
+    head = list(islice(batches, _INLINE_BATCHES))
+    if len(head) < _INLINE_BATCHES:
+        return map(clean, head)
+    map_batches = map_batches or partial(_map_in_processes, num_processes)
+    return map_batches(clean, chain(head, batches))
 
-    # clean in parallel
+
+def _map_in_processes(
+    num_processes: int,
+    clean: Callable[[list[Record]], Batch],
+    batches: Iterable[list[Record]],
+) -> Iterator[Batch]:
     try:
         with ProcessPoolExecutor(num_processes, initializer=_exit_with_parent) as pool:
-            futures: deque[Future[list[CleanRecord | QuarantinedRecord]]] = deque()
-            for batch in chain(head, batches):
+            futures: deque[Future[Batch]] = deque()
+            for batch in batches:
                 futures.append(pool.submit(clean, batch))
                 if len(futures) > _BATCHES_AHEAD * num_processes:
                     yield futures.popleft().result()
@@ -81,18 +96,16 @@ def clean_records(
         ) from None
 
 
-def clean_batch(
-    records: list[Record], config: PrepareConfig
-) -> list[CleanRecord | QuarantinedRecord]:
+def clean_batch(records: list[Record], config: PrepareConfig) -> Batch:
     """Return one cleaned or refused record for each of `records`."""
-    cleaned: list[CleanRecord | QuarantinedRecord] = []
+    cleaned: Batch = []
     raw: str | bytes | None = None
     svg = ""
     for record in records:
         caption = _replace_surrogates(record.caption).strip()
         try:
             if not caption:
-                raise SVGRefused("no_caption", "the caption is empty")
+                raise SVGRefused("no_caption", record.problem or "the caption is empty")
 
             # Neighbours may be one drawing with several captions: canonicalise it once.
             if raw is None or record.svg is not raw:

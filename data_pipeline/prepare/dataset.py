@@ -1,33 +1,32 @@
 """Prepare a dataset from raw sources: clean, deduplicate, split, shuffle and write the records.
 
-The records pass through temporary files ($TMPDIR): each goes to a bucket by its shuffle key, and
-one bucket at a time is loaded and sorted. Memory holds 26 bytes a record for the whole corpus.
+The records and their hashes pass through temporary files ($TMPDIR), which need about as much room
+as the canonical records (see `buckets`, `splits`). Memory does not follow the size of the corpus,
+except for about one byte a record, and for the names and captions of a folder of single files.
 """
 
 import dataclasses
-import pickle
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import DataError
-from data_pipeline.prepare.clean import CleanRecord, clean_records
+from data_pipeline.prepare.buckets import read_shuffled, write_buckets
+from data_pipeline.prepare.clean import Batch, CleanRecord, MapBatches, clean_records
 from data_pipeline.prepare.leakage import Leakage, measure_leakage
 from data_pipeline.prepare.mixture import mix_sources
-from data_pipeline.prepare.splits import Fingerprints, SplitDecision, decide_splits
-from data_pipeline.shards import ShardRecord, ShardWriter
-from data_pipeline.sources.record import Record
-
-_NUM_BUCKETS = 64  # 2 million drawings of 2 KB: 64 MB a bucket
+from data_pipeline.prepare.partitions import Partitions
+from data_pipeline.prepare.splits import FACTS, SplitDecision, decide_splits
+from data_pipeline.shards import ShardWriter
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,12 @@ class PrepareReport:
     digest: str
     seconds: float
 
+    def list_counts(self) -> dict[str, Any]:
+        """Return everything but the seconds: the same for the same sources and config."""
+        counts = dataclasses.asdict(self)
+        del counts["seconds"]
+        return counts
+
     def __str__(self) -> str:
         reasons = ", ".join(f"{reason} {number:,}" for reason, number in self.quarantined.items())
         num_quarantined = sum(self.quarantined.values())
@@ -75,38 +80,44 @@ class PrepareReport:
 
 
 def prepare_dataset(
-    sources: Sequence[str], config: PrepareConfig, *, progress: bool = True
+    sources: Sequence[str],
+    config: PrepareConfig,
+    *,
+    progress: bool = True,
+    map_batches: MapBatches | None = None,
 ) -> PrepareReport:
     """Read the sources (see `read_source`) and write a dataset (see `shards`) to `config.out`.
 
     The order of the records depends on the seed and the ids, not on the order of the sources. Of
     equal records (same canonical SVG, same caption) the first is kept. A record with a refused SVG
-    or an empty caption goes to quarantine. No concept and no drawing is in both splits. Raises
-    DataError, and leaves the folder as it was.
+    or an empty caption goes to quarantine. No concept and no drawing is in both splits.
+
+    `map_batches` cleans the records on other machines (None: in processes of this one); the dataset
+    is the same byte for byte. Raises DataError, and leaves the folder as it was.
     """
     # open
     started = time.monotonic()
     mixture = mix_sources(sources, config, progress=progress)
     writer = ShardWriter(config.out, shard_records=config.shard_records)
-    counts, fingerprints = _Counts(num_unsampled=mixture.num_unsampled), Fingerprints()
+    counts = _Counts(num_unsampled=mixture.num_unsampled)
     bar = partial(tqdm, unit=" records", mininterval=1.0, disable=not progress)
 
     try:
         with tempfile.TemporaryDirectory(prefix="svgscribe-") as name:
             folder = Path(name)
+            facts = Partitions(folder / "facts", FACTS)
 
             # clean
             records = bar(chain.from_iterable(mixture.records), desc="clean")
-            cleaned = _quarantine_refused(records, config, writer, counts)
-            _write_buckets(cleaned, folder, fingerprints)
+            batches = clean_records(records, config, map_batches)
+            write_buckets(_quarantine_refused(batches, writer, counts), folder, facts)
 
-            # split
-            decision = decide_splits(fingerprints)
-            counts.add_decision(fingerprints, decision)
+            decision = decide_splits(facts, folder)
+            counts.add_decision(len(facts), decision)
             _require_usable(counts, sources, config)
 
             # write
-            shuffled = _read_shuffled(folder, decision)
+            shuffled = read_shuffled(folder, decision)
             for split, record in bar(shuffled, desc="write", total=counts.num_written):
                 writer.add(split, record)
                 counts.sources[record.source] += 1
@@ -117,11 +128,16 @@ def prepare_dataset(
         assert not leakage.num_drawings_in_both, leakage
         assert not leakage.num_records_in_both, leakage
         report = counts.make_report(leakage, digest, time.monotonic() - started)
-    except BaseException:
+    except BaseException as error:
         writer.abandon()
+        if isinstance(error, OSError):
+            raise DataError(
+                f"cannot write to {config.out} or to the temporary folder {tempfile.gettempdir()} "
+                f"({error}): free some space, or set TMPDIR to another disk"
+            ) from error
         raise
 
-    writer.commit(_make_manifest(report, config), dataclasses.asdict(report))
+    writer.commit(_make_manifest(report, config), report.list_counts())
     return report
 
 
@@ -137,13 +153,12 @@ class _Counts:
     quarantined: Counter[str] = field(default_factory=Counter)
     sources: Counter[str] = field(default_factory=Counter)
 
-    def add_decision(self, fingerprints: Fingerprints, decision: SplitDecision) -> None:
-        self.num_written = int(decision.kept.sum())
-        self.num_duplicates = len(fingerprints) - self.num_written
-        self.num_validation = int(decision.validation.sum())
+    def add_decision(self, num_cleaned: int, decision: SplitDecision) -> None:
+        self.num_written = decision.num_kept
+        self.num_duplicates = num_cleaned - decision.num_kept
+        self.num_validation = decision.num_validation
         self.num_moved = decision.num_moved
-        leaks = zip(fingerprints.leaks, decision.kept, strict=True)
-        self.num_leaked = sum(leaked for leaked, kept in leaks if kept)
+        self.num_leaked = decision.num_leaked
 
     def make_report(self, leakage: Leakage, digest: str, seconds: float) -> PrepareReport:
         return PrepareReport(
@@ -182,59 +197,16 @@ def _require_usable(counts: _Counts, sources: Sequence[str], config: PrepareConf
 
 
 def _quarantine_refused(
-    records: Iterable[Record], config: PrepareConfig, writer: ShardWriter, counts: _Counts
+    batches: Iterable[Batch], writer: ShardWriter, counts: _Counts
 ) -> Iterator[CleanRecord]:
     """Yield the cleaned records, count all records, and write refused ones to the quarantine."""
-    for cleaned in chain.from_iterable(clean_records(records, config)):
+    for cleaned in chain.from_iterable(batches):
         counts.num_read += 1
         if isinstance(cleaned, CleanRecord):
             yield cleaned
         else:
             counts.quarantined[cleaned.reason] += 1
             writer.refuse(cleaned)
-
-
-def _write_buckets(
-    records: Iterable[CleanRecord], folder: Path, fingerprints: Fingerprints
-) -> None:
-    """Write each record with its reading index to a bucket, and remember its hashes."""
-    with ExitStack() as stack:
-        buckets = [stack.enter_context((folder / str(n)).open("wb")) for n in range(_NUM_BUCKETS)]
-        for clean in records:
-            entry = clean.shuffle_key, tuple(clean.record), clean.content_hash, len(fingerprints)
-            bucket = buckets[clean.shuffle_key % _NUM_BUCKETS]
-            pickle.dump(entry, bucket, protocol=pickle.HIGHEST_PROTOCOL)
-
-            fingerprints.content_hashes.append(clean.content_hash)
-            fingerprints.drawing_hashes.append(clean.drawing_hash)
-            fingerprints.concept_hashes.append(clean.concept_hash)
-            fingerprints.validation.append(clean.validation)
-            fingerprints.leaks.append(clean.leaks)
-
-
-def _read_shuffled(folder: Path, decision: SplitDecision) -> Iterator[tuple[str, ShardRecord]]:
-    """Yield the kept records with their split, sorted by shuffle key inside each bucket.
-
-    Ledgers name records by id. Of several records with one id, all but the first get a new id.
-    """
-    for number in range(_NUM_BUCKETS):
-        # load bucket
-        entries = []
-        with (folder / str(number)).open("rb") as bucket:
-            while bucket.peek(1):
-                entry = pickle.load(bucket)
-                if decision.kept[entry[-1]]:
-                    entries.append(entry)
-
-        # make ids unique
-        previous = None
-        for _, values, content, index in sorted(entries):
-            record = ShardRecord(*values)
-            is_repeated = record.id == previous
-            previous = record.id
-            if is_repeated:
-                record = record._replace(id=f"{record.id}#{content:016x}")
-            yield "validation" if decision.validation[index] else "train", record
 
 
 def _make_manifest(report: PrepareReport, config: PrepareConfig) -> dict[str, object]:

@@ -1,19 +1,23 @@
 """Find leakage: a caption inside its own drawing, and one drawing in both splits."""
 
 import re
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from html import unescape
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data_pipeline.prepare.partitions import Partitions
 from data_pipeline.shards import ShardRecord
 from data_pipeline.sources.record import stable_hash
 
 _WORD = re.compile(r"\w+")
 _VALUE = re.compile(r'="([^"]*)"')
 _CHARACTER_DATA = re.compile(r">([^<]+)<")
+_FLAG = {"validation": "?"}
 
 
 def contains_caption(svg: str, caption: str) -> bool:
@@ -60,35 +64,37 @@ class Leakage:
 def measure_leakage(train: Iterable[ShardRecord], validation: Iterable[ShardRecord]) -> Leakage:
     """Count the drawings, records and captions of the two splits.
 
-    Reads each split once and holds 24 bytes a record in memory.
+    Reads each split once, and divides the hashes on disk; memory holds about half a byte a record.
     """
-    hashes = [_hash_columns(records) for records in (train, validation)]
-    drawings, captions, contents = zip(*hashes, strict=True)
-    return Leakage(
-        num_train_drawings=len(drawings[0]),
-        num_validation_drawings=len(drawings[1]),
-        num_drawings_in_both=_count_shared(drawings),
-        num_train_records=len(contents[0]),
-        num_validation_records=len(contents[1]),
-        num_records_in_both=_count_shared(contents),
-        num_captions_in_both=_count_shared(captions),
-    )
+    with tempfile.TemporaryDirectory(prefix="svgscribe-") as name:
+        # Equal records have equal drawings, so they are in one partition.
+        contents = Partitions(Path(name) / "contents", {"drawing": "u8", "content": "u8"} | _FLAG)
+        captions = Partitions(Path(name) / "captions", {"caption": "u8"} | _FLAG)
+        for is_held_out, records in enumerate((train, validation)):
+            for record in records:
+                drawing, caption = stable_hash(0, record.svg), stable_hash(0, record.caption)
+                contents.add(drawing, stable_hash(drawing, str(caption)), is_held_out)
+                captions.add(caption, is_held_out)
+
+        drawings = _count(contents, "drawing")
+        counts = _count(contents, "content")
+        return Leakage(
+            num_train_drawings=drawings[0],
+            num_validation_drawings=drawings[1],
+            num_drawings_in_both=drawings[2],
+            num_train_records=counts[0],
+            num_validation_records=counts[1],
+            num_records_in_both=counts[2],
+            num_captions_in_both=_count(captions, "caption")[2],
+        )
 
 
-def _hash_columns(records: Iterable[ShardRecord]) -> list[Any]:
-    """Return the sorted distinct hashes of drawings, captions and both together.
-
-    Each is a uint64 array of shape [num_distinct].
-    """
-    texts = (
-        text
-        for record in records
-        for text in (record.svg, record.caption, f"{record.svg}\0{record.caption}")
-    )
-    hashes = np.fromiter((stable_hash(0, text) for text in texts), np.uint64).reshape(-1, 3)
-    return [np.unique(column) for column in hashes.T]
-
-
-def _count_shared(hashes: tuple[Any, ...]) -> int:
-    train, validation = hashes
-    return len(np.intersect1d(train, validation, assume_unique=True))
+def _count(partitions: Partitions, column: str) -> Any:
+    """Return the numbers of distinct values in training, in validation and in both."""
+    numbers = np.zeros(3, np.int64)
+    for rows in partitions.read():
+        train = np.unique(rows[column][~rows["validation"]])
+        validation = np.unique(rows[column][rows["validation"]])
+        shared = np.intersect1d(train, validation, assume_unique=True)
+        numbers += len(train), len(validation), len(shared)
+    return numbers.tolist()

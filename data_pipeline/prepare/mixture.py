@@ -1,11 +1,11 @@
 """Mix several sources in proportion to their weights, written as `SOURCE@WEIGHT`."""
 
+import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress, islice
 
-import numpy as np
 from tqdm import tqdm
 
 from data_pipeline.config import PrepareConfig
@@ -59,7 +59,7 @@ def mix_sources(
     sizes = [_count_records(reader, progress) for reader in readers]
     num_sampled = _choose_sizes(sizes, [weight for _, weight in specs])
     sampled = [
-        compress(_read(spec, config), _make_sample_mask(num, size, config.seed, spec))
+        compress(_read(spec, config), _choose_sample(num, size, config.seed, spec))
         for (spec, _), num, size in zip(specs, num_sampled, sizes, strict=True)
     ]
     return Mixture([*sampled], num_unsampled=sum(sizes) - sum(num_sampled))
@@ -83,11 +83,13 @@ def _choose_sizes(sizes: Sequence[int], weights: Sequence[float | None]) -> list
     return [min(round(scale * share), size) for share, size in zip(shares, sizes, strict=True)]
 
 
-def _make_sample_mask(
-    num: int, size: int, seed: int, spec: str
-) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
-    """Return a boolean mask of shape [size] with `num` random True values."""
-    mask = np.zeros(size, np.bool_)
-    order = np.random.default_rng(stable_hash(seed, spec)).permutation(size)
-    mask[order[:num]] = True
-    return mask
+def _choose_sample(num: int, size: int, seed: int, spec: str) -> Iterator[bool]:
+    """Yield `size` random truth values, of which `num` are true, without holding them.
+
+    Each record is chosen with the probability of the number left to choose among the records left.
+    """
+    draw = random.Random(stable_hash(seed, spec)).random
+    for num_left in range(size, 0, -1):
+        is_chosen = draw() * num_left < num
+        num -= is_chosen
+        yield is_chosen

@@ -1,14 +1,32 @@
-"""Choose which captions of a drawing become records."""
+"""Read the captions of a drawing from values of any kind, and choose which become records.
 
+A list is several captions. Its items are texts, objects with a key of TEXT_KEYS, or the turns of a
+conversation, whose answers are captions. A list in a column of KEYWORD_COLUMNS is one caption. A
+text may hold a list or an object as JSON.
+"""
+
+import json
+import math
 from collections.abc import Iterable, Iterator
 
 from data_pipeline.config import PrepareConfig
 from data_pipeline.sources.record import Record, stable_hash
 
 MAX_CAPTION_BYTES = 1 << 20
+KEYWORD_COLUMNS = ("keywords", "tags")
+TEXT_KEYS = ("caption", "text", "description", "sentence", "raw", "value", "content")
+"""In order of preference: the first key of an object in a list whose value is not empty."""
+
+_SPEAKER_KEYS, _WORDS_KEYS = ("role", "from", "speaker"), ("content", "value", "text")  # of a turn
+_ASKING = {"user", "human", "system", "developer", "tool", "function"}
+_ANSWERING = {"assistant", "gpt", "chatgpt", "model", "bot", "ai"}
 
 Captions = list[tuple[str, object]]
-"""Name and text of each caption of one drawing."""
+"""Name and value of each caption column of one drawing."""
+
+
+class _NotTextError(Exception):
+    """A caption that is not text; the message describes the value."""
 
 
 def make_records(
@@ -21,14 +39,27 @@ def make_records(
     """Yield one record for each caption of the drawing that `config.captions` chooses.
 
     Records whose first captions are equal, except for case and spacing, are one concept. A drawing
-    without a caption yields a record with an empty caption. A value that is neither text nor bytes
-    yields a record with an empty SVG. `prepare` puts both into quarantine.
+    without a caption yields a record with an empty caption, and with the `problem` of a value that
+    is not text. A drawing that is neither text nor bytes yields a record with an empty SVG.
+    `prepare` puts both into quarantine.
     """
-    texts = [(name, _to_text(value)) for name, value in captions]
-    texts = [(name, text) for name, text in texts if text.strip()] or [("", "")]
-    drawing = svg if isinstance(svg, str | bytes) else ""
-    concept = " ".join(texts[0][1].lower().split())
+    texts: list[tuple[str, str]] = []
+    problem = ""
+    for name, value in _split_lists(captions):
+        try:
+            text = _read_text(value)
+        except _NotTextError as error:
+            label = f"the caption {name!r}" if name else "the caption"
+            problem = problem or f"{label} is {error}, not text"
+        else:
+            texts += [(name, text)] if text.strip() else []
 
+    drawing = svg if isinstance(svg, str | bytes) else ""
+    if not texts:
+        yield Record(id_, drawing, "", source, "", problem)
+        return
+
+    concept = " ".join(texts[0][1].lower().split())
     if config.captions == "all" and len(texts) > 1:
         for name, text in texts:
             yield Record(f"{id_}:{name}", drawing, text, source, concept)
@@ -37,13 +68,86 @@ def make_records(
     yield Record(id_, drawing, texts[chosen][1], source, concept)
 
 
-def _to_text(value: object) -> str:
-    """Return the text of a caption; keywords may be a list."""
+def _split_lists(captions: Iterable[tuple[str, object]]) -> Iterator[tuple[str, object]]:
+    """Yield the name and the value of each caption, and each item of a list as one caption."""
+    for name, raw in captions:
+        value = _parse_json(raw)
+        if not isinstance(value, list):
+            yield name, value
+        elif name.lower() in KEYWORD_COLUMNS:
+            yield name, ", ".join(word for word in value if isinstance(word, str) and word)
+        else:
+            prefix = f"{name}:" if name else ""
+            for number, item in enumerate(value):
+                yield f"{prefix}{number}", _unwrap_item(item)
+
+
+def _parse_json(value: object) -> object:
+    """Return the list or object that a text holds as JSON; return any other value as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+        return value
+    try:
+        parsed = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    items = parsed if isinstance(parsed, list) else [parsed]
+    return parsed if any(item and isinstance(item, str | dict) for item in items) else value
+
+
+def _unwrap_item(item: object) -> object:
+    """Return the text of an object in a list, or None for a turn that is not an answer.
+
+    An object without a known key is returned as it is.
+    """
+    if not isinstance(item, dict):
+        return item
+    speakers = [str(item[key]).lower() for key in _SPEAKER_KEYS if item.get(key) is not None]
+    words = [key for key in _WORDS_KEYS if item.get(key) is not None]
+    if speakers and words:
+        if speakers[0] in _ANSWERING:
+            return _join_parts(item[words[0]])
+        if speakers[0] in _ASKING or words[0] != "text":  # the text may be of a captioning model
+            return None
+    texts = [item[key] for key in TEXT_KEYS if key in item]
+    return next((text for text in texts if text and not is_missing(text)), None) if texts else item
+
+
+def _join_parts(words: object) -> object:
+    """Return the words of an answer, which may be parts {"type": "text", "text"}."""
+    if not isinstance(words, list):
+        return words
+    parts = [part.get("text") if isinstance(part, dict) else part for part in words]
+    return " ".join(part for part in parts if isinstance(part, str))
+
+
+def _read_text(value: object) -> str:
+    """Return the text of one value, empty if it is missing. Raises _NotTextError."""
+    if is_missing(value):
+        return ""
+    if isinstance(value, bytes):
+        return decode_caption(value)
+    if isinstance(value, str):
+        if "</svg>" in value:
+            raise _NotTextError("a drawing")
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)  # JSON writers turn the caption "5" into a number
+    raise _NotTextError(_describe(value))
+
+
+def is_missing(value: object) -> bool:
+    """Return whether the value stands for no value: null, or NaN, which pandas writes instead."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, dict):
+        return f"an object with {', '.join(map(str, value)) or 'no key'}"
     if isinstance(value, list):
-        return ", ".join(str(part) for part in value)
-    return "" if value is None else str(value)
+        return "a list in a list"
+    return f"{type(value).__name__} {value}"
 
 
 def decode_caption(data: bytes) -> str:
-    """Decode the text of a caption file; a byte that is not UTF-8 becomes U+FFFD."""
+    """Decode the text of a caption; a byte that is not UTF-8 becomes U+FFFD."""
     return data.decode("utf-8-sig", "replace").strip()

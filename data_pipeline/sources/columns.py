@@ -11,7 +11,7 @@ from typing import Any
 
 from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import DataError
-from data_pipeline.sources.captions import make_records
+from data_pipeline.sources.captions import decode_caption, is_missing, make_records
 from data_pipeline.sources.record import Record
 
 HEAD_ROWS = 100
@@ -20,6 +20,7 @@ HEAD_ROWS = 100
 SVG_COLUMNS = ("svg", "svg_code")
 CAPTION_COLUMNS = (
     "caption",
+    "captions",
     "description",
     "detail",
     "keywords",
@@ -29,6 +30,9 @@ CAPTION_COLUMNS = (
     "qwen_caption",
     "blip_caption",
     "text",
+    "sentences",
+    "conversations",
+    "messages",
 )
 """In order of preference: the first that is not empty is the caption, and gives the concept."""
 ID_COLUMNS = ("id", "uuid", "filename", "file_name", "key")
@@ -156,6 +160,14 @@ def make_records_from_row(
     svg, captions = columns.svg, columns.captions
     if columns.pair and not looks_like_svg(row.get(svg)):
         svg, captions = captions[0], (svg,)
-    id_ = row.get(columns.id) if columns.id else None
+    id_ = read_id(row, columns.id)
     texts = [(name, row.get(name)) for name in captions]
-    return make_records(number if id_ is None else str(id_), row.get(svg), texts, source, config)
+    return make_records(number if id_ is None else id_, row.get(svg), texts, source, config)
+
+
+def read_id(row: Mapping[str, Any], column: str) -> str | None:
+    """Return the id of a row, or None if it has none."""
+    value = row.get(column) if column else None
+    if is_missing(value):
+        return None
+    return decode_caption(value) if isinstance(value, bytes) else str(value)

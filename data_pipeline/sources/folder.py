@@ -1,13 +1,15 @@
 """Folder format: one .svg or .svgz file for each drawing, with captions beside the drawings.
 
-The captions are in one of CAPTION_FILES, or in a .txt file next to each drawing:
+The captions are in one of CAPTION_FILES in any folder, or in a .txt file next to each drawing:
 - captions.json is an object {file: caption} or {file: [captions]};
 - the other caption files are tables with a column of files and columns of captions.
-A file is named by its path in the folder, with or without its suffix.
+A file is named by its path from the folder of the caption file, with or without its suffix. Of
+several captions files that name a drawing, the one in the deepest folder counts. Thus each split of
+a Hugging Face image folder may have a metadata file of its own.
 """
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 
 from data_pipeline.config import PrepareConfig
@@ -18,9 +20,10 @@ from data_pipeline.sources.captions import (
     decode_caption,
     make_records,
 )
-from data_pipeline.sources.columns import find_columns
-from data_pipeline.sources.files import SourceFile
+from data_pipeline.sources.columns import find_columns, read_id
+from data_pipeline.sources.files import SourceFile, normalise_name
 from data_pipeline.sources.json_parser import load_json, parse_json_objects
+from data_pipeline.sources.parquet import read_rows, read_schema
 from data_pipeline.sources.record import Record
 
 CAPTION_FILES = (
@@ -29,7 +32,15 @@ CAPTION_FILES = (
     "captions.csv",
     "metadata.jsonl",
     "metadata.csv",
+    "metadata.parquet",
 )
+"""In order of preference: the first in a folder counts."""
+_FILE_COLUMNS = ("file_name", "filename", "file")  # before a column of ids
+
+
+def is_caption_file(file: SourceFile) -> bool:
+    """Return whether a folder's captions may be in the file, by its name."""
+    return _split_folder(file)[1] in CAPTION_FILES
 
 
 def read_folder(
@@ -39,47 +50,77 @@ def read_folder(
 
     Raises DataError before the first record if the folder has no usable captions.
     """
-    by_name = {file.name: file for file in files}
-    captions = _read_captions(by_name, config)
-    has_text_files = any(_drop_suffix(drawing.name) + ".txt" in by_name for drawing in drawings)
-    if not captions and not has_text_files:
+    names = [normalise_name(drawing.name) for drawing in drawings]
+    captions = _read_captions(files, config)
+    text_files = _find_text_files(files, {_drop_suffix(name) for name in names})
+    if not captions and not text_files:
         raise DataError(
             f"{source} has no captions: put {', '.join(CAPTION_FILES)} "
             "or a .txt beside each .svg into it"
         )
-
-    return _make_folder_records(drawings, by_name, captions, source, config)
+    if not text_files and not any(_find(captions, name) for name in names):
+        raise DataError(
+            f"{source} has captions of files such as {next(iter(captions))!r}, but of no drawing "
+            f"such as {names[0]!r}: name the drawings by their path from the file of captions"
+        )
+    return _make_folder_records(drawings, captions, text_files, source, config)
 
 
 def _make_folder_records(
     drawings: Sequence[SourceFile],
-    by_name: Mapping[str, SourceFile],
     captions: Mapping[str, Captions],
+    text_files: Mapping[str, SourceFile],
     source: str,
     config: PrepareConfig,
 ) -> Iterator[Record]:
     for drawing in drawings:
-        stem = _drop_suffix(drawing.name)
-        texts = captions.get(drawing.name) or captions.get(stem) or []
-        text_file = by_name.get(stem + ".txt")
-        if not texts and text_file is not None:
-            texts = [("txt", decode_caption(text_file.read_head(MAX_CAPTION_BYTES)))]
+        name = normalise_name(drawing.name)
+        stem = _drop_suffix(name)
+        texts = _find(captions, name)
+        if not texts and stem in text_files:
+            texts = [("txt", decode_caption(text_files[stem].read_head(MAX_CAPTION_BYTES)))]
 
         svg = drawing.read_head(config.max_svg_bytes + 1)
         yield from make_records(stem, svg, texts, source, config)
+
+
+def _split_folder(file: SourceFile) -> tuple[str, str]:
+    """Return the folder and the base name in lower case."""
+    folder, _, base = normalise_name(file.name).rpartition("/")
+    return folder, base.lower()
 
 
 def _drop_suffix(name: str) -> str:
     return name[: name.rindex(".")]
 
 
-def _read_captions(by_name: Mapping[str, SourceFile], config: PrepareConfig) -> dict[str, Captions]:
-    """Map each drawing's file to its captions in the first caption file; empty without one."""
-    for name in CAPTION_FILES:
-        if name in by_name:
-            file = by_name[name]
-            return _read_object(file) if name == "captions.json" else _read_table(file, config)
-    return {}
+def _find_text_files(files: Iterable[SourceFile], stems: Collection[str]) -> dict[str, SourceFile]:
+    """Map the stem of each drawing to the .txt file beside it."""
+    texts = [file for file in files if file.name.lower().endswith(".txt")]
+    by_stem = {_drop_suffix(normalise_name(file.name)): file for file in texts}
+    return {stem: by_stem[stem] for stem in stems if stem in by_stem}
+
+
+def _find(captions: Mapping[str, Captions], name: str) -> Captions:
+    """Return the captions of a drawing, whose suffix may be missing or in the other case."""
+    stem, dot, suffix = name.rpartition(".")
+    names = (name, stem + dot + suffix.lower(), stem + dot + suffix.upper(), stem)
+    return next((captions[name] for name in names if name in captions), [])
+
+
+def _read_captions(files: Iterable[SourceFile], config: PrepareConfig) -> dict[str, Captions]:
+    """Map the path of each drawing to its captions, from the first caption file of each folder."""
+    first: dict[str, SourceFile] = {}
+    found = [file for file in files if is_caption_file(file)]
+    for file in sorted(found, key=lambda file: CAPTION_FILES.index(_split_folder(file)[1])):
+        first.setdefault(_split_folder(file)[0], file)
+
+    captions: dict[str, Captions] = {}
+    for folder, file in sorted(first.items()):  # a folder is before its subfolders
+        is_object = _split_folder(file)[1] == "captions.json"
+        named = _read_object(file) if is_object else _read_table(file, config)
+        captions |= {normalise_name(f"{folder or '.'}/{name}"): named[name] for name in named}
+    return captions
 
 
 def _read_object(file: SourceFile) -> dict[str, Captions]:
@@ -87,23 +128,20 @@ def _read_object(file: SourceFile) -> dict[str, Captions]:
     value = load_json(file)
     if not isinstance(value, dict):
         raise DataError(f"{file.path} must be an object of file names and captions")
-    captions: dict[str, Captions] = {}
-    for name, texts in value.items():
-        texts = texts if isinstance(texts, list) else [texts]
-        captions[name] = [(str(n), text) for n, text in enumerate(texts)]
-    return captions
+    return {name: [("", texts)] for name, texts in value.items()}
 
 
 def _read_table(file: SourceFile, config: PrepareConfig) -> dict[str, Captions]:
-    """Read a CSV or JSON Lines table with a column of files and columns of captions."""
-    rows = list(parse_json_objects(file)) if file.name.endswith(".jsonl") else _read_csv(file)
+    """Read a table with a column of files and columns of captions."""
+    rows = _read_table_rows(file)
     if not rows:
         raise DataError(f"{file.path} is empty")
 
     # find_columns requires a column of drawings, but the drawings are in files of their own:
     # name any column for them.
     names = list(dict.fromkeys(chain.from_iterable(rows)))
-    changes = {"svg_column": names[0], "id_column": config.id_column or None}
+    file_column = next((name for name in names if name.lower() in _FILE_COLUMNS), None)
+    changes = {"svg_column": names[0], "id_column": config.id_column or file_column}
     columns = find_columns(names, config.model_copy(update=changes), file.path)
     if not columns.id:
         raise DataError(
@@ -113,8 +151,17 @@ def _read_table(file: SourceFile, config: PrepareConfig) -> dict[str, Captions]:
     captions: dict[str, Captions] = {}
     for row in rows:
         texts = [(name, row.get(name)) for name in columns.captions]
-        captions.setdefault(str(row.get(columns.id)), []).extend(texts)
+        name = read_id(row, columns.id)
+        if name is not None:
+            captions.setdefault(normalise_name(name), []).extend(texts)
     return captions
+
+
+def _read_table_rows(file: SourceFile) -> list[dict[str, object]]:
+    name = file.name.lower()
+    if name.endswith(".parquet"):
+        return list(read_rows(file, read_schema(file).names))
+    return list(parse_json_objects(file)) if name.endswith(".jsonl") else _read_csv(file)
 
 
 def _read_csv(file: SourceFile) -> list[dict[str, object]]:

@@ -1,6 +1,8 @@
 """Parquet format: columns of drawings, captions and ids (see `columns`), read batch by batch."""
 
+import io
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -9,6 +11,7 @@ import pyarrow.parquet as pq
 
 from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import DataError
+from data_pipeline.sources.captions import TEXT_KEYS
 from data_pipeline.sources.columns import (
     HEAD_ROWS,
     Columns,
@@ -19,9 +22,11 @@ from data_pipeline.sources.columns import (
 from data_pipeline.sources.files import SourceFile
 from data_pipeline.sources.record import Record
 
-_BATCH_ROWS = 256  # in memory at once
-_TEXT = {pa.string(), pa.large_string(), pa.string_view()}
-_BYTES = {pa.binary(), pa.large_binary(), pa.binary_view()}
+# In memory at once: this many rows, or fewer of about this size.
+_BATCH_ROWS = 256
+_BATCH_BYTES = 1 << 22
+# A column of a row group is read in pieces of this size (bytes): the group may be the whole corpus.
+_BUFFER_BYTES = 1 << 20
 
 
 def read_parquet(file: SourceFile, source: str, config: PrepareConfig) -> Iterator[Record]:
@@ -29,46 +34,91 @@ def read_parquet(file: SourceFile, source: str, config: PrepareConfig) -> Iterat
 
     Raises DataError before the first record if the file, its columns or their types are not usable.
     """
-    try:
-        schema = pq.read_schema(file.path, filesystem=file.fs)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{file.path} is not a readable Parquet file: {error}") from None
-    columns = find_columns(schema.names, config, file.path)
-    _require_text(schema, columns, file.path)
-    require_drawings(islice(_read_rows(file, columns), HEAD_ROWS), columns, file.path)
+    schema = read_schema(file)
+    columns = _require_types(schema, find_columns(schema.names, config, file.path), file.path)
+    names = columns.names()
+    require_drawings(islice(read_rows(file, names), HEAD_ROWS), columns, file.path)
 
     return (
         record
-        for number, row in enumerate(_read_rows(file, columns))
+        for number, row in enumerate(read_rows(file, names))
         for record in make_records_from_row(row, columns, f"{file.stem}:{number}", source, config)
     )
 
 
-def _require_text(schema: pa.Schema, columns: Columns, where: str) -> None:
-    """Raise DataError if a column does not hold text; the SVG may also be bytes."""
-    for column in (columns.svg, *columns.captions):
-        found = schema.field(column).type
-        is_svg = column == columns.svg
-        if not _is_text(found, may_be_list=not is_svg, may_be_bytes=is_svg or columns.pair):
-            raise DataError(f"{where}: column {column!r} holds {found}, not text")
-
-
-def _is_text(kind: pa.DataType, *, may_be_list: bool, may_be_bytes: bool) -> bool:
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    if (may_be_list and is_list) or pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return kind in _TEXT or (may_be_bytes and kind in _BYTES)
-
-
-def _read_rows(file: SourceFile, columns: Columns) -> Iterator[dict[str, Any]]:
+def read_schema(file: SourceFile) -> pa.Schema:
+    """Return the columns of a Parquet file. Raises DataError."""
     try:
-        with pq.ParquetFile(file.path, filesystem=file.fs) as parquet:
-            for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns.names()):
+        return _read_metadata(file).schema.to_arrow_schema()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file.path} is not a readable Parquet file: {error}") from None
+
+
+def _read_metadata(file: SourceFile) -> pq.FileMetaData:
+    """Return the footer without the Arrow types that the writer noted beside Parquet's own.
+
+    Text is then `string` and a list is `list`, whatever the writer had in memory (dictionary,
+    fixed size). pyarrow 25 cannot read a null in a column that was noted as a fixed-size list.
+    """
+    footer = io.BytesIO()
+    pq.read_metadata(file.path, filesystem=file.fs).write_metadata_file(footer)
+    return pq.read_metadata(io.BytesIO(footer.getvalue().replace(b"ARROW:schema", b"arrow-schema")))
+
+
+def _require_types(schema: pa.Schema, columns: Columns, where: str) -> Columns:
+    """Return the columns without captions of an unusable type, if others are left.
+
+    Raises DataError if the drawings or all captions are of an unusable type, or if two columns have
+    one name. A column of nulls has no type; its rows have no value.
+    """
+    for column in columns.names():
+        if schema.names.count(column) > 1:
+            raise DataError(f"{where} has several columns {column!r}: rename all but one")
+    usable = tuple(name for name in columns.captions if _is_caption(schema.field(name).type))
+    for column in (columns.svg, *(columns.captions if not usable else ())):
+        found = schema.field(column).type
+        if column != columns.svg or not _is_scalar(found):
+            raise DataError(f"{where}: column {column!r} holds {found}, not text")
+    return replace(columns, captions=usable)
+
+
+def _is_scalar(kind: pa.DataType) -> bool:
+    return kind in (pa.string(), pa.binary()) or pa.types.is_null(kind)
+
+
+def _is_caption(kind: pa.DataType) -> bool:
+    """Return whether `captions` reads values of this type; pandas makes a column of NaN floats."""
+    if not pa.types.is_list(kind):
+        return _is_scalar(kind) or pa.types.is_floating(kind)
+    item = kind.value_type
+    if pa.types.is_struct(item):
+        return any(field.name in TEXT_KEYS for field in item)
+    return _is_scalar(item)
+
+
+def read_rows(file: SourceFile, names: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a Parquet file with the named columns. Raises DataError if it is broken."""
+    try:
+        with pq.ParquetFile(
+            file.path,
+            filesystem=file.fs,
+            metadata=_read_metadata(file),
+            buffer_size=_BUFFER_BYTES,
+            pre_buffer=False,
+        ) as parquet:
+            num_rows = _choose_batch_rows(parquet.metadata)
+            for batch in parquet.iter_batches(num_rows, columns=names):
                 yield from _convert_batch(batch)
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{file.path} cannot be read to its end: {' '.join(str(error).split())}"
         ) from None
+
+
+def _choose_batch_rows(metadata: pq.FileMetaData) -> int:
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    row_bytes = sum(group.total_byte_size for group in groups) / max(metadata.num_rows, 1)
+    return max(min(int(_BATCH_BYTES / max(row_bytes, 1)), _BATCH_ROWS), 1)
 
 
 def _convert_batch(batch: pa.RecordBatch) -> list[dict[str, Any]]:
@@ -86,7 +136,26 @@ def _convert_batch(batch: pa.RecordBatch) -> list[dict[str, Any]]:
 
 
 def _decode_column(column: pa.Array) -> list[Any]:
-    if column.type not in _TEXT:
+    kind = _to_binary(column.type)
+    if kind == column.type:
         return list(column.to_pylist())
-    values = column.cast(pa.large_binary()).to_pylist()
-    return [None if value is None else value.decode("utf-8", "replace") for value in values]
+    return [_decode(value) for value in column.cast(kind).to_pylist()]
+
+
+def _to_binary(kind: pa.DataType) -> pa.DataType:
+    """Return the type with bytes in place of text, also inside lists and structs."""
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(field.name, _to_binary(field.type)) for field in kind])
+    if pa.types.is_list(kind):
+        return pa.list_(_to_binary(kind.value_type))
+    return pa.binary() if kind == pa.string() else kind
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, list):
+        return [_decode(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _decode(item) for key, item in value.items()}
+    return value

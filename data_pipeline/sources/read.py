@@ -9,7 +9,7 @@ from itertools import chain
 from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import DataError
 from data_pipeline.sources.files import SVG_SUFFIXES, SourceFile, find_files
-from data_pipeline.sources.folder import read_folder
+from data_pipeline.sources.folder import is_caption_file, read_folder
 from data_pipeline.sources.iconify import is_iconify, read_iconify
 from data_pipeline.sources.json_records import read_json
 from data_pipeline.sources.parquet import read_parquet
@@ -40,17 +40,18 @@ def read_source(
     1. `.parquet`, with the columns of a known dataset (see `columns`) or those that `config` names
        (see `parquet`);
     2. `.tar`, `.tar.gz`, `.tgz`: samples `KEY.svg` with `KEY.txt` or `KEY.json` (see `webdataset`);
-    3. `.svg`, `.svgz`, with one caption file (`captions.json` of {file: caption}, or rows in
-       `captions.jsonl`, `captions.csv`, `metadata.jsonl`, `metadata.csv`, whose id is the drawing's
-       path in the folder, with or without its suffix), or else a `.txt` next to each drawing (see
-       `folder`);
+    3. `.svg`, `.svgz`, with caption files (`captions.json` of {file: caption}, or rows in
+       `captions.jsonl`, `captions.csv`, `metadata.jsonl`, `metadata.csv`, `metadata.parquet`, whose
+       id is the drawing's path from there, with or without its suffix), or else a `.txt` next to
+       each drawing (see `folder`);
     4. `.jsonl`, `.json`: an Iconify set (see `iconify`), or else objects in lines or in an array,
        with columns as Parquet has (see `json_records`).
 
     A source without captions is refused. For example, StarVector's svg-stack has no captions: its
     `Filename` is a hash. `config.caption_column` accepts any column as the caption.
 
-    Files with a name in `ignored_files` are not read and do not decide the format.
+    Suffixes are in any case. Files with a name in `ignored_files`, hidden files and descriptions of
+    a hub's dataset (`dataset_infos.json`) are not read and do not decide the format.
 
     Raises DataError. Everything that can be checked is checked before the first record.
     """
@@ -61,11 +62,15 @@ def read_source(
 
     source, files = find_files(spec)
     files = [file for file in files if file.name not in ignored_files]
-    if parquets := _select_suffixes(files, PARQUET_SUFFIXES):
+    drawings = _select_suffixes(files, SVG_SUFFIXES)
+    parquets = _select_suffixes(files, PARQUET_SUFFIXES)
+    if drawings:
+        parquets = [file for file in parquets if not is_caption_file(file)]
+    if parquets:
         return chain.from_iterable([read_parquet(file, source, config) for file in parquets])
     if tars := _select_suffixes(files, TAR_SUFFIXES):
         return _read_files(tars, lambda file: read_webdataset(file, source, config))
-    if drawings := _select_suffixes(files, SVG_SUFFIXES):
+    if drawings:
         return read_folder(drawings, files, source, config)
     if jsons := _select_suffixes(files, JSON_SUFFIXES):
         if icon_sets := [file for file in jsons if is_iconify(file)]:

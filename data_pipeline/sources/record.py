@@ -9,7 +9,7 @@ class Record:
     """A drawing as found in a source: raw SVG (text or bytes), caption and concept.
 
     `id` is unique within its source. `source` names the file or the set, for counts and reports.
-    All records of one `concept` are in the same split.
+    All records of one `concept` are in the same split. `problem` is the reason of an empty caption.
     """
 
     id: str
@@ -17,6 +17,7 @@ class Record:
     caption: str
     source: str
     concept: str
+    problem: str = ""
 
 
 def stable_hash(seed: int, text: str) -> int:

@@ -1,13 +1,19 @@
 """WebDataset format: tar files of samples, `KEY.svg` with `KEY.txt` or `KEY.json` beside it.
 
-The files of one sample are neighbours in the tar. The tar may be compressed.
+The files of one sample are neighbours in the tar. The tar may be compressed, in one member or in
+several, and may be several archives one after another. Hidden files are left alone.
 """
 
+import bz2
+import gzip
 import json
+import lzma
+import re
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, groupby, islice
-from typing import Any
+from typing import Any, Self
 
 from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import DataError
@@ -18,10 +24,29 @@ from data_pipeline.sources.captions import (
     make_records,
 )
 from data_pipeline.sources.columns import CAPTION_COLUMNS
-from data_pipeline.sources.files import SVG_SUFFIXES, SourceFile
+from data_pipeline.sources.files import SVG_SUFFIXES, SourceFile, is_hidden, normalise_name
 from data_pipeline.sources.record import Record
 
 _HEAD_SAMPLES = 100  # a tar without a caption in these is refused
+# tarfile itself reads only the first member of a compressed stream.
+_UNPACK: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
+    (rb"\x1f\x8b", gzip.open),
+    (rb"BZh[1-9]1AY", bz2.open),
+    (rb"\xfd7zXZ", lzma.open),
+    (rb"", lambda stream: stream),
+)
+"""Beginnings of a file, as patterns, and functions that unpack it."""
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    """A header whose damage raises ReadError; tarfile would take it for the end of the archive."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(str(error)) from None
 
 
 def read_webdataset(file: SourceFile, source: str, config: PrepareConfig) -> Iterator[Record]:
@@ -47,16 +72,34 @@ def read_webdataset(file: SourceFile, source: str, config: PrepareConfig) -> Ite
 
 def _read_samples(file: SourceFile, config: PrepareConfig) -> Iterator[tuple[str, bytes, Captions]]:
     """Yield key, SVG and captions of each sample that has an SVG."""
+    head = file.read_head(8)
+    unpack = next(unpack for magic, unpack in _UNPACK if re.match(magic, head))
     try:
-        with file.open_stream() as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
-            members = ((*_split_key(member.name), member) for member in archive if member.isfile())
-            for key, parts in groupby(members, key=lambda member: member[0]):
+        with (
+            file.open_stream() as stream,
+            tarfile.open(
+                fileobj=unpack(stream),
+                mode="r|",
+                tarinfo=_StrictTarInfo,
+                ignore_zeros=True,
+            ) as archive,
+        ):
+            for key, parts in groupby(_list_files(archive), key=lambda part: part[0]):
                 files = ((suffix, member) for _, suffix, member in parts)
                 svg, captions = _read_sample(archive, files, config)
                 if svg is not None:
                     yield key, svg, captions
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
         raise DataError(f"{file.path} is not a readable tar: {error}") from None
+
+
+def _list_files(archive: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+    """Yield key, suffix and header of each file."""
+    while (member := archive.next()) is not None:
+        archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
+        name = normalise_name(member.name)
+        if member.isfile() and not is_hidden(name):
+            yield *_split_key(name), member
 
 
 def _read_sample(

@@ -18,6 +18,7 @@ import tokenizers
 from tokenizers import Tokenizer
 
 from data_pipeline.errors import DataError
+from data_pipeline.fetch import fetch_folder
 
 IGNORE_INDEX = -100
 """Target of a position that is not trained on: the value that torch's cross-entropy ignores."""
@@ -55,8 +56,9 @@ class Example(NamedTuple):
 class PromptEncoder:
     """Encode prompts and whole examples; decode captions.
 
-    `tokenizer` is a folder with a `tokenizer.json`, or a hub name. Raises DataError if it is
-    neither, or if the tokenizer lacks one of Gemma 2's control tokens.
+    `tokenizer` is a folder or URI with a `tokenizer.json`, or a hub name such as `owner/name` or
+    `owner/name@revision`. Raises DataError if it is neither, or if the tokenizer lacks one of
+    Gemma 2's control tokens.
     """
 
     def __init__(self, tokenizer: str, system_prompt: str) -> None:
@@ -74,9 +76,15 @@ class PromptEncoder:
         self._before_svg = [self._control_id("<bos>"), *user_turn, *system_ids]
         self._after_svg = _encode_text(self._template, "\n<end_of_turn>\n<start_of_turn>model\n")
 
-    def encode_prompt(self, svg: str) -> list[int]:
-        """Return the ids up to and including `<start_of_turn>model\\n`."""
-        return [*self._before_svg, *_encode_text(self._content, svg), *self._after_svg]
+    def encode_prompt(self, svg: str, max_tokens: int | None = None) -> list[int]:
+        """Return the ids up to and including `<start_of_turn>model\\n`.
+
+        The end of the SVG is cut if the prompt would be longer than `max_tokens`.
+        """
+        svg_ids = _encode_text(self._content, svg)
+        if max_tokens is not None:
+            svg_ids = svg_ids[: max(0, max_tokens - len(self._before_svg) - len(self._after_svg))]
+        return [*self._before_svg, *svg_ids, *self._after_svg]
 
     def encode(self, svg: str, caption: str) -> Example:
         """Return the whole example.
@@ -117,6 +125,16 @@ class PromptEncoder:
         return len(self._before_svg) + len(self._after_svg) + len(self.stop_ids)
 
     @cached_property
+    def tokenizer_sha256(self) -> str:
+        """Hash of the tokenizer alone."""
+        return hashlib.sha256(self._template.to_str().encode()).hexdigest()
+
+    @property
+    def max_id(self) -> int:
+        """Largest token id."""
+        return max(self._template.get_vocab().values())
+
+    @cached_property
     def fingerprint(self) -> bytes:
         """32-byte hash of all that a pair's tokens depend on: tokenizer, template, library."""
         template = [self._before_svg, self._after_svg, self.stop_ids]
@@ -141,6 +159,8 @@ def _encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def _load_tokenizer(tokenizer: str) -> Tokenizer:
+    if "://" in tokenizer:
+        tokenizer = fetch_folder(tokenizer)
     file = Path(tokenizer) / "tokenizer.json"
     if file.is_file():
         return Tokenizer.from_file(str(file))
@@ -149,8 +169,9 @@ def _load_tokenizer(tokenizer: str) -> Tokenizer:
             f"{tokenizer} holds no tokenizer.json: save the model's tokenizer beside its weights"
         )
 
+    name, _, revision = tokenizer.partition("@")
     try:
-        return Tokenizer.from_pretrained(tokenizer)
+        return Tokenizer.from_pretrained(name, revision=revision or "main")
     except Exception as error:  # the hub client raises bare Exceptions of many kinds
         raise DataError(
             f"no tokenizer {tokenizer!r}: "

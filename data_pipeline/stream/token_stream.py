@@ -8,7 +8,7 @@ for any number of workers.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -51,12 +51,6 @@ class Position:
     """Number of sequences in that shuffle block; not used while index is 0."""
 
 
-def compute_progress(position: Position, num_shuffle_blocks: int) -> float:
-    """Return the finished share of all epochs, from 0 to 1; every shuffle block counts alike."""
-    done = position.shuffle_block + position.index / position.num_block_sequences
-    return done / num_shuffle_blocks
-
-
 @dataclass(frozen=True)
 class Stream:
     """All epochs of the train split, and the validation split, as blocks of packed sequences."""
@@ -66,6 +60,11 @@ class Stream:
     tokenizer: str
     """Folder or hub name, as PromptEncoder takes it."""
     num_epochs: int
+
+    @property
+    def encoder(self) -> PromptEncoder:
+        """The encoder of this stream; one for each process."""
+        return _encoder(self.tokenizer, self.config.system_prompt)
 
     @property
     def num_train_examples(self) -> int:
@@ -82,17 +81,27 @@ class Stream:
         """Number of shuffle blocks in all epochs. The stream ends there."""
         return self.num_epochs * self.num_shuffle_blocks_per_epoch
 
+    def compute_progress(self, position: Position) -> float:
+        """Return the finished share of all epochs, from 0 to 1, by numbers of examples."""
+        num_blocks, size = self.num_shuffle_blocks_per_epoch, self.config.shuffle_block_examples
+        epoch, turn = divmod(position.shuffle_block, num_blocks)
+
+        # only the last block of the shards may be short
+        num_missing = num_blocks * size - self.num_train_examples
+        order = _order_blocks(self.config.seed, epoch, num_blocks)
+        sizes = np.where(order == num_blocks - 1, size - num_missing, size)
+
+        done = sizes[:turn].sum() + sizes[turn] * position.index / position.num_block_sequences
+        return float((epoch + done / self.num_train_examples) / self.num_epochs)
+
     def pack_shuffle_block(self, number: int) -> Batch:
         """Return the packed sequences of block `number`, 0 ≤ number < num_shuffle_blocks.
 
         This is a pure function of shards, config and number.
         """
-        epoch, turn = divmod(number, self.num_shuffle_blocks_per_epoch)
-        seed = self.config.seed
-
-        # choose the block of the shards
-        block_order = np.random.default_rng((seed, epoch))
-        block = int(block_order.permutation(self.num_shuffle_blocks_per_epoch)[turn])
+        num_blocks, seed = self.num_shuffle_blocks_per_epoch, self.config.seed
+        epoch, turn = divmod(number, num_blocks)
+        block = int(_order_blocks(seed, epoch, num_blocks)[turn])  # of the shards
 
         # shuffle inside the block; + 1 because numpy seeds (seed, epoch, 0) like (seed, epoch)
         example_order = np.random.default_rng((seed, epoch, block + 1))
@@ -121,6 +130,33 @@ class Stream:
         for block in range(math.ceil(num_examples / self.config.shuffle_block_examples)):
             yield self._pack(self._encode_block("validation", block, num_examples), block)
 
+    def require_fitting_examples(self, split: str) -> None:
+        """Raise DataError if no example of a split fits into a sequence.
+
+        Read at most _MAX_CHECKED examples: `prepare` has shuffled them.
+        """
+        limit = self.config.max_train_records
+        if split == "validation":
+            limit = self.config.max_validation_records
+        num_examples = self._num_examples(split, limit)
+        lengths: list[int] = []
+
+        for block in range(math.ceil(num_examples / self.config.shuffle_block_examples)):
+            examples = self._encode_block(split, block, num_examples)
+            if self._fit(self.encoder, examples)[0]:
+                return
+            lengths += [len(example.input_ids) for _, example in examples]
+            if len(lengths) >= _MAX_CHECKED:
+                break
+
+        remedy = f"raise it to at least {min(lengths)}, or set data.too_long=truncate"
+        if self.config.too_long == "truncate":
+            remedy = "prompt and caption alone are longer; raise it"
+        raise DataError(
+            f"none of {len(lengths)} examples of the {split} split fits into "
+            f"data.sequence_tokens={self.config.sequence_tokens}: {remedy}"
+        )
+
     def _num_examples(self, split: str, limit: int | None) -> int:
         num_examples = self.shards.num_records(split)
         if not num_examples:
@@ -141,20 +177,18 @@ class Stream:
     def _encode_block(self, split: str, block: int, num_examples: int) -> list[_Numbered]:
         first, records = self._read_block(split, block, num_examples)
         pairs = [(record.svg, record.caption) for record in records]
-        encoder = _encoder(self.tokenizer, self.config.system_prompt)
-
         cache_dir = self.config.cache_dir
         if cache_dir is None:
-            examples = encoder.encode_batch(pairs)
+            examples = self.encoder.encode_batch(pairs)
         else:
-            examples = encode_cached(encoder, pairs, cache_dir)
+            examples = encode_cached(self.encoder, pairs, cache_dir)
         return [*enumerate(examples, first)]
 
     def _pack(
         self, examples: Sequence[_Numbered], number: int, order: np.random.Generator | None = None
     ) -> Batch:
         """Pack the examples of block `number`; `order` shuffles examples and sequences."""
-        encoder = _encoder(self.tokenizer, self.config.system_prompt)
+        encoder = self.encoder
 
         # shuffle, fit, pack
         if order is not None:
@@ -215,6 +249,13 @@ class Stream:
         return fitting, num_truncated
 
 
+@lru_cache(maxsize=2)
+def _order_blocks(seed: int, epoch: int, num_blocks: int) -> npt.NDArray[np.int64]:
+    """Return the blocks of the shards in the order in which an epoch reads them."""
+    return np.random.default_rng((seed, epoch)).permutation(num_blocks)
+
+
+_MAX_CHECKED = 16_384  # a few seconds of tokenising
 _NO_TOKENS = np.zeros(0, np.int32)
 _EMPTY_SEQUENCE = PackedSequence(_NO_TOKENS, _NO_TOKENS, _NO_TOKENS, members=())
 

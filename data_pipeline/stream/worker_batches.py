@@ -1,6 +1,8 @@
 """Split packed sequences among workers, as micro-batches."""
 
-from collections.abc import Iterable, Iterator
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -15,6 +17,7 @@ _FILLER_VALUES = {
     "num_truncated": 0,
     "example_numbers": -1,
 }
+_MIN_ROUND_SEQUENCES, _MIN_SHARE_SEQUENCES = 64, 4
 
 
 def split_among_workers(
@@ -27,11 +30,12 @@ def split_among_workers(
     position after a micro-batch counts the k-th micro-batches of all workers. Filler sequences
     complete the last micro-batches: IGNORE_INDEX targets, no tokens, no examples.
     """
-    own = slice(rank * micro_batch_size, (rank + 1) * micro_batch_size)
-    for group in _group_sequences(blocks, micro_batch_size * num_workers):
-        # Copy: Ray's arrays are read-only, and stay in its object store while a part is in use.
-        micro_batch = {name: column[own].copy() for name, column in group.items()}
-        yield micro_batch, _position_after(group)
+    dealer = Dealer(micro_batch_size=micro_batch_size, num_workers=num_workers)
+    for block in blocks:
+        for shares in dealer.add(block):
+            yield from split_share(shares[rank])
+    for shares in dealer.finish():
+        yield from split_share(shares[rank])
 
 
 def read_validation_batches(
@@ -48,25 +52,88 @@ def read_validation_batches(
     return [batch for batch, _ in own]
 
 
-def _group_sequences(blocks: Iterable[Batch], num_sequences: int) -> Iterator[Batch]:
-    """Yield the sequences of all blocks in groups of `num_sequences`; filler completes the last."""
-    pending: Batch = {}
-    expected: Position | None = None
-    for block in blocks:
+class Dealer:
+    """Deal the sequences of a stream in rounds: one share for each worker.
+
+    A share is {name: [micro-batches, micro_batch_size, …]}. Its column `position_after`
+    [micro-batches, 3] holds the position of the whole job after each micro-batch.
+    """
+
+    def __init__(
+        self, *, micro_batch_size: int, num_workers: int, start: Position | None = None
+    ) -> None:
+        """Expect `start` as the position of the first sequence; None: any position."""
+        self._expected = start
+        self._micro_batch_size, self._num_workers = micro_batch_size, num_workers
+        self._group_size = micro_batch_size * num_workers
+        self._round_size = self._group_size * count_share_batches(micro_batch_size, num_workers)
+        self._pending: list[Batch] = []
+
+    def add(self, sequences: Batch) -> list[list[Batch]]:
+        """Add the next sequences of the stream; return the rounds that are now complete."""
         # check that no sequence is missing or repeated
-        first = int(block["shuffle_block"][0]), int(block["index"][0])
-        if expected is not None:
-            assert first == (expected.shuffle_block, expected.index), (first, expected)
-        expected = _position_after(block)
+        first = int(sequences["shuffle_block"][0]), int(sequences["index"][0])
+        if self._expected is not None:
+            expected = self._expected.shuffle_block, self._expected.index
+            assert first == expected, (first, expected)
+        self._expected = _position_after(sequences)
 
-        pending = _concatenate(pending, block) if pending else block
-        while len(pending["index"]) >= num_sequences:
-            yield slice_batch(pending, slice(num_sequences))
-            pending = slice_batch(pending, slice(num_sequences, None))
+        self._pending.append(sequences)
+        num_pending = sum(len(part["index"]) for part in self._pending)
+        num_dealt = num_pending - num_pending % self._round_size
+        if not num_dealt:
+            return []
 
-    if pending and len(pending["index"]):
-        filler = _make_filler(pending, num_sequences - len(pending["index"]))
-        yield _concatenate(pending, filler)
+        pending = _concatenate(self._pending)
+        self._pending = [slice_batch(pending, slice(num_dealt, None))]
+        return [
+            self._deal(slice_batch(pending, slice(first, first + self._round_size)))
+            for first in range(0, num_dealt, self._round_size)
+        ]
+
+    def finish(self) -> list[list[Batch]]:
+        """Return the last round, completed by filler; there is none if no sequence is left."""
+        pending = _concatenate(self._pending) if self._pending else {}
+        if not pending or not len(pending["index"]):
+            return []
+        filler = _make_filler(pending, -len(pending["index"]) % self._group_size)
+        return [self._deal(_concatenate([pending, filler]))]
+
+    def _deal(self, sequences: Batch) -> list[Batch]:
+        """Return the share of each worker in whole groups of sequences."""
+        shape = (-1, self._num_workers, self._micro_batch_size)
+        dealt = {
+            name: column.reshape(*shape, *column.shape[1:]) for name, column in sequences.items()
+        }
+        lasts = range(self._group_size - 1, len(sequences["index"]), self._group_size)
+        positions = [
+            dataclasses.astuple(_position_after(slice_batch(sequences, slice(last + 1))))
+            for last in lasts
+        ]
+        position_after = np.array(positions, np.int32)
+        return [
+            {name: column[:, rank] for name, column in dealt.items()}
+            | {"position_after": position_after}
+            for rank in range(self._num_workers)
+        ]
+
+
+def count_share_batches(micro_batch_size: int, num_workers: int) -> int:
+    """Return the number of micro-batches in a share of a whole round.
+
+    A round has at least 64 sequences, and a share at least 4: Ray Data handles some tens of shares
+    a second.
+    """
+    sequences_per_share = max(_MIN_SHARE_SEQUENCES, _MIN_ROUND_SEQUENCES / num_workers)
+    return math.ceil(sequences_per_share / micro_batch_size)
+
+
+def split_share(share: Batch) -> Iterator[tuple[Batch, Position]]:
+    """Yield the micro-batches of a share, each with the position of the whole job after it."""
+    columns = {name: column for name, column in share.items() if name != "position_after"}
+    for i, position in enumerate(share["position_after"].tolist()):
+        # Copy: Ray's arrays are read-only, and stay in its object store while a part is in use.
+        yield {name: column[i].copy() for name, column in columns.items()}, Position(*position)
 
 
 def _position_after(batch: Batch) -> Position:
@@ -79,8 +146,8 @@ def _position_after(batch: Batch) -> Position:
     return Position(shuffle_block + 1)
 
 
-def _concatenate(head: Batch, tail: Batch) -> Batch:
-    return {name: np.concatenate([head[name], tail[name]]) for name in head}
+def _concatenate(parts: Sequence[Batch]) -> Batch:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _make_filler(batch: Batch, num_sequences: int) -> Batch:

@@ -3,12 +3,14 @@
 import math
 from typing import Any
 
-from data_pipeline.svg.curves import MAX_SQUARED_SHIFT
+from data_pipeline.svg.curves import MAX_SHIFT, MAX_SQUARED_SHIFT
 from data_pipeline.svg.numbers import format_number
 
 # A cubic of a quarter turn differs from its circle by up to 0.03 % of the radius. Above this radius
 # (output units) these are more than 0.15 units: each cubic then draws at most an eighth of a turn.
 LARGE_RADIUS = 512
+# Above this radius (output units), an arc may be a line, and its exact midpoint is not computed.
+HUGE_RADIUS = 100_000
 # Squares and quotients of a shorter chord or radius leave the range of floats.
 MIN_LENGTH = 1e-9
 
@@ -30,6 +32,8 @@ def choose_arc_form(  # noqa: PLR0913
     dx, dy = x - x0, y - y0
     is_point = -MIN_LENGTH < dx < MIN_LENGTH and -MIN_LENGTH < dy < MIN_LENGTH
     if is_point or rx < MIN_LENGTH or ry < MIN_LENGTH:
+        return "l", None
+    if rounded_rx > HUGE_RADIUS and not large and _is_line(dx, dy, rx, ry, scale):
         return "l", None
     rotation = " 0"
 
@@ -65,6 +69,16 @@ def choose_arc_form(  # noqa: PLR0913
     return "c", convert_arc_to_cubics(
         x0, y0, dx, dy, rx, ry, phi, large, sweep, large_radius=large_radius
     )
+
+
+def _is_line(dx: float, dy: float, rx: float, ry: float, scale: float) -> bool:
+    """Return whether the small arc is nowhere further than MAX_SHIFT / 2 from its chord.
+
+    Its sagitta is at most chord² / 8 times its largest curvature.
+    """
+    chord = math.hypot(dx, dy)
+    smaller, larger = (rx, ry) if rx < ry else (ry, rx)
+    return chord / smaller * (larger / smaller) * chord * scale < 4 * MAX_SHIFT
 
 
 def arc_double_midpoint(

@@ -1,11 +1,10 @@
 """Lengths of a drawing: parse them, and scale them from one user space to another."""
 
-import math
 import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from data_pipeline.svg.numbers import NUMBER, format_number, parse_numbers
+from data_pipeline.svg.numbers import MAX_NUMBER, NUMBER, format_number, parse_numbers
 
 GRID = 256  # units along the longer side of every canonical drawing
 MAX_CACHED_LENGTH = 24  # characters of a cached value: a hostile corpus must not fill the memory
@@ -15,8 +14,8 @@ YS = frozenset(("y", "cy", "y1", "y2", "fy"))
 WIDTHS = frozenset(("width", "rx"))
 HEIGHTS = frozenset(("height", "ry"))
 
-_LENGTH = re.compile(rf"({NUMBER.pattern})\s*(px|pt|pc|mm|cm|in|%)?")
-_NUMBER_LIST = re.compile(rf"none|(?:(?>{NUMBER.pattern})(?:px)?[\s,]*+)++")
+_LENGTH = re.compile(rf"({NUMBER.pattern})\s*(px|pt|pc|mm|cm|in|q|%)?", re.IGNORECASE)
+_NUMBER_LIST = re.compile(rf"none|(?:(?>{NUMBER.pattern})(?:px)?[\s,]*+)++", re.IGNORECASE)
 _PIXELS_PER_UNIT = {
     "px": 1.0,
     "": 1.0,
@@ -25,6 +24,7 @@ _PIXELS_PER_UNIT = {
     "mm": 96 / 25.4,
     "cm": 96 / 2.54,
     "in": 96.0,
+    "q": 24 / 25.4,
     "%": 0.0,
 }
 
@@ -35,17 +35,8 @@ class Space:
 
     scale: float
     origin: tuple[float, float]
-    width: float
-    """Length that 100% means, for widths and x coordinates."""
-    height: float
-    """Length that 100% means, for heights and y coordinates."""
     zoom: float = 1.0
     """Lower bound of the grid units that one unit covers, for any transforms of ancestors."""
-
-    @property
-    def diagonal(self) -> float:
-        """Length that 100% means, for lengths that are neither widths nor heights."""
-        return math.hypot(self.width, self.height) / math.sqrt(2)
 
 
 def parse_length(text: str, whole: float) -> float | None:
@@ -63,9 +54,9 @@ def parse_length(text: str, whole: float) -> float | None:
 def _parse(text: str) -> tuple[float | None, float]:
     """Return the number and the pixels in its unit, which are 0 for `%`."""
     match = _LENGTH.fullmatch(text.strip())
-    if match is None or not abs(number := float(match[1])) <= 1e7:
+    if match is None or not abs(number := float(match[1])) <= MAX_NUMBER:
         return None, 0.0
-    return number, _PIXELS_PER_UNIT[match[2] or ""]
+    return number, _PIXELS_PER_UNIT[(match[2] or "").lower()]
 
 
 _parse_cached = lru_cache(maxsize=4096)(_parse)
@@ -75,7 +66,7 @@ def scale_length(name: str, value: str, space: Space, decimals: int, is_offset: 
     """Return the attribute value in the other space.
 
     Coordinates are positions, or differences of two positions if `is_offset`. A value that is not
-    one length is returned unchanged.
+    one length is returned unchanged, and so is a percentage: it remains only in units of a box.
     """
     if len(value) < MAX_CACHED_LENGTH:
         return _scale_cached(name, value, space, decimals, is_offset)
@@ -83,27 +74,21 @@ def scale_length(name: str, value: str, space: Space, decimals: int, is_offset: 
 
 
 def _scale(name: str, value: str, space: Space, decimals: int, is_offset: bool) -> str:
-    is_x, is_y = name in XS, name in YS
-    if is_x or name in WIDTHS:
-        whole = space.width
-    elif is_y or name in HEIGHTS:
-        whole = space.height
-    else:
-        whole = space.diagonal
-
-    number = parse_length(value, whole)
-    if number is None:
+    number = parse_length(value, 0.0)
+    if number is None or "%" in value:
         return value
-    if is_x or is_y:
+
+    is_y = name in YS
+    if is_y or name in XS:
         origin = 0.0 if is_offset else space.origin[is_y]
         return format_number((number - origin) * space.scale, decimals)
-    return _format_size(number * space.scale, decimals)
+    return format_size(number * space.scale, decimals)
 
 
 _scale_cached = lru_cache(maxsize=4096)(_scale)
 
 
-def _format_size(size: float, decimals: int) -> str:
+def format_size(size: float, decimals: int) -> str:
     """Return the text of a size, with one more decimal below 16 units of the last decimal.
 
     A size that would still round to 0 gets four more decimals.
@@ -121,4 +106,4 @@ def scale_number_list(value: str, scale: float, decimals: int) -> str:
     """Return `10 20` for `1px, 2` and scale 10; return any other value unchanged."""
     if value == "none" or not is_number_list(value):
         return value
-    return " ".join(_format_size(number * scale, decimals) for number in parse_numbers(value))
+    return " ".join(format_size(number * scale, decimals) for number in parse_numbers(value))

@@ -18,12 +18,12 @@ _GEOMETRY = """
     startOffset method spacing side refX refY markerWidth markerHeight markerUnits orient viewBox
     preserveAspectRatio gradientUnits gradientTransform spreadMethod clipPathUnits maskUnits
     maskContentUnits mask-type patternUnits patternContentUnits patternTransform filterUnits
-    primitiveUnits offset systemLanguage in in2 result type values mode operator k1 k2 k3 k4
+    primitiveUnits offset in in2 result type values mode operator k1 k2 k3 k4
     stdDeviation radius order divisor bias targetX targetY kernelMatrix kernelUnitLength
     preserveAlpha edgeMode tableValues slope intercept amplitude exponent surfaceScale
     diffuseConstant specularConstant specularExponent limitingConeAngle azimuth elevation z
     pointsAtX pointsAtY pointsAtZ baseFrequency numOctaves seed stitchTiles scale xChannelSelector
-    yChannelSelector transform pathLength xml:space
+    yChannelSelector transform transform-origin transform-box pathLength xml:space
 """
 _PRESENTATION = """
     color display visibility overflow opacity fill fill-opacity fill-rule stroke stroke-width
@@ -33,17 +33,18 @@ _PRESENTATION = """
     color-interpolation color-interpolation-filters font-family font-size font-size-adjust
     font-stretch font-style font-variant font-weight text-anchor text-decoration dominant-baseline
     alignment-baseline baseline-shift letter-spacing word-spacing writing-mode direction
-    unicode-bidi
+    unicode-bidi vector-effect
 """
 
 SHAPES = frozenset(_SHAPES.split())
 TEXTS = frozenset(_TEXTS.split())
 DEFINITIONS = frozenset(_DEFINITIONS.split())
-GROUPS = frozenset(("g", "defs", "switch"))
+GROUPS = frozenset(("g", "defs"))
 ELEMENTS = SHAPES | TEXTS | DEFINITIONS | GROUPS | {"svg", "stop"} | set(_FILTER_PRIMITIVES.split())
 PRESENTATION = frozenset(_PRESENTATION.split())
 OUTLINES = frozenset(("d", "points"))  # long values with a grammar of their own
-STYLE_ONLY = ("mix-blend-mode", "isolation", "font")  # CSS properties without an attribute
+# CSS properties without an attribute. The background belongs to the root.
+STYLE_ONLY = ("mix-blend-mode", "isolation", "background-color")
 
 _ORDERED_NAMES = (
     *("id", "href"),

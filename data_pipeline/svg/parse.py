@@ -3,46 +3,27 @@
 No reference in the tree leaves the document, and the tree holds no metadata and no title.
 """
 
-import re
-from functools import lru_cache
-
-from data_pipeline.svg.css import (
-    Compound,
-    Rule,
-    describe_element,
-    match_rules,
-    parse_declarations,
-    parse_rules,
-)
 from data_pipeline.svg.errors import StyleError, SVGRefused
-from data_pipeline.svg.names import (
-    ATTRIBUTE_ORDER,
-    ELEMENTS,
-    OUTLINES,
-    PRESENTATION,
-    STYLE_ONLY,
-    TEXTS,
-)
+from data_pipeline.svg.names import ATTRIBUTE_ORDER, ELEMENTS, OUTLINES, SHAPES, TEXTS
 from data_pipeline.svg.read import read_xml
-from data_pipeline.svg.tree import MAX_CACHED_VALUE, SVG, Node, append_text
+from data_pipeline.svg.references import encode_id, sanitise_value
+from data_pipeline.svg.style import apply_styles, preserves_white_space, read_elements
+from data_pipeline.svg.tree import SVG, Node, append_text
 
 XLINK_HREF = "http://www.w3.org/1999/xlink href"
 XML_SPACE = "http://www.w3.org/XML/1998/namespace space"
 
+LANGUAGE = "en"  # of the reader for whom `switch` and `systemLanguage` choose
 MAX_ELEMENTS = 50_000
 MAX_ATTRIBUTES = 256  # of one element
 MAX_DEPTH = 200  # other passes recurse through the tree
 
-_TAGS = {prefix + tag: tag for tag in {*ELEMENTS, "a"} for prefix in ("", f"{SVG} ")}
+_TAGS = {prefix + tag: tag for tag in {*ELEMENTS, "a", "switch"} for prefix in ("", f"{SVG} ")}
 _TEXT_NAMES = (*TEXTS, "style")
 _STYLE_NAMES = ("style", f"{SVG} style")
+_CONDITIONAL_TAGS = SHAPES | TEXTS | {"svg", "g", "a", "switch"}
 _SPECIAL_ATTRIBUTES = frozenset(("id", "href", XLINK_HREF, "style", XML_SPACE))
 _PLAIN_ATTRIBUTES = frozenset(ATTRIBUTE_ORDER) - _SPECIAL_ATTRIBUTES - OUTLINES
-
-_LOCAL_URL = re.compile(
-    r"""url\(\s*(['"]?)#([^'")\s]+)\1\s*\)\s*([\w#.,% ]*(?:\([\w.,% ]*\))?)""", re.IGNORECASE
-)
-_UNSAFE = re.compile(r"[\\:]|(?:url|src|image|image-set)\s*\(", re.IGNORECASE)
 
 
 def parse_tree(svg: str | bytes, *, max_bytes: int) -> list[Node]:
@@ -55,11 +36,19 @@ def parse_tree(svg: str | bytes, *, max_bytes: int) -> list[Node]:
     if not builder.nodes:
         raise SVGRefused("not_svg", f"the root element is {builder.skipped_name[:80]!r}")
 
-    if builder.sheets:
-        _inline_style_sheets(builder.nodes[0], _parse_sheets(builder), [])
-    for node in builder.nodes:
+    nodes, numbers = builder.nodes, builder.element_numbers
+    try:
+        apply_styles(nodes, builder.sheets, lambda: read_elements(svg, numbers, max_bytes))
+    except StyleError as error:
+        raise SVGRefused("unsupported_style", str(error)) from None
+
+    if "switch" in [node.tag for node in nodes]:
+        nodes = _choose_children(nodes)
+    if builder.has_text:
+        _settle_white_space(nodes[0], "default", None)
+    for node in nodes:
         _keep_allowed_attributes(node)
-    return builder.nodes
+    return nodes
 
 
 class _Builder:
@@ -71,8 +60,10 @@ class _Builder:
         self.skip_depth = 0  # open elements below `open_nodes`; the outermost is not allowed
         self.skipped_name = ""  # of the last skipped element
         self.num_elements = 0
-        self.sheets: list[str] = []
+        self.element_numbers: list[int] = []  # of each node, among all elements
+        self.sheets: list[tuple[str, str]] = []  # media queries and text
         self.in_sheet = False
+        self.has_text = False
 
     def start(self, name: str, attributes: dict[str, str]) -> None:
         """Add an element, or skip it if it or an ancestor is not allowed."""
@@ -90,9 +81,9 @@ class _Builder:
         if (
             tag is None
             or self.skip_depth
-            or (_is_unsafe_element(tag, attributes) if open_nodes else tag != "svg")
+            or (_is_hidden_element(tag, attributes) if open_nodes else tag != "svg")
         ):
-            self._skip(name)
+            self._skip(name, attributes)
             return
         if len(attributes) > MAX_ATTRIBUTES:
             raise SVGRefused(
@@ -108,14 +99,16 @@ class _Builder:
             if tag == "a":  # a link is only a group of its content
                 node.tag = "tspan" if parent.tag in TEXTS else "g"
         self.nodes.append(node)
+        self.element_numbers.append(self.num_elements - 1)
         open_nodes.append(node)
 
-    def _skip(self, name: str) -> None:
+    def _skip(self, name: str, attributes: dict[str, str]) -> None:
         self.skip_depth += 1
         self.skipped_name = name
-        self.in_sheet = name in _STYLE_NAMES
+        sheet_type = attributes.get("type", "").strip().lower()
+        self.in_sheet = name in _STYLE_NAMES and sheet_type in ("", "text/css")
         if self.in_sheet:
-            self.sheets.append("")
+            self.sheets.append((attributes.get("media", ""), ""))
 
     def end(self, name: str) -> None:
         """Close the innermost open element."""
@@ -128,74 +121,72 @@ class _Builder:
     def text(self, text: str) -> None:
         """Append character data to a style sheet or to a text element; ignore other data."""
         if self.in_sheet:
-            self.sheets[-1] += text
+            media, sheet = self.sheets[-1]
+            self.sheets[-1] = (media, sheet + text)
         elif not self.skip_depth and self.open_nodes[-1].tag in TEXTS:
+            self.has_text = True
             append_text(self.open_nodes[-1], self.open_nodes[-1].children, text)
 
 
-def _is_unsafe_element(tag: str, attributes: dict[str, str]) -> bool:
-    """Return whether it needs a renderer extension, or shows a picture outside the drawing."""
-    return bool(attributes.get("requiredExtensions")) or (
-        tag == "feImage" and not _get_href(attributes).startswith("#")
-    )
+def _is_hidden_element(tag: str, attributes: dict[str, str]) -> bool:
+    """Return whether a reader of English does not see it, or it needs a renderer extension."""
+    if "systemLanguage" in attributes and tag in _CONDITIONAL_TAGS:
+        languages = attributes["systemLanguage"].lower().split(",")
+        if all(language.strip().partition("-")[0] != LANGUAGE for language in languages):
+            return True
+    return bool(attributes.get("requiredExtensions"))
 
 
 def _get_href(attributes: dict[str, str]) -> str:
     return attributes.get("href", attributes.get(XLINK_HREF, ""))
 
 
-def _parse_sheets(builder: _Builder) -> list[Rule]:
-    """Return the rules of all sheets in ascending specificity.
+def _choose_children(nodes: list[Node]) -> list[Node]:
+    """Make each `switch` a group of its first drawn child, which may be empty; return the nodes.
 
-    Raises SVGRefused: `unsupported_style`, or `too_many_elements` for this number of rules.
+    Children that a reader of English does not see are absent already.
     """
-    try:
-        rules = [rule for sheet in builder.sheets for rule in parse_rules(sheet)]
-    except StyleError as error:
-        raise SVGRefused("unsupported_style", str(error)) from None
-
-    # Matching costs elements × rules, and more for each required ancestor.
-    cost_per_element = 1 + sum(1 + 10 * len(rule.ancestors) for rule in rules) / 20
-    if builder.num_elements * cost_per_element > MAX_ELEMENTS:
-        max_elements = int(MAX_ELEMENTS / cost_per_element)
-        raise SVGRefused(
-            "too_many_elements",
-            f"more than {max_elements:,} with {len(rules)} style rules for each",
-        )
-    return sorted(rules, key=lambda rule: rule.specificity)
+    for node in nodes:
+        if node.tag == "switch":
+            node.tag = "g"
+            drawn = [child for child in node.children if child.tag in _CONDITIONAL_TAGS]
+            others = [child for child in node.children if child.tag not in _CONDITIONAL_TAGS]
+            node.children = others + drawn[:1]
+    return nodes[0].walk()
 
 
-def _inline_style_sheets(node: Node, rules: list[Rule], ancestors: list[Compound]) -> None:
-    """Put the declarations of matching rules before those of each element's style attribute."""
+def _settle_white_space(node: Node, inherited: str, is_plain: bool | None) -> None:
+    """Write `xml:space` at texts whose white space it changes, and remove it elsewhere.
+
+    The attribute and the property `white-space` are inherited from any ancestor. `is_plain` is None
+    outside of text, and True inside of a text whose words are separated by single spaces.
+    """
     attributes = node.attributes
-    element = describe_element(node.tag, attributes.get("class", ""), attributes.get("id", ""))
-    matched = match_rules(rules, element, ancestors)
-    if matched:
-        inlined = "".join([f"{name}:{value};" for name, value in matched.items()])
-        attributes["style"] = inlined + attributes.get("style", "")
+    space = attributes.pop(XML_SPACE, inherited)
+    if "white-space" in attributes:
+        space = "preserve" if preserves_white_space(attributes.pop("white-space")) else "default"
 
-    ancestors.append(element)
+    outer = "default" if is_plain is None else inherited
+    if is_plain is None and node.tag == "text":
+        content = node.text + "".join([part.text + part.tail for part in node.walk()[1:]])
+        content = content.replace("\r", " ")  # as it will be written
+        is_plain = " ".join(content.split()) == content
+    if is_plain is False and space != outer:
+        attributes[XML_SPACE] = space
     for child in node.children:
-        _inline_style_sheets(child, rules, ancestors)
-    ancestors.pop()
+        _settle_white_space(child, space, is_plain)
 
 
 def _keep_allowed_attributes(node: Node) -> None:
     """Remove attributes that are not allowed, and values that refer outside the document."""
     raw = node.attributes
-    if "style" in raw:
-        _convert_style_attribute(raw)
-
     attributes: dict[str, str] = {}
     node.attributes = attributes
     for name, value in raw.items():
         if name in _PLAIN_ATTRIBUTES:
-            if len(value) < MAX_CACHED_VALUE:
-                value, reference = _sanitise_cached(value)
-            else:
-                value, reference = _sanitise(value)
-            if reference:
-                node.references += (reference,)
+            value, references = sanitise_value(value)
+            if references:
+                node.references += references
             if value:
                 attributes[name] = value
         elif name in OUTLINES:
@@ -207,38 +198,15 @@ def _keep_allowed_attributes(node: Node) -> None:
 
 def _keep_special_attribute(node: Node, name: str, value: str, raw: dict[str, str]) -> None:
     if name == XML_SPACE:
-        if value == "preserve" and node.tag in TEXTS:
+        if node.tag in TEXTS:
             node.attributes["xml:space"] = value
-    elif name == "id" or name == "style":
+    elif name == "id":
+        if value:
+            node.attributes[name] = encode_id(value)
+    elif name == "style":
         if value:
             node.attributes[name] = value
-    elif (href := _get_href(raw))[:1] == "#" and node.tag != "g":
-        node.attributes["href"] = href
-        node.references += (href[1:],)
-
-
-def _convert_style_attribute(raw: dict[str, str]) -> None:
-    """Turn declarations into attributes; keep those without an attribute in `style`."""
-    declared = parse_declarations(raw["style"])
-    raw.update((name, value) for name, value in declared.items() if name in PRESENTATION)
-    kept = {name: _sanitise(declared[name])[0] for name in STYLE_ONLY if name in declared}
-    raw["style"] = ";".join(f"{name}:{value}" for name, value in kept.items() if value)
-
-
-def _sanitise(value: str) -> tuple[str, str]:
-    """Return the value on one line, with its reference as `url(#id)`, and that id.
-
-    Both are empty if the value refers outside the document.
-    """
-    value = " ".join(value.split())
-    if not _UNSAFE.search(value):
-        return value, ""
-
-    local = _LOCAL_URL.fullmatch(value)
-    if local is None or "url" in local[3].lower():
-        return "", ""
-    value = f"url(#{local[2]}) {local[3]}".rstrip()
-    return value, value[5 : value.index(")")]
-
-
-_sanitise_cached = lru_cache(maxsize=4096)(_sanitise)
+    elif (href := _get_href(raw).strip())[:1] == "#" and node.tag != "g":
+        target = encode_id(href[1:])
+        node.attributes["href"] = f"#{target}"
+        node.references += (target,)

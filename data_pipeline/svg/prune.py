@@ -1,13 +1,16 @@
 """Pruning: remove elements that no drawn element uses, and names that may describe the picture."""
 
+from data_pipeline.svg.errors import SVGRefused
 from data_pipeline.svg.names import DEFINITIONS, GROUPS
+from data_pipeline.svg.references import URL
 from data_pipeline.svg.tree import Drawing, Node, append_text
 
 # One sweep can leave unused elements for the next. The limit bounds the time for a long chain of
-# them; an unused element that remains is not drawn.
-MAX_SWEEPS = 4
+# them in a large drawing.
+MAX_SWEPT_NODES = 1_000_000
 
 _NOT_DRAWN = DEFINITIONS | {"defs"}
+_TRANSFORM_NAMES = frozenset(("transform", "transform-origin", "transform-box", "vector-effect"))
 
 
 def prune_tree(nodes: list[Node]) -> Drawing:
@@ -15,19 +18,11 @@ def prune_tree(nodes: list[Node]) -> Drawing:
 
     Changes the tree in place: removes unused definitions, dangling references and empty groups,
     collapses groups without attributes, and replaces ids by short ones.
+    Raises SVGRefused: `too_many_elements`.
     """
     root = nodes[0]
+    nodes, by_id = _remove_all_unused(nodes)
     tags = {node.tag for node in nodes}
-
-    # A removed element may have held the last reference to another one.
-    for _ in range(MAX_SWEEPS):
-        # reversed: the first of equal ids counts
-        by_id = {node.attributes["id"]: node for node in reversed(nodes) if "id" in node.attributes}
-        reached = None if _NOT_DRAWN.isdisjoint(tags) else _find_reached(root, by_id)
-        if not _remove_unused_elements(root, reached, by_id):
-            break
-        nodes = root.walk()
-        tags = {node.tag for node in nodes}
 
     # names
     if by_id or any(node.references for node in nodes):
@@ -41,10 +36,32 @@ def prune_tree(nodes: list[Node]) -> Drawing:
     names: set[str] = set().union(*[node.attributes for node in nodes])
     if "clip-rule" in names and "clipPath" not in tags:
         _remove_clip_rules(nodes)
+    if not _TRANSFORM_NAMES.isdisjoint(names):
+        _remove_idle_transforms(nodes)
     if "g" in tags and not all(node.attributes for node in nodes if node.tag == "g"):
         _collapse_groups(root)
         nodes = root.walk()
     return Drawing(nodes, tags, names)
+
+
+def _remove_all_unused(nodes: list[Node]) -> tuple[list[Node], dict[str, Node]]:
+    """Remove unused elements until none is left; return the nodes that remain, and those with ids.
+
+    A removed element may have held the last reference to another one.
+    """
+    num_swept = 0
+    while True:
+        num_swept += len(nodes)
+        if num_swept > MAX_SWEPT_NODES:
+            raise SVGRefused("too_many_elements", "a chain of unused elements is too long")
+
+        # reversed: the first of equal ids counts
+        by_id = {node.attributes["id"]: node for node in reversed(nodes) if "id" in node.attributes}
+        is_drawn = _NOT_DRAWN.isdisjoint([node.tag for node in nodes])
+        reached = None if is_drawn else _find_reached(nodes[0], by_id)
+        if not _remove_unused_elements(nodes[0], reached, by_id):
+            return nodes, by_id
+        nodes = nodes[0].walk()
 
 
 def _find_reached(root: Node, by_id: dict[str, Node]) -> set[int]:
@@ -72,7 +89,7 @@ def _remove_unused_elements(node: Node, reached: set[int] | None, by_id: dict[st
         # shapes
         tag = child.tag
         if tag == "path":
-            is_unused = child.attributes.get("d", "none").strip() in ("", "none")
+            is_unused = child.attributes.get("d", "").lstrip()[:1] not in ("M", "m")
         else:
             is_unused = tag == "use" and child.attributes.get("href", "#")[1:] not in by_id
 
@@ -80,7 +97,9 @@ def _remove_unused_elements(node: Node, reached: set[int] | None, by_id: dict[st
         if child.children:
             removed_any |= _remove_unused_elements(child, reached, by_id)
         if not child.children:
-            is_unused |= tag in GROUPS or (reached is not None and id(child) not in reached)
+            is_unused |= (tag in GROUPS and not _has_drawing_filter(child, by_id)) or (
+                reached is not None and id(child) not in reached
+            )
 
         if not is_unused:
             kept.append(child)
@@ -90,6 +109,12 @@ def _remove_unused_elements(node: Node, reached: set[int] | None, by_id: dict[st
     removed_any |= len(kept) < len(node.children)
     node.children = kept
     return removed_any
+
+
+def _has_drawing_filter(group: Node, by_id: dict[str, Node]) -> bool:
+    """Return whether a filter has a region, and may therefore draw, if the group is empty."""
+    filters = map(by_id.get, URL.findall(group.attributes.get("filter", "")))
+    return any(node and node.attributes.get("filterUnits") == "userSpaceOnUse" for node in filters)
 
 
 def _rename_ids(nodes: list[Node]) -> None:
@@ -107,6 +132,8 @@ def _rename_ids(nodes: list[Node]) -> None:
     for node in nodes:
         if node.references:
             _rename_references(node, new_names)
+        if node.tag == "feImage" and "href" not in node.attributes:
+            _make_transparent(node)
 
 
 def _rename_references(node: Node, new_names: dict[str, str]) -> None:
@@ -115,15 +142,22 @@ def _rename_references(node: Node, new_names: dict[str, str]) -> None:
         if name == "href":
             target = value[1:]
             node.attributes[name] = f"#{new_names[target]}" if target in new_names else ""
-        elif value[:5] == "url(#":
-            end = value.index(")")
-            target, fallback = value[5:end], value[end + 1 :]
-            if target in new_names:
-                node.attributes[name] = f"url(#{new_names[target]}){fallback}"
+        elif "url(#" in value:
+            targets = URL.findall(value)
+            if all(target in new_names for target in targets):
+                value = URL.sub(lambda match: f"url(#{new_names[match[1]]})", value)
             else:
                 default = "none" if name in ("fill", "stroke") else ""
-                node.attributes[name] = fallback.lstrip() or default
+                value = URL.sub("", value).strip() or default if len(targets) == 1 else default
+            node.attributes[name] = value
     node.attributes = {name: value for name, value in node.attributes.items() if value}
+
+
+def _make_transparent(image: Node) -> None:
+    """Replace a filter's image that is not in the drawing by nothing, under the same name."""
+    image.tag = "feFlood"
+    kept = {name: value for name, value in image.attributes.items() if name == "result"}
+    image.attributes = {**kept, "flood-opacity": "0"}
 
 
 def _rename_filter_results(filter_: Node) -> None:
@@ -158,6 +192,19 @@ def _remove_clip_rules(nodes: list[Node]) -> None:
     """Remove `clip-rule`, which editors write beside `fill-rule`: only a clip path uses it."""
     for node in nodes:
         node.attributes.pop("clip-rule", "")
+
+
+def _remove_idle_transforms(nodes: list[Node]) -> None:
+    """Remove transforms that are `none`, and from groups the attributes that act only elsewhere."""
+    for node in nodes:
+        attributes = node.attributes
+        if attributes.get("transform") == "none":
+            del attributes["transform"]
+        if node.tag in GROUPS:
+            attributes.pop("vector-effect", "")
+            if "transform" not in attributes:
+                attributes.pop("transform-origin", "")
+                attributes.pop("transform-box", "")
 
 
 def _collapse_groups(node: Node) -> None:

@@ -30,11 +30,13 @@ _BOMS = {
 _MARKS = tuple(_BOMS)
 _XML_DECLARATION = re.compile(r"\s*<\?xml\b([^>]*)\?>")
 _ENCODING = re.compile(r"""encoding\s*=\s*["']([\w.:-]+)["']""")
-# Python has codecs that are no character sets, and some that take quadratic time.
+# Python's names of character sets. Other codecs are none, and some take quadratic time.
 _CHARACTER_SETS = re.compile(
-    r"utf-?8|us-ascii|ascii|latin-?1|iso-?8859-\d+|windows-\d+|cp\d+|koi8-[ru]"
-    r"|big5|gb\w+|euc-\w+|shift_jis|mac[\w-]*"
+    r"utf-8|ascii|iso8859-\d+|cp\d+|koi8-[rtu]|tis-620|big5\w*|gb\w+|euc_\w+|shift_jis\w*|mac-\w+"
 )
+# prefixes that Python's names lack: `x-sjis`, `windows1252`, `win-1252`, `cp-1252`
+_EXTENSION = re.compile(r"x[-_]")
+_CODE_PAGE = re.compile(r"(?:windows|win|cp|ibm|dos)[-_]?(\d+)")
 _DOCTYPE = re.compile(
     r"""<!DOCTYPE\s[^\[<>]*+"""
     r"""\[((?:[^<>\]"'%]++|<!--(?:[^-]|-(?!->))*+-->|<!(?:[^<>"']|"[^"]*+"|'[^']*+')*+>)*+)\]"""
@@ -44,6 +46,8 @@ _ENTITY = re.compile(r"""<!ENTITY\s+([\w:.-]+)\s+(?:"([^"&%<]*)"|'([^'&%<]*)')\s
 _REFERENCE = re.compile(r"&([\w:.-]+);")
 # Some converters leave `&#38;ns_xlink;` as the URI of this namespace.
 _XLINK = re.compile(r"""xmlns:xlink\s*=\s*("&[^"]*"|'&[^']*')""")
+_MAX_MEMBERS = 1_000
+_GZIP = b"\x1f\x8b"
 _WBITS_GZIP = 31  # selects the gzip format in zlib
 
 
@@ -114,20 +118,26 @@ def _refuse_entity(*_: object) -> None:
 def _unzip(data: bytes, max_bytes: int) -> bytes:
     if len(data) > max_bytes:
         raise SVGRefused("too_large", f"{len(data):,} bytes, more than {max_bytes:,}")
-    if not data.startswith(b"\x1f\x8b"):
+    if not data.startswith(_GZIP):
         return data
 
-    unzip = zlib.decompressobj(wbits=_WBITS_GZIP)
-    try:
-        plain = unzip.decompress(data, max_bytes + 1)
-    except zlib.error as error:
-        raise SVGRefused("bad_gzip", str(error)) from None
+    # A gzip file may have several members, one after another. Each costs a copy of the rest.
+    plain = b""
+    for _ in range(_MAX_MEMBERS):
+        unzip = zlib.decompressobj(wbits=_WBITS_GZIP)
+        try:
+            plain += unzip.decompress(data, max_bytes + 1 - len(plain))
+        except zlib.error as error:
+            raise SVGRefused("bad_gzip", str(error)) from None
 
-    if len(plain) > max_bytes:
-        raise SVGRefused("too_large", f"more than {max_bytes:,} bytes when unpacked")
-    if not unzip.eof:
-        raise SVGRefused("bad_gzip", f"the compressed data ends after {len(plain):,} bytes")
-    return plain
+        if len(plain) > max_bytes:
+            raise SVGRefused("too_large", f"more than {max_bytes:,} bytes when unpacked")
+        if not unzip.eof:
+            raise SVGRefused("bad_gzip", f"the compressed data ends after {len(plain):,} bytes")
+        data = unzip.unused_data
+        if not data.startswith(_GZIP):
+            return plain
+    raise SVGRefused("bad_gzip", f"more than {_MAX_MEMBERS:,} compressed members")
 
 
 def _decode(data: bytes) -> str:
@@ -154,11 +164,17 @@ def _declared_encoding(head: str) -> str:
     encoding = declared[1].lower() if declared else "utf-8"
 
     # The declaration was readable as single bytes, therefore these names are wrong.
-    if encoding.startswith(("utf-16", "utf-32", "ucs-")):
+    if re.match(r"utf[-_]?(16|32)|ucs[-_]?[24]|unicode$", encoding):
         encoding = "utf-8"
-    if not _CHARACTER_SETS.fullmatch(encoding):
+
+    plain_name = _CODE_PAGE.sub(r"cp\1", _EXTENSION.sub("", encoding, count=1))
+    try:
+        name = codecs.lookup(plain_name).name
+    except LookupError:
+        name = ""
+    if not _CHARACTER_SETS.fullmatch(name):
         raise SVGRefused("bad_encoding", f"encoding {encoding[:40]!r}")
-    return encoding
+    return name
 
 
 def _expand_entities(text: str) -> str:

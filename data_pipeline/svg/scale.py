@@ -5,7 +5,10 @@ multiplied by `scale`; the linear parts of transforms stay. Therefore nested tra
 correct without being multiplied out.
 """
 
+import re
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from data_pipeline.svg.errors import PathError, SVGRefused
 from data_pipeline.svg.lengths import (
@@ -80,7 +83,12 @@ _ROLES = {
 _UNITS_ATTRIBUTES = frozenset(
     ("clipPathUnits", "maskContentUnits", "patternContentUnits", "primitiveUnits")
 )
+_scale_polygon = partial(scale_points, is_closed=True)
+_SCALERS: dict[str, Any] = {"path": scale_path, "points": scale_points, "polygon": _scale_polygon}
+_NOTHING = {"d": "m0 0", "points": "0 0"}  # for an outline that begins with an error
 _BOX_UNITS = "objectBoundingBox"
+_MAYBE_SCALABLE = _UNITS_ATTRIBUTES | {"filter", "clip-path"}
+_UNSCALABLE = re.compile(rf"{_BOX_UNITS}|(?!url\b)\b[a-z-]+\(", re.IGNORECASE)
 _SPACE_ATTRIBUTES = _UNITS_ATTRIBUTES | {"viewBox"}
 
 
@@ -113,7 +121,7 @@ def _has_scalable_lengths(node: Node) -> bool:
         elif name in _NUMBER_LISTS:
             if not is_number_list(value):
                 return False
-        elif value == _BOX_UNITS and name in _UNITS_ATTRIBUTES:
+        elif name in _MAYBE_SCALABLE and _UNSCALABLE.search(value):
             return False
     return True
 
@@ -140,12 +148,17 @@ def scale_tree(drawing: Drawing, space: Space, *, more_decimals: int = 0) -> flo
     # refer to any element: these need the decimals of the largest zoom.
     definition_zoom = 1.0
     if not TRANSFORMS.isdisjoint(names):
-        scale_transforms(root, 1.0, space.scale, by_id)
+        scale_transforms(nodes, space.scale, by_id)
         definition_zoom = max([node.scale for node in nodes if node.tag not in _GRADIENTS])
 
+    # Descendants use an inherited length in their own user spaces. The root has no viewBox here.
+    inherited_zoom = definition_zoom
+    if space.scale == 1.0 and "stroke" in names:
+        inherited_zoom = max([inherited_zoom, *(_find_child_space(n, space).zoom for n in nodes)])
+
     is_dense = sum([len(node.attributes.get("d", "")) for node in nodes]) > DENSE
-    scaler = _Scaler(by_id, definition_zoom, more_decimals, is_dense)
-    scaler.scale_numbers(root, space, "use" in drawing.tags, "none", "")
+    scaler = _Scaler(by_id, (definition_zoom, inherited_zoom), more_decimals, is_dense)
+    scaler.scale_numbers(root, space, "use" in drawing.tags, "none", "", "none")
     return scaler.moved_area
 
 
@@ -160,23 +173,24 @@ class _Scaler:
     """Recursive pass over one tree that adds up the area over which rounding moves outlines."""
 
     def __init__(
-        self, by_id: dict[str, Node], definition_zoom: float, more_decimals: int, is_dense: bool
+        self, by_id: dict[str, Node], zooms: tuple[float, float], more_decimals: int, is_dense: bool
     ) -> None:
         self.by_id = by_id
-        self.definition_zoom = definition_zoom
+        self.definition_zoom, self.inherited_zoom = zooms
         self.more_decimals = more_decimals
         self.is_dense = is_dense
         self.moved_area = 0.0
-        # role, text, decimals and visibility of the last outline, and its scaled text and area
-        self.last_outline: tuple[str, str, int, bool] | None = None
+        # kind, text, decimals, visibility and stroke of the last outline, and its text and area
+        self.last_outline: tuple[str, str, int, bool, bool] | None = None
         self.last_scaled = ("", 0.0)
 
     def scale_numbers(
-        self, node: Node, space: Space, is_definition: bool, stroke: str, fill: str
+        self, node: Node, space: Space, is_definition: bool, stroke: str, fill: str, dashes: str
     ) -> None:
-        """Scale the numbers of the node and its descendants; `stroke` and `fill` are inherited."""
+        """Scale the numbers of the node and its descendants; the last arguments are inherited."""
         attributes, tag = node.attributes, node.tag
         stroke, fill = attributes.get("stroke", stroke), attributes.get("fill", fill)
+        dashes = attributes.get("stroke-dasharray", dashes)
 
         # decimals
         is_definition = is_definition or tag in _DEFINITION_TAGS
@@ -193,35 +207,42 @@ class _Scaler:
             if role is None:
                 continue
             if role == "path" or role == "points":
-                outline = (role, value, decimals, is_visible)
-                attributes[name] = self._scale_outline(outline, node.scale, space)
+                kind = tag if tag == "polygon" and role == "points" else role
+                # Each rounded length moves all dashes behind it.
+                fine_decimals = decimals + (is_stroked and dashes != "none")
+                outline = (kind, value, fine_decimals, is_visible, is_stroked)
+                scaled = self._scale_outline(outline, node.scale, space)
+                attributes[name] = scaled or _NOTHING[name]
             else:
                 attributes[name] = self._scale_value(node, name, role, space, decimals, is_stroked)
 
         if node.children:
             child_space = _find_child_space(node, space)
             for child in node.children:
-                self.scale_numbers(child, child_space, is_definition, stroke, fill)
+                self.scale_numbers(child, child_space, is_definition, stroke, fill, dashes)
 
     def _scale_outline(
-        self, outline: tuple[str, str, int, bool], node_scale: float, space: Space
+        self, outline: tuple[str, str, int, bool, bool], node_scale: float, space: Space
     ) -> str:
         """Return the scaled path data or points, and count the area if rounding is visible."""
         # Drawings often repeat an outline, filled with one gradient after the other.
-        role, text, decimals, is_visible = outline
+        kind, text, decimals, is_visible, is_stroked = outline
         if outline != self.last_outline:
-            scale_outline = scale_path if role == "path" else scale_points
             try:
-                self.last_scaled = scale_outline(
-                    text, space.scale, space.origin, decimals, measure=is_visible
+                self.last_scaled = _SCALERS[kind](
+                    text,
+                    space.scale,
+                    space.origin,
+                    decimals,
+                    measure=is_visible,
+                    is_stroked=is_stroked,
                 )
             except PathError as error:
                 raise SVGRefused("bad_path", str(error)) from None
             self.last_outline = outline
 
         scaled, area = self.last_scaled
-        if area:
-            self.moved_area += area * (node_scale / 10**decimals) ** 2
+        self.moved_area += area * (node_scale / 10**decimals) ** 2
         return scaled
 
     def _scale_value(
@@ -231,7 +252,7 @@ class _Scaler:
         value, tag = node.attributes[name], node.tag
         if role == "geometry" or role == "stroke":
             if role == "stroke":
-                decimals += 1
+                decimals = self._choose_stroke_decimals(node, decimals)
             elif tag not in _POSITIONED_TAGS or (
                 tag in _BOXED_TAGS and uses_box_units(node, self.by_id)
             ):
@@ -245,11 +266,18 @@ class _Scaler:
             is_scaled = tag in _OFFSET_TAGS
             return scale_length(name, value, space, decimals, True) if is_scaled else value
         if role == "number list":
-            return scale_number_list(value, space.scale, decimals + 1)
+            decimals = self._choose_stroke_decimals(node, decimals)
+            return scale_number_list(value, space.scale, decimals)
         if role == "colours":  # three decimals are finer than a step of 1/255
             return " ".join([format_number(number, 3) for number in parse_numbers(value)])
         share = parse_length(value, 1.0)
         return value if share is None else format_number(share, 3)
+
+    def _choose_stroke_decimals(self, node: Node, decimals: int) -> int:
+        """Return the decimals of a length that descendants use in their own user spaces."""
+        if node.children:
+            decimals = max(decimals, self.more_decimals + choose_decimals(self.inherited_zoom))
+        return decimals + 1
 
 
 def _find_child_space(node: Node, space: Space) -> Space:

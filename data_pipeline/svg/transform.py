@@ -5,13 +5,17 @@ import re
 
 from data_pipeline.svg.errors import SVGRefused
 from data_pipeline.svg.lengths import GRID
-from data_pipeline.svg.numbers import format_number, parse_numbers
+from data_pipeline.svg.numbers import MAX_DECIMALS, format_number, parse_numbers
 from data_pipeline.svg.tree import Node
 
 # Odd, because 511.5 rounds to 512: a far coordinate is still far after rounding.
 FAR = 2 * GRID - 1
+# Each limit that a drawing's farthest coordinate exceeds needs one more digit in all transforms.
+_FAR_LIMITS = (5_111, 51_111, 511_111, 5_111_111, 51_111_111)
 MAX_HREFS = 8  # followed for an inherited attribute: references may form a circle
 TRANSFORMS = frozenset(("transform", "gradientTransform", "patternTransform"))
+
+Call = tuple[str, list[float]]  # name and arguments of a transform function
 
 _FUNCTION = re.compile(r"(translate|scale|rotate|skewX|skewY|matrix)\s*\(([^()]*)\)[\s,]*")
 _FIRST_LENGTH = {"translate": 0, "rotate": 1, "matrix": 4}  # index of the first length argument
@@ -25,17 +29,27 @@ _NUM_ARGUMENTS = {
 }
 
 
+def find_inherited(node: Node, name: str, by_id: dict[str, Node]) -> Node | None:
+    """Return the first node that has the attribute: the node, or a template in its `href`."""
+    for _ in range(MAX_HREFS):
+        if name in node.attributes:
+            return node
+        template = by_id.get(node.attributes.get("href", "#")[1:])
+        if template is None:
+            break
+        node = template
+    return None
+
+
 def uses_box_units(node: Node, by_id: dict[str, Node]) -> bool:
-    """Return whether a gradient, mask or filter has coordinates relative to the painted box.
+    """Return whether a paint, mask or filter has coordinates relative to the painted box.
 
     The attribute may be inherited through `href`.
     """
-    attribute = {"mask": "maskUnits", "filter": "filterUnits"}.get(node.tag, "gradientUnits")
-    for _ in range(MAX_HREFS):
-        if attribute in node.attributes or node.attributes.get("href", "#")[1:] not in by_id:
-            break
-        node = by_id[node.attributes["href"][1:]]
-    return node.attributes.get(attribute) != "userSpaceOnUse"
+    units = {"mask": "maskUnits", "filter": "filterUnits", "pattern": "patternUnits"}
+    name = units.get(node.tag, "gradientUnits")
+    owner = find_inherited(node, name, by_id)
+    return owner is None or owner.attributes[name] != "userSpaceOnUse"
 
 
 def choose_decimals(zoom: float) -> int:
@@ -43,53 +57,63 @@ def choose_decimals(zoom: float) -> int:
 
     One unit covers `zoom` grid units.
     """
-    return 0 if zoom <= 1 else min(4, math.ceil(math.log10(zoom) - 0.1))
+    return 0 if zoom <= 1 else min(MAX_DECIMALS - 2, math.ceil(math.log10(zoom) - 0.1))
 
 
-def scale_transforms(node: Node, zoom: float, scale: float, by_id: dict[str, Node]) -> None:
-    """Scale the transforms of the node and its descendants in place, and set their `scale`.
+def scale_transforms(nodes: list[Node], scale: float, by_id: dict[str, Node]) -> None:
+    """Scale the transforms of a tree in place, and set the `scale` of its nodes.
 
-    `zoom` is the factor by which the ancestors' transforms enlarge one unit.
-    Raises SVGRefused: `bad_transform`.
+    `nodes` are in document order, the root first. Raises SVGRefused: `bad_transform`.
     """
-    if not TRANSFORMS.isdisjoint(node.attributes):
+    calls: dict[tuple[int, str], list[Call]] = {}
+    in_box: set[int] = set()
+    farthest = 0.0
+    for node in nodes:
         for name in TRANSFORMS & node.attributes.keys():
-            is_gradient = name == "gradientTransform"
-            in_box = is_gradient and uses_box_units(node, by_id)
-            scale_and_zoom = (1.0, float(GRID)) if in_box else (scale, zoom)
+            if name == "gradientTransform" and uses_box_units(node, by_id):
+                in_box.add(id(node))
+            calls[id(node), name] = parsed = parse_transform(node.attributes[name])
+            unit = GRID if id(node) in in_box else scale
+            farthest = max([farthest, *(abs(length) * unit for length in _list_lengths(parsed))])
 
-            # A gradient needs fewer digits than an outline.
-            text, zoom = _scale_transform(
-                node.attributes[name], *scale_and_zoom, is_coarse=is_gradient
+    # Rotations and scales move coordinates far off the page by their own errors.
+    num_more_digits = sum(round(farthest) > limit for limit in _FAR_LIMITS)
+    zooms = {id(nodes[0]): 1.0}
+    for node in nodes:
+        zoom = zooms[id(node)]
+        for name in TRANSFORMS & node.attributes.keys():
+            node.attributes[name], zoom = _write_transform(
+                calls[id(node), name],
+                scale=1.0 if id(node) in in_box else scale,
+                zoom=float(GRID) if id(node) in in_box else zoom,
+                # A gradient needs fewer digits than an outline.
+                is_coarse=name == "gradientTransform" and not num_more_digits,
+                num_more_digits=num_more_digits,
             )
-            node.attributes[name] = text
-            if not text:
+            if not node.attributes[name]:
                 del node.attributes[name]
-
-    node.scale = zoom
-    for child in node.children:
-        scale_transforms(child, zoom, scale, by_id)
+        node.scale = zoom
+        zooms.update((id(child), zoom) for child in node.children)
 
 
-def _scale_transform(text: str, scale: float, zoom: float, *, is_coarse: bool) -> tuple[str, float]:
+def _write_transform(
+    calls: list[Call], *, scale: float, zoom: float, is_coarse: bool, num_more_digits: int
+) -> tuple[str, float]:
     """Return the scaled transform, and `zoom` times the factor by which it enlarges one unit.
 
     `translate(1,2) scale(3)` with scale 10 and zoom 1 becomes `translate(10 20) scale(3)` and 3.
     """
-    calls = _parse_transform(text)
-
     # Coordinates far off the page come back onto it only by exact numbers.
     is_coarse = is_coarse and all(
-        abs(round(number * scale)) <= FAR
-        for name, numbers in calls
-        for number in numbers[_FIRST_LENGTH.get(name, 6) :]
+        abs(round(length * scale)) <= FAR for length in _list_lengths(calls)
+    )
+    more_decimals, num_digits, angle_decimals = (
+        (0, 3, 1) if is_coarse else (1, 5 + num_more_digits, 2 + num_more_digits)
     )
 
     functions = []
     for name, numbers in calls:
-        decimals, num_digits, angle_decimals = (
-            (choose_decimals(zoom), 3, 1) if is_coarse else (choose_decimals(zoom) + 1, 5, 2)
-        )
+        decimals = choose_decimals(zoom) + more_decimals
         if name == "translate":
             arguments = [format_number(number * scale, decimals) for number in numbers]
         elif name == "rotate":
@@ -111,7 +135,7 @@ def _scale_transform(text: str, scale: float, zoom: float, *, is_coarse: bool) -
     return " ".join(functions), zoom
 
 
-def _parse_transform(text: str) -> list[tuple[str, list[float]]]:
+def parse_transform(text: str) -> list[Call]:
     """Return the functions of a transform with their arguments.
 
     Raises SVGRefused: `bad_transform`.
@@ -126,6 +150,10 @@ def _parse_transform(text: str) -> list[tuple[str, list[float]]]:
                 "bad_transform", f"{name} with {len(numbers)} numbers in {text[:60]!r}"
             )
     return calls
+
+
+def _list_lengths(calls: list[Call]) -> list[float]:
+    return [number for name, numbers in calls for number in numbers[_FIRST_LENGTH.get(name, 6) :]]
 
 
 def _format_significant(numbers: list[float], num_digits: int) -> list[str]:

@@ -22,7 +22,7 @@ class Node:
     tail: str = ""
     """Text behind the end tag."""
     references: tuple[str, ...] = ()
-    """Ids that the attributes refer to."""
+    """Ids that the attributes refer to, encoded as those of all nodes."""
     scale: float = 1.0
     """Factor by which its own and its ancestors' transforms enlarge its coordinates."""
 

@@ -1,0 +1,67 @@
+"""Errors that would occur again after every restart of the workers: they end the job at once."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ray.exceptions
+from ray.train import UserCallback
+
+from app.errors import UserError
+from app.full_disk import find_full_disk
+from app.training.nonfinite import TrainingDiverged
+from data_pipeline.errors import DataError
+
+
+def find_lasting_error(error: BaseException) -> UserError | None:
+    """Return the error that the user has to correct, among an error and its causes; None if none.
+
+    Ray wraps the errors of workers and of data tasks.
+    """
+    for cause in _iterate_causes(error, set()):
+        # Ray's wrapper is an instance of the error's class too, but its text is a traceback.
+        if isinstance(cause, ray.exceptions.RayTaskError):
+            continue
+        if isinstance(cause, UserError | DataError | TrainingDiverged):
+            # Ray Data appends lines about its retries to the error of a data task.
+            return UserError(str(cause).partition("\n")[0])
+        full = find_full_disk(cause)
+        if full is not None:
+            return full
+    return None
+
+
+class StopAtLastingErrors(UserCallback):
+    """End the job when a worker fails with a lasting error, instead of restarting the workers.
+
+    Ray Train restarts the workers after every exception of a worker, but not after one of a
+    callback.
+    """
+
+    def after_exception(
+        self, run_context: Any, worker_exceptions: Mapping[int, BaseException]
+    ) -> None:
+        """Raise the lasting error of a worker, if there is one."""
+        for error in worker_exceptions.values():
+            lasting = find_lasting_error(error)
+            if lasting is not None:
+                raise lasting
+
+
+def _iterate_causes(error: BaseException, seen: set[int]) -> Iterator[BaseException]:
+    """Yield an error and all errors that it wraps or that led to it."""
+    if id(error) in seen:
+        return
+    seen.add(id(error))
+    yield error
+
+    inner = [
+        *getattr(error, "worker_failures", {}).values(),  # of Ray Train's WorkerGroupError
+        getattr(error, "controller_failure", None),  # of its ControllerError
+        getattr(error, "_base_exc", None),  # of its wrapper around a worker's error
+        getattr(error, "cause", None),  # of Ray's RayTaskError
+        error.__cause__,
+        error.__context__,
+    ]
+    for one in inner:
+        if isinstance(one, BaseException):
+            yield from _iterate_causes(one, seen)

@@ -1,0 +1,99 @@
+"""Files of a job's folder that other commands read. Imports neither torch nor Ray."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from app.config import Config, make_absolute
+from app.errors import UserError
+from app.storage import join_uri, read_json
+
+SNAPSHOT = "checkpoint_manager_snapshot.json"
+"""File in the run's folder in which Ray Train 2.60 keeps its list of checkpoints."""
+ADAPTER_FILE = "adapter_config.json"
+"""File that PEFT writes into every adapter."""
+
+
+@dataclass(frozen=True)
+class SavedCheckpoint:
+    """The newest checkpoint of a job."""
+
+    folder: str
+    """Folder or URI."""
+    metrics: dict[str, Any]
+    """Metrics that the workers reported with it: step, eval_loss, position, precision, …"""
+
+
+def get_job_dir(config: Config) -> str:
+    """Return the folder or URI of the job's files."""
+    return join_uri(config.train.output_dir, config.train.run_name)
+
+
+def read_job_file(folder: str, name: str) -> dict[str, Any] | None:
+    """Return the object in a JSON file of a job, None if there is no such file.
+
+    Raises UserError if the folder cannot be read, or if the file is damaged.
+    """
+    file = join_uri(folder, name)
+    try:
+        return read_json(file)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"cannot read {file} ({reason}): correct train.output_dir or its credentials, or "
+            "restore the file"
+        ) from error
+
+
+def read_newest_checkpoint(job_dir: str) -> SavedCheckpoint | None:
+    """Return the newest checkpoint of a job that runs, was interrupted or has ended."""
+    snapshot = read_job_file(job_dir, SNAPSHOT) or {}
+    newest = snapshot.get("latest_checkpoint_result")
+    if newest is None:
+        return None
+    return SavedCheckpoint(join_uri(job_dir, newest["checkpoint_dir_name"]), newest["metrics"])
+
+
+def find_adapter(config: Config, given: str | None = None) -> str:
+    """Return the folder or URI of the adapter to evaluate.
+
+    It is the given one, or the best checkpoint of a finished job, or the newest one of another job.
+    Raises UserError if there is none.
+    """
+    adapter = _find_job_adapter(get_job_dir(config)) if given is None else make_absolute(given)
+    try:
+        reason = None if read_json(join_uri(adapter, ADAPTER_FILE)) else f"no {ADAPTER_FILE} in it"
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+    if reason:
+        raise UserError(
+            f"{adapter} is not an adapter ({reason}): give --adapter the folder of a checkpoint"
+        )
+    return adapter
+
+
+def _find_job_adapter(job_dir: str) -> str:
+    result = read_job_file(job_dir, "result.json") or {}
+    newest = read_newest_checkpoint(job_dir)
+
+    # a finished job that was continued has checkpoints that are newer than its result
+    is_current = newest is None or newest.metrics["step"] <= result.get("step", -1)
+    best: str | None = result.get("adapter") if is_current else None
+    if best is not None:
+        # result.json names the checkpoint without the credentials of train.output_dir
+        path = best.partition("?")[0] if "://" in best else best
+        adapter = join_uri(job_dir, path.rpartition("/")[2])
+    elif newest is not None:
+        adapter = newest.folder
+    else:
+        raise UserError(
+            f"{job_dir} holds no trained adapter: "
+            "run `train` with this config first, or give --adapter"
+        )
+    return adapter
+
+
+def read_step(adapter: str) -> int:
+    """Return the optimizer step of a checkpoint; 0 for an adapter that PEFT alone saved."""
+    saved = read_job_file(adapter, "state.json") or {}
+    step: int = saved.get("state", {}).get("step", 0)
+    return step

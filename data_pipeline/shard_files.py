@@ -1,0 +1,87 @@
+"""Count and read the rows of the Parquet files of a dataset."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+
+from data_pipeline.errors import DataError
+
+_NUM_THREADS = 32  # they wait for an object store most of the time
+
+
+def count_rows(
+    fs: pyarrow.fs.FileSystem, paths: Sequence[str], columns: Sequence[str]
+) -> list[int]:
+    """Return the number of rows of each file; read only the footers, many at a time.
+
+    Raises DataError if a file cannot be read or lacks one of the columns.
+    """
+    with ThreadPoolExecutor(_NUM_THREADS) as threads:
+        return list(threads.map(partial(_count_rows, fs, columns), paths))
+
+
+def _count_rows(fs: pyarrow.fs.FileSystem, columns: Sequence[str], path: str) -> int:
+    try:
+        metadata = pq.read_metadata(path, filesystem=fs)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path} is not a readable shard: {error}") from None
+    _require_columns(path, metadata, columns)
+    return int(metadata.num_rows)
+
+
+def read_rows(
+    fs: pyarrow.fs.FileSystem,
+    path: str,
+    rows: range,
+    *,
+    num_rows: int,
+    columns: Sequence[str],
+) -> list[tuple[Any, ...]]:
+    """Return the columns of some rows of a file with `num_rows` rows; read only their row groups.
+
+    Raises DataError if the file has another number of rows or lacks a column.
+    """
+    with open_parquet(fs, path, num_rows=num_rows, columns=columns) as file:
+        # select the row groups that overlap the rows
+        groups, num_skipped, first = [], 0, 0
+        for group in range(file.num_row_groups):
+            group_rows = file.metadata.row_group(group).num_rows
+            if first + group_rows <= rows.start:
+                num_skipped += group_rows
+            elif first < rows.stop:
+                groups.append(group)
+            first += group_rows
+        table = file.read_row_groups(groups, columns=list(columns))
+
+    table = table.slice(rows.start - num_skipped, len(rows)).select(columns)
+    return list(zip(*(column.to_pylist() for column in table), strict=True))
+
+
+@contextmanager
+def open_parquet(
+    fs: pyarrow.fs.FileSystem, path: str, *, num_rows: int, columns: Sequence[str]
+) -> Iterator[pq.ParquetFile]:
+    """Open a file. Raises DataError if it has another number of rows or lacks a column."""
+    with pq.ParquetFile(path, filesystem=fs) as file:
+        _require_columns(path, file.metadata, columns)
+        if file.metadata.num_rows != num_rows:
+            raise DataError(
+                f"shard {path} holds {file.metadata.num_rows} records, and dataset.json says "
+                f"{num_rows}: prepare the dataset again"
+            )
+        yield file
+
+
+def _require_columns(path: str, metadata: pq.FileMetaData, columns: Sequence[str]) -> None:
+    missing = [name for name in columns if name not in metadata.schema.names]
+    if missing:
+        raise DataError(
+            f"shard {path} has no column {missing[0]!r} but {', '.join(metadata.schema.names)}: "
+            "run `python -m app prepare` on it"
+        )

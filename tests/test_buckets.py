@@ -1,0 +1,140 @@
+"""Hashes and records on disk: the same rows in the same order as in memory."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_pipeline.prepare.buckets import read_shuffled, write_buckets
+from data_pipeline.prepare.clean import CleanRecord, hash_content
+from data_pipeline.prepare.leakage import Leakage, measure_leakage
+from data_pipeline.prepare.partitions import Partitions
+from data_pipeline.prepare.splits import FACTS, decide_splits
+from data_pipeline.shards import ShardRecord
+
+Kept = list[tuple[str, ShardRecord]]
+
+
+def make_record(id_: str, key: int, svg: str) -> CleanRecord:
+    record = ShardRecord(id_, svg, f"caption of {svg[:20]}", "made")
+    content = hash_content(svg, record.caption)
+    return CleanRecord(record, key, hash_content(svg), content, content, content % 4 == 0, False)
+
+
+def sort_in_memory(records: list[CleanRecord]) -> Kept:
+    """Return the first of equal records in the documented order, with its split."""
+    first = {clean.content_hash: clean for clean in reversed(records)}
+    shuffled = sorted(
+        first.values(), key=lambda clean: (clean.shuffle_key % 64, clean.shuffle_key, clean[3])
+    )
+    ids: set[str] = set()
+    kept: Kept = []
+    for clean in shuffled:
+        record = clean.record
+        if record.id in ids:
+            record = record._replace(id=f"{record.id}#{clean.content_hash:016x}")
+        ids.add(clean.record.id)
+        kept.append(("validation" if clean.validation else "train", record))
+    return kept
+
+
+@pytest.mark.parametrize("record_bytes", [200, 6000])  # 6000: one bucket has 24 MB, and is divided
+def test_records_are_sorted_on_disk_as_in_memory(tmp_path: Path, record_bytes: int) -> None:
+    draw = random.Random(0)
+    records = []
+    for number in range(4000):
+        # few buckets, many equal keys, and some equal records
+        id_ = f"id {draw.randrange(50) if number % 2 else number}"
+        key = hash_content(id_) // 64 * 64
+        svg = f"{draw.randrange(3500):>{record_bytes}}"
+        records.append(make_record(id_, key, svg))
+
+    facts = Partitions(tmp_path / "facts", FACTS)
+    write_buckets(iter(records), tmp_path, facts)
+    decision = decide_splits(facts, tmp_path)
+    expected = sort_in_memory(records)
+    assert list(read_shuffled(tmp_path, decision)) == expected
+    assert decision.num_kept == len(expected) < len(records)
+    assert decision.num_validation == sum(split == "validation" for split, _ in expected) > 0
+
+
+def test_rows_with_equal_hashes_are_together_in_their_order(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    rows = [(draw.randrange(3000) << 40 | draw.randrange(3), number) for number in range(40_000)]
+    partitions = Partitions(tmp_path / "rows", {"hash": "u8", "number": "u4"})
+    for row in rows:
+        partitions.add(*row)
+    copy = Partitions(tmp_path / "copy", {"number": "u4"})
+    read = []
+    for part in partitions.read():
+        read.append(part)
+        copy.add_all(part)
+    assert len(partitions) == len(copy) == len(rows)
+    places = {value: n for n, part in enumerate(read) for value in part["hash"].tolist()}
+    for n, part in enumerate(read):
+        assert {places[value] for value in part["hash"].tolist()} == {n}
+        assert (np.diff(part["number"].astype(int)) > 0).all()
+    assert sorted(row for part in read for row in part.tolist()) == sorted(rows)
+    assert sorted(row for part in copy.read() for (row,) in part.tolist()) == [*range(40_000)]
+
+
+def test_splits_decided_on_disk_are_those_of_a_plain_search(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    facts = Partitions(tmp_path / "facts", FACTS)
+    rows = []
+    for number in range(40_000):
+        # Concepts from 900 on are held out. Drawings tie chains of ten: 896 to 905, and so on.
+        named = draw.randrange(1000)
+        shift = draw.choice([0, 0, 0, named % 10 != 5])
+        drawn = hash_content(f"{named + shift} {draw.randrange(12)}")
+        rows.append((drawn, named, draw.randrange(2)))
+        facts.add(drawn, hash_content(str(rows[-1])), named, number, named >= 900, False)
+    decision = decide_splits(facts, tmp_path)
+
+    drawings_of: dict[int, set[int]] = {}
+    concepts_of: dict[int, set[int]] = {}
+    for drawn, named, _ in rows:
+        drawings_of.setdefault(named, set()).add(drawn)
+        concepts_of.setdefault(drawn, set()).add(named)
+    trained = [named for named in drawings_of if named < 900]
+    reached = set(trained)
+    while trained:
+        tied = {other for drawn in drawings_of[trained.pop()] for other in concepts_of[drawn]}
+        trained += tied - reached
+        reached |= tied
+
+    first = {row: number for number, row in reversed([*enumerate(rows)])}
+    kept = [number for number, row in enumerate(rows) if first[row] == number]
+    assert [n for n in range(len(rows)) if not decision.is_dropped(n)] == kept
+    held = [rows[n][1] for n in kept if rows[n][1] >= 900]
+    assert decision.num_moved == sum(named in reached for named in held) > 0
+    assert decision.num_validation == len(held) - decision.num_moved > 0
+    for named in range(900, 1000):
+        assert (decision.choose(named) == "train") == (named in reached)
+
+
+def test_leakage_counted_on_disk_is_that_of_sets() -> None:
+    draw = random.Random(0)
+    splits = [
+        [
+            ShardRecord("", f"<{draw.randrange(top)}>", f"{draw.randrange(9000)}", "")
+            for _ in range(n)
+        ]
+        for n, top in ((30_000, 20_000), (9_000, 25_000))
+    ]
+    drawings, captions, contents = (
+        [{read(record) for record in records} for records in splits]
+        for read in (
+            lambda record: record.svg,
+            lambda record: record.caption,
+            lambda record: (record.svg, record.caption),
+        )
+    )
+    assert measure_leakage(*splits) == Leakage(
+        *map(len, drawings),
+        len(drawings[0] & drawings[1]),
+        *map(len, contents),
+        len(contents[0] & contents[1]),
+        len(captions[0] & captions[1]),
+    )

@@ -1,0 +1,190 @@
+"""Folders of drawings: each layout of captions gives each drawing its own captions."""
+
+import json
+import os
+import shutil
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_pipeline.config import PrepareConfig
+from data_pipeline.errors import DataError
+from data_pipeline.sources.read import read_source
+
+SVG = '<svg viewBox="0 0 1 1"><path d="M0 0h1"/></svg>'
+NFC, NFD = (unicodedata.normalize(form, "Ärger/café") for form in ("NFC", "NFD"))
+
+
+def draw(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(SVG)
+
+
+def write_table(path: Path, captions: dict[str, str], **columns: list[Any]) -> None:
+    """Write the table of file names and captions in the format of the suffix."""
+    table = {"file_name": list(captions), "text": list(captions.values()), **columns}
+    rows = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix.lower() == ".parquet":
+        pq.write_table(pa.table(table), path)
+    elif path.suffix.lower() == ".csv":
+        lines = [",".join(table), *(",".join(map(str, row.values())) for row in rows)]
+        path.write_text("\n".join(lines), encoding="utf-8")
+    else:
+        path.write_text("\n".join(json.dumps(row) for row in rows))
+
+
+def read(folder: Path, **changes: Any) -> dict[str, str]:
+    records = read_source(str(folder), PrepareConfig(out="unused", **changes))
+    return {record.id: record.caption for record in records}
+
+
+SPLITS = {"train/a": "a cat", "train/deep/b": "a dog", "test/a": "a cow"}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_each_split_has_a_metadata_file_of_its_own(tmp_path: Path, suffix: str) -> None:
+    draw(tmp_path, *(f"{name}.svg" for name in SPLITS))
+    train = {"a.svg": "a cat", "deep/b.svg": "a dog"}
+    write_table(tmp_path / "train" / f"metadata.{suffix}", train)
+    write_table(tmp_path / "test" / f"metadata.{suffix}", {"a.svg": "a cow"})
+    assert read(tmp_path) == SPLITS
+
+
+def test_splits_may_have_metadata_in_different_formats_beside_the_root(tmp_path: Path) -> None:
+    draw(tmp_path, *(f"{name}.svg" for name in SPLITS), "c.svg")
+    everything = {f"{name}.svg": "of the root" for name in [*SPLITS, "c"]}
+    write_table(tmp_path / "metadata.csv", everything)
+    write_table(tmp_path / "train" / "metadata.parquet", {"a.svg": "a cat"})
+    write_table(tmp_path / "train" / "deep" / "METADATA.JSONL", {"b.svg": "a dog"})
+    assert read(tmp_path) == {
+        "train/a": "a cat",
+        "train/deep/b": "a dog",
+        "test/a": "of the root",
+        "c": "of the root",
+    }
+
+
+def test_metadata_in_parquet_is_not_the_data_where_there_are_drawings(tmp_path: Path) -> None:
+    draw(tmp_path, "a.svg")
+    write_table(tmp_path / "metadata.parquet", {"a.svg": "a cat"}, svg=["<svg/>"])
+    assert read(tmp_path) == {"a": "a cat"}
+    (tmp_path / "a.svg").unlink()
+    (record,) = read_source(str(tmp_path), PrepareConfig(out="unused"))
+    assert (record.svg, record.caption) == ("<svg/>", "a cat")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["./b/a.svg", "b/./a.svg", "b//a.svg", "c/../b/a.svg", "b\\a.svg", "b/a", "./b/a", "b/a.SVG"],
+)
+@pytest.mark.parametrize("kind", ["table", "object"])
+def test_spellings_of_one_path(tmp_path: Path, name: str, kind: str) -> None:
+    draw(tmp_path, "b/a.svg", "a.svg")
+    if kind == "table":
+        write_table(tmp_path / "metadata.jsonl", {name: "a cat"})
+    else:
+        (tmp_path / "captions.json").write_text(json.dumps({name: "a cat"}))
+    assert read(tmp_path) == {"b/a": "a cat", "a": ""}
+
+
+@pytest.mark.parametrize(("drawn", "named"), [(NFC, NFD), (NFD, NFC), (NFD, NFD)])
+def test_composed_and_decomposed_names_are_one(tmp_path: Path, drawn: str, named: str) -> None:
+    draw(tmp_path, f"{drawn}.svg", f"{drawn}2.svg")
+    write_table(tmp_path / "metadata.csv", {f"{named}.svg": "a cat"})
+    assert read(tmp_path) == {NFC: "a cat", f"{NFC}2": ""}
+    (tmp_path / "metadata.csv").unlink()
+    (tmp_path / f"{named.replace('/', '_')}.txt").touch()  # beside no drawing
+    (tmp_path / named).parent.mkdir(exist_ok=True)
+    (tmp_path / f"{named}2.txt").write_text("a dog")
+    assert read(tmp_path) == {NFC: "", f"{NFC}2": "a dog"}
+
+
+def test_a_name_that_is_not_utf8_is_refused_by_name(tmp_path: Path) -> None:
+    draw(tmp_path, "a.svg")
+    (tmp_path / os.fsdecode(b"caf\xe9.svg")).touch()
+    with pytest.raises(DataError, match=r"not UTF-8, b'.*caf\\xe9\.svg': rename it"):
+        read_source(str(tmp_path), PrepareConfig(out="unused"))
+
+
+def test_endings_in_upper_case(tmp_path: Path) -> None:
+    draw(tmp_path, "a.SVG", "b.Svg", "c.SVGZ", "d.svg", "e.SVG")
+    named = {"a.svg": "a cat", "b.Svg": "a dog", "c": "a cow", "d.SVG": "a bee"}
+    write_table(tmp_path / "Metadata.JSONL", named)
+    (tmp_path / "e.TXT").write_text("an ant")
+    expected = {"a": "a cat", "b": "a dog", "c": "a cow", "d": "a bee", "e": "an ant"}
+    assert read(tmp_path) == expected
+    for name, value in {
+        "X.JSONL": '{"svg": "<svg/>", "text": "x"}',
+        "Y.JSON": '[{"svg": "", "text": "y"}]',
+    }.items():
+        (tmp_path / name).write_text(value)
+        assert list(read(tmp_path / name).values()) == [name[0].lower()]
+    write_table(tmp_path / "Z.PARQUET", {"z": "z"}, svg=["<svg/>"])
+    assert read(tmp_path / "Z.PARQUET") == {"z": "z"}
+
+
+def test_two_drawings_that_differ_in_the_case_of_their_ending_stay_two(tmp_path: Path) -> None:
+    draw(tmp_path, "a.svg", "a.SVG")
+    write_table(tmp_path / "metadata.csv", {"a.svg": "a cat", "a.SVG": "a dog"})
+    records = read_source(str(tmp_path), PrepareConfig(out="unused", captions="all"))
+    assert sorted(record.caption for record in records) == ["a cat", "a dog"]
+
+
+def test_the_column_of_files_comes_before_an_id(tmp_path: Path) -> None:
+    draw(tmp_path, "a.svg", "b.svg")
+    write_table(tmp_path / "metadata.csv", {"a.svg": "a cat", "b.svg": "a dog"}, id=[1, 2])
+    assert read(tmp_path) == {"a": "a cat", "b": "a dog"}
+    write_table(tmp_path / "metadata.csv", {"x": "a cat", "y": "a dog"}, key=["a", "b"])
+    assert read(tmp_path, id_column="key") == {"a": "a cat", "b": "a dog"}
+
+
+def test_captions_of_other_files_are_refused_before_the_first_record(tmp_path: Path) -> None:
+    draw(tmp_path, "icons/a.svg")
+    write_table(tmp_path / "metadata.csv", {"a.png": "a cat"})
+    with pytest.raises(
+        DataError, match=r"files such as 'a\.png'.*no drawing such as 'icons/a\.svg'"
+    ):
+        read_source(str(tmp_path), PrepareConfig(out="unused"))
+
+
+def write_hub_files(folder: Path) -> None:
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n<svg>")
+    (folder / ".gitattributes").write_text("*.parquet filter=lfs")
+    for name in ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"):
+        (folder / name).write_text('{"default": {"features": {"svg": {}}}}')
+    cache = folder / ".cache" / "huggingface" / "download"
+    cache.mkdir(parents=True)
+    for name in ("a.svg", "a.jsonl", "metadata.jsonl", "0.parquet"):
+        (cache / name).write_text("not data")
+
+
+def test_side_files_of_a_hub_are_no_data(tmp_path: Path) -> None:
+    row = {"svg": SVG, "text": "a cat"}
+    for kind in ("rows.jsonl", "icons.svg", "table.parquet"):
+        folder = tmp_path / kind
+        folder.mkdir()
+        if kind == "rows.jsonl":
+            (folder / kind).write_text(json.dumps(row))
+        elif kind == "icons.svg":
+            draw(folder, kind)
+            write_table(folder / "metadata.jsonl", {kind: "a cat"})
+        else:
+            pq.write_table(pa.table({name: [value] for name, value in row.items()}), folder / kind)
+        write_hub_files(folder)
+        assert list(read(folder).values()) == ["a cat"], kind
+        shutil.rmtree(folder)
+    write_hub_files(tmp_path)
+    with pytest.raises(DataError, match=r"holds no drawings, only \.md"):
+        read_source(str(tmp_path), PrepareConfig(out="unused"))
+
+
+def test_a_hub_side_file_named_as_the_source_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    path.write_text(json.dumps([{"svg": SVG, "text": "a cat"}]))
+    assert list(read(path).values()) == ["a cat"]

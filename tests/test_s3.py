@@ -1,0 +1,120 @@
+"""Prepare, train, resume and evaluate on an S3 server, whose endpoint is the query of each URI."""
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.config import load_config, make_paths_absolute, override_config
+from app.gemma.base_model import TINY
+from app.jobs.cluster import ConnectedRay
+from app.jobs.job import build_stream
+from app.jobs.job_dir import find_adapter, get_job_dir
+from app.jobs.train import train_job
+from app.storage import join_uri, read_json, write_json
+from benchmarks.s3_server import S3Server, serve_s3
+from data_pipeline.config import PrepareConfig
+from data_pipeline.filesystem import open_filesystem
+from data_pipeline.prepare.dataset import prepare_dataset
+from data_pipeline.shards import open_shards
+from data_pipeline.stream.cache import encode_cached
+from data_pipeline.stream.encode import PromptEncoder
+from tests.corpus import write_shards
+
+MAX_OPENING_REQUESTS = 3
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with serve_s3(tmp_path_factory.mktemp("s3") / "log") as running:
+        running.put("bucket")
+        yield running
+
+
+@pytest.mark.parametrize("query", [
+    "scheme=http&endpoint_override=127.0.0.1:{port}",
+    "endpoint_override=http://127.0.0.1:{port}",
+    "endpoint_override=http%3A%2F%2F127.0.0.1%3A{port}&region=eu",
+])  # fmt: skip
+def test_files_lie_below_the_path_whatever_the_query(server: S3Server, query: str) -> None:
+    folder = "s3://key:secret@bucket/files/?" + query.format(port=server.port)
+    file = join_uri(folder, "job", "run.json")
+    assert read_json(join_uri(folder, "job", "absent.json")) is None
+    for value in (1, 2):
+        write_json(file, {"value": value})
+        assert read_json(file) == {"value": value}
+    fs, path = open_filesystem(join_uri(folder, "job"))
+    assert path == "bucket/files/job"
+    assert fs.get_file_info(f"{path}/run.json").is_file
+
+
+def test_a_dataset_is_opened_with_the_same_few_requests_whatever_the_number_of_shards(
+    server: S3Server, tmp_path: Path
+) -> None:
+    requests = []
+    for num_records in (64, 64 * 50):
+        folder = tmp_path / str(num_records)
+        write_shards(folder, train=[30] * num_records)
+        assert len(list(folder.glob("train-*"))) == num_records // 64
+        for file in folder.iterdir():
+            server.put(f"bucket/{num_records}/{file.name}", file.read_bytes())
+
+        before = len(server.list_requests())
+        shards = open_shards(server.make_uri(f"bucket/{num_records}"))
+        requests.append(len(server.list_requests()) - before)
+        assert shards.files == open_shards(str(folder)).files
+    assert requests[0] == requests[1] <= MAX_OPENING_REQUESTS
+
+
+def test_cached_tokens_are_found_on_s3(server: S3Server) -> None:
+    encoder, folder = PromptEncoder(str(TINY), "Look:"), server.make_uri("bucket/cache")
+    encode_cached(encoder, [("<svg/>", "a box")], folder)
+    before = len(server.list_requests())
+    (example,) = encode_cached(encoder, [("<svg/>", "a box")], folder)
+    np.testing.assert_array_equal(example.input_ids, encoder.encode("<svg/>", "a box").input_ids)
+    assert {request.split()[0] for request in server.list_requests()[before:]} == {"HEAD", "GET"}
+
+
+def test_a_job_is_prepared_trained_continued_and_found_on_s3(
+    server: S3Server, ray_local: ConnectedRay, tmp_path: Path
+) -> None:
+    shards_uri, jobs_uri = server.make_uri("bucket/shards"), server.make_uri("bucket/jobs")
+    prepare_dataset(
+        ["scenes:150"], PrepareConfig(out=shards_uri, validation_share=0.1), progress=False
+    )
+    settings = {
+        "data.shards": shards_uri, "data.sequence_tokens": 256, "data.shuffle_block_examples": 16,
+        "data.ledger": True, "train.output_dir": jobs_uri, "train.run_name": "on-s3",
+        "train.max_steps": 2, "train.save_steps": 2, "train.eval_steps": 2,
+        "train.precision": "fp32", "train.micro_batch_size": 1, "scaling.num_workers": 1,
+        "data.max_validation_records": 4, "tracking.uri": f"sqlite:///{tmp_path}/mlflow.db",
+    }  # fmt: skip
+    config = make_paths_absolute(load_config("demo", settings))
+    shards = open_shards(config.data.shards)
+    assert train_job(config, shards).metrics["step"] == 2
+
+    # continue the job
+    before = len(server.list_requests())
+    result = train_job(override_config(config, {"train.max_steps": 4}), shards)
+    assert result.metrics["step"] == 4
+    requests = server.list_requests()
+    assert not any("dataset.json" in request for request in requests[before:])  # opened once
+
+    # evaluation finds the adapter and reads the held-out drawings
+    adapter = find_adapter(config)
+    assert adapter == result.adapter
+    fs, path = open_filesystem(adapter)
+    with fs.open_input_file(f"{path}/adapter_model.safetensors") as file:
+        assert file.size() > 0
+    assert len(build_stream(config, shards).shards.read("validation", 0, 4)) == 4
+
+    # all files lie in the folder of the job
+    job_dir = get_job_dir(config)
+    assert re.fullmatch(r"s3://key:secret@bucket/jobs/on-s3\?scheme=http&.*", job_dir)
+    written = {request.split()[1] for request in requests if request.startswith("PUT /bucket/jobs")}
+    assert {name.split("/")[3] for name in written if name.count("/") > 3} == {"on-s3"}
+    assert any("/ledger/" in name for name in written)
+    assert math.isfinite(result.metrics["eval_loss"])
