@@ -1,7 +1,6 @@
 """The Ray that all tests share, and the printed time left."""
 
 import os
-import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,11 +82,3 @@ class _TimeLeft:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(_TimeLeft())
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """As in a terminal: a shell starts what runs in its background with SIGINT ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)

@@ -19,6 +19,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from types import FrameType
 from typing import Any
 
 import pyarrow.fs
@@ -31,6 +32,7 @@ RENEW_SECONDS = 10.0
 EXPIRE_SECONDS = 60.0
 _POLL_SECONDS = 0.1
 _READ_TRIES = 50
+_LOSS_SIGNAL = signal.SIGUSR1
 
 
 @contextlib.contextmanager
@@ -44,18 +46,39 @@ def hold_lease(job_dir: str) -> Iterator[None]:
     lease.acquire()
     stop = threading.Event()
     renewer = threading.Thread(target=lease.renew_until, args=(stop,), daemon=True)
-    renewer.start()
 
+    with _raise_on_loss():
+        renewer.start()
+        try:
+            yield
+            lease.require_held()
+        except BaseException:
+            lease.require_held()
+            raise
+        finally:
+            stop.set()
+            renewer.join()
+            lease.release()
+
+
+@contextlib.contextmanager
+def _raise_on_loss() -> Iterator[None]:
+    """Let the signal of a loss raise KeyboardInterrupt in the main thread, during a block.
+
+    It is not SIGINT: the command must not take the loss for a stop by the user.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(_LOSS_SIGNAL, _interrupt)
     try:
         yield
-        lease.require_held()
-    except BaseException:
-        lease.require_held()
-        raise
     finally:
-        stop.set()
-        renewer.join()
-        lease.release()
+        signal.signal(_LOSS_SIGNAL, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt("the lease is lost")
 
 
 class _Lease:
@@ -77,6 +100,7 @@ class _Lease:
     def acquire(self) -> None:
         """Write the file. Raises UserError if another process holds the lease or claims it too."""
         try:
+            # claim
             self._write()
             while others := self._read_others():
                 for other in others:
@@ -84,6 +108,8 @@ class _Lease:
                         raise UserError(self._describe(other))
                 time.sleep(_POLL_SECONDS)
                 self._write()
+
+            # hold
             self._claim["held"] = True
             self._write()
         except OSError as error:
@@ -109,8 +135,8 @@ class _Lease:
 
             if time.time() - renewed_at > EXPIRE_SECONDS:
                 self._loss = f"it was not renewed for {EXPIRE_SECONDS:.0f} s"
-        if self._loss is not None:
-            os.kill(os.getpid(), signal.SIGINT)
+        if self._loss is not None and signal.getsignal(_LOSS_SIGNAL) is _interrupt:
+            os.kill(os.getpid(), _LOSS_SIGNAL)
 
     def require_held(self) -> None:
         """Raise UserError if the lease is lost."""
