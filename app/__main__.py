@@ -144,12 +144,14 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     paths = configs.make_paths_absolute(_load_config(arguments))
     adapter = find_adapter(paths, arguments.adapter)  # before the imports, which take seconds
     config = _load_job_config(arguments)
+    from app.jobs.check import check_evaluation
     from app.jobs.evaluate import evaluate_job
     from app.jobs.fit import get_memory_limit, require_evaluation_fit
     from app.jobs.job import connect_workers
     from data_pipeline.shards import open_shards
 
     shards = open_shards(config.data.shards)
+    check_evaluation(config, shards)
     require_evaluation_fit(config, get_memory_limit(config))
     with connect_workers(config, 1, with_data_task=False):
         report = evaluate_job(config, shards, adapter)

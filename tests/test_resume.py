@@ -10,7 +10,7 @@ import pytest
 from app.config import load_config, override_config
 from app.errors import UserError
 from app.gemma.base_model import TINY
-from app.jobs.check import check_before_ray, check_job, describe_length
+from app.jobs.check import check_before_ray, check_evaluation, check_job, describe_length
 from app.jobs.job import build_stream
 from app.jobs.job_dir import SNAPSHOT, get_job_dir
 from app.jobs.lease import hold_lease
@@ -189,6 +189,10 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused(config, tmp_path):
     (tmp_path / "tokenizer.json").write_bytes((TINY / "tokenizer.json").read_bytes())
     with pytest.raises(UserError, match=r"ids up to 20\d\d, but the model has 96 embeddings"):
         check(override_config(config, {"model.name": folder}))
+    with pytest.raises(UserError, match="but the model has 96 embeddings"):
+        check_evaluation(
+            override_config(config, {"model.name": folder}), open_shards(config.data.shards)
+        )
 
 
 def test_the_tokenizer_is_that_of_the_models_revision(config):

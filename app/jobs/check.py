@@ -19,6 +19,23 @@ def check_job(config: Config, shards: Shards) -> Stream:
     Raises UserError or DataError if the tokenizer is not the model's, if no example of a split fits
     into a sequence, or if the newest checkpoint is of other settings or data.
     """
+    stream = _build_stream_of_model(config, shards)
+    require_same_job(config, stream, get_job_dir(config))
+    for split in ("train", "validation"):
+        stream.require_fitting_examples(split)
+    return stream
+
+
+def check_evaluation(config: Config, shards: Shards) -> None:
+    """Raise UserError or DataError if a model cannot be evaluated on the validation split.
+
+    The tokenizer is not the model's, or no example fits into a sequence.
+    """
+    _build_stream_of_model(config, shards).require_fitting_examples("validation")
+
+
+def _build_stream_of_model(config: Config, shards: Shards) -> Stream:
+    """Return the token stream. Raises UserError if its ids are not those of the model."""
     stream = build_stream(config, shards)
     vocabulary = load_model_config(config.model).vocab_size
     if stream.encoder.max_id >= vocabulary:
@@ -27,10 +44,6 @@ def check_job(config: Config, shards: Shards) -> Stream:
             f"{stream.encoder.max_id}, but the model has {vocabulary} embeddings: give the model "
             "its own tokenizer.json"
         )
-
-    require_same_job(config, stream, get_job_dir(config))
-    for split in ("train", "validation"):
-        stream.require_fitting_examples(split)
     return stream
 
 
