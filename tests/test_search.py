@@ -4,13 +4,14 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 import ray.train
+from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from app.jobs.cluster import ConnectedRay
@@ -130,9 +131,16 @@ def test_diverged_trials_have_no_loss_and_a_long_grace_prunes_nothing(
         grace_steps=TRIAL_STEPS,
         seed=6,  # draws each value once
     )
+    (tmp_path / "jobs").mkdir()
     result = run_search(
-        config, bare, name="bare", storage_path=str(tmp_path), trial_steps=TRIAL_STEPS
+        config,
+        bare,
+        name="bare",
+        storage_path="jobs",
+        filesystem=SubTreeFileSystem(str(tmp_path), LocalFileSystem()),
+        trial_steps=TRIAL_STEPS,
     )
+    assert len(list((tmp_path / "jobs" / "bare").glob("trial_*"))) == 3
     seen = {(t.overrides["model.x"], t.status, t.step, t.eval_loss) for t in result.trials}
     best = 0.25 + 1 / TRIAL_STEPS
     assert seen == {
@@ -151,6 +159,14 @@ def test_a_search_in_which_all_trials_fail_names_the_first_error(
         run_search(
             config, bare, name="failing", storage_path=str(tmp_path), trial_steps=TRIAL_STEPS
         )
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """As in a terminal: a shell starts what runs in its background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_interrupting_a_search_stops_it_and_its_trials(

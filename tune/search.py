@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.fs
 import ray.tune
 from ray.tune.experiment import Trial
 from ray.tune.integration.ray_train import TuneReportCallback
@@ -35,6 +36,7 @@ def run_search(
     name: str,
     storage_path: str,
     trial_steps: int,
+    filesystem: pyarrow.fs.FileSystem | None = None,
     on_trial_end: Callable[[TrialOutcome], None] | None = None,
 ) -> SearchResult:
     """Run `config.num_trials` trials, `config.max_concurrent` at a time, and stop bad ones early.
@@ -43,6 +45,8 @@ def run_search(
     picklable. `overrides` is {config path: plain value}. `run_trial` fits a TorchTrainer whose
     RunConfig has a `TuneReportCallback`. Rank 0 reports `step` and `eval_loss` of every evaluation,
     and `run_trial` returns the last of them. A trial that raises has failed; the others continue.
+
+    `storage_path` is a path of `filesystem`; without one, a local path or a URI without a query.
 
     `on_trial_end` runs in the caller's process as soon as the outcome of a trial is known. The
     workers of a pruned trial may be alive for some seconds after that.
@@ -60,7 +64,14 @@ def run_search(
     _silence_tune()
     progress = _Progress(config.num_trials, on_trial_end)
     trainable = _make_trainable(run_trial)
-    tuner = _build_tuner(config, trainable, progress, name, storage_path, trial_steps)
+    run_config = ray.tune.RunConfig(
+        name=name,
+        storage_path=storage_path,
+        storage_filesystem=filesystem,
+        verbose=0,
+        callbacks=[progress],
+    )
+    tuner = _build_tuner(config, trainable, run_config, trial_steps)
 
     # run
     try:
@@ -75,12 +86,11 @@ def run_search(
 def _build_tuner(
     config: SearchConfig,
     trainable: Callable[[dict[str, Any]], None],
-    progress: "_Progress",
-    name: str,
-    storage_path: str,
+    run_config: ray.tune.RunConfig,
     trial_steps: int,
 ) -> ray.tune.Tuner:
     search_algorithm, param_space = _build_search_algorithm(config)
+
     return ray.tune.Tuner(
         # The nested trainer reserves the resources of its workers, so the trial itself takes almost
         # none. Ray refuses 0 CPU, and 1 CPU for each trial would leave too few for the workers.
@@ -93,9 +103,7 @@ def _build_tuner(
             scheduler=_build_scheduler(config, trial_steps),
             trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
         ),
-        run_config=ray.tune.RunConfig(
-            name=name, storage_path=storage_path, verbose=0, callbacks=[progress]
-        ),
+        run_config=run_config,
     )
 
 

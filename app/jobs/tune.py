@@ -13,6 +13,7 @@ from app.jobs.stop import kill_private_ray
 from app.jobs.train import train_trial
 from app.storage import join_uri, write_text
 from app.tracking import Status, kill_running_children, open_run
+from data_pipeline.filesystem import open_filesystem
 from data_pipeline.masking import mask_secrets
 from data_pipeline.shards import Shards, open_shards
 from tune.outcome import SearchResult, TrialOutcome
@@ -127,12 +128,14 @@ def _search(
         if tracker.run_id is not None:
             run_ids.append(tracker.run_id)
 
+    filesystem, path = open_filesystem(job_dir)  # Ray would cut the query off a URI
     try:
         result = run_search(
             config.search,
             run_trial,
             name="tune",
-            storage_path=job_dir,
+            storage_path=path,
+            filesystem=filesystem,
             trial_steps=_get_trial_steps(config),
             on_trial_end=on_trial_end,
         )

@@ -74,6 +74,7 @@ def _read_samples(file: SourceFile, config: PrepareConfig) -> Iterator[tuple[str
     """Yield key, SVG and captions of each sample that has an SVG."""
     head = file.read_head(8)
     unpack = next(unpack for magic, unpack in _UNPACK if re.match(magic, head))
+
     try:
         with (
             file.open_stream() as stream,
