@@ -173,18 +173,29 @@ def test_filters_refer_only_to_elements_of_the_drawing() -> None:
     assert '<feImage href="#b"/>' in inner(f'<filter id="f"><feImage href="#p"/></filter>{shape}')
 
 
-def test_visible_rounding_adds_a_decimal() -> None:
-    """Lines that cover the page, each a third of a unit off the grid, get one more decimal."""
+def test_visible_rounding_adds_a_decimal_where_it_is_worth_the_text() -> None:
+    """Rectangles over the page, each edge a third of a unit off the grid."""
     head = GRID24.replace("<svg ", '<svg fill="none" stroke="red" stroke-width="1" ')
-    few, many = (
-        "".join(f"M{n % 24} 2h20M2 {n % 24}v20" for n in range(1, count, 3)) for count in (4, 24)
-    )
-    assert inner(f'<path d="{few}"/>', head) == '<path d="m11 21h213m-203-10v213"/>'
-    refined = inner(f'<path d="{many}"/>', head)
-    assert refined.startswith('<path d="m10.7 21.3h213.3m-202.7-10.6v213.3m')
-    assert inner(f'<path fill="red" stroke="none" d="{many}"/>', head).startswith(
-        '<path fill="red" stroke="none" d="m11 21h'
-    )
+    small = '<path d="M1 1h7v7H1z"/>'  # moves 112 square units
+    assert inner(small, head) == '<path d="m11 11h74v74h-74z"/>'
+    large = '<path d="M1 22h22V2H1z"/>'  # moves 299
+    assert inner(large, head) == '<path d="m10.7 234.7h234.6v-213.4h-234.6z"/>'
+
+    # not worth hundreds of characters
+    dots = "".join(f"M{n} {row}.1h.1" for n in range(1, 23) for row in range(3, 21))
+    assert inner(large.replace("z", f"z{dots}"), head).startswith('<path d="m11 235h234v')
+
+    # a fill has one edge, and only the outline of a dense drawing counts in full
+    filled = large.replace("<path", '<path fill="red" stroke="none"')
+    assert inner(filled, head).endswith('d="m11 235h234v-214h-234z"/>')
+    edges = "M1 22h22V2H1z" * 8
+    assert inner(filled.replace("M1 22h22V2H1z", edges), head).count("234.7") == 1
+
+
+def test_coarse_numbers_are_rounded_once() -> None:
+    """245.45 is 245 although 245.5, its value with one more decimal, is 246."""
+    shape = '<path d="M0 24h24V0H0zm23.011-.989H.989V.989h22.022z"/>'
+    assert inner(shape, GRID24) == '<path d="m0 256h256v-256h-256zm245-11h-234v-234h234z"/>'
 
 
 def test_a_repeated_outline_gets_the_precision_of_each_place() -> None:

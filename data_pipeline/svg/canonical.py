@@ -1,7 +1,5 @@
 """Canonical form: turn one SVG string into one safe canonical SVG string, or refuse it by name."""
 
-from dataclasses import replace
-
 from data_pipeline.svg.errors import PathError, SVGRefused
 from data_pipeline.svg.lengths import GRID, Space
 from data_pipeline.svg.names import SHAPES
@@ -9,17 +7,20 @@ from data_pipeline.svg.page import parse_page
 from data_pipeline.svg.parse import parse_tree
 from data_pipeline.svg.prune import prune_tree
 from data_pipeline.svg.scale import is_scalable, scale_tree
-from data_pipeline.svg.tree import Drawing, Node, serialise_tree
+from data_pipeline.svg.tree import SVG, Drawing, Node, serialise_tree
 from data_pipeline.svg.vector_effect import apply_vector_effects
 from data_pipeline.svg.viewport import resolve_viewports
 
-# Rounding is visible when it moves the outlines of a stroked drawing by more than 0.45 % of the
-# page (2.3 of the 255 grey levels in the mean). Such a drawing gets one more decimal if that costs
-# few tokens. Above 4.5 % of the page, it gets one more decimal unless its text is enormous.
-MAX_MOVED_AREA = GRID * GRID / 225
-MAX_MOVED_AREA_OF_LONG_TEXT = GRID * GRID / 22
-MAX_REFINED_LENGTH = 1_500  # characters
-MAX_REFINED_LENGTH_OF_FAR_MOVED = 500_000  # characters
+# Rounding is visible when it moves outlines over too large an area (square grid units; 200 are
+# 0.3 % of the page). A drawing gets one more decimal if this area is worth the longer text, or if
+# it is far larger and the text is not enormous. With these values about 0.2 % of icons change
+# visibly, and the decimals add 1.4 % to the text of all icons.
+MIN_MOVED_AREA = 200.0
+MOVED_AREA_OF_CHARACTER = 0.5
+FAR_MOVED_AREA = GRID * GRID / 28
+MAX_REFINED_LENGTH = 500_000  # characters
+MIN_DECIMALS = 0.7  # characters that one more decimal adds at least, for each number of a drawing
+_CANONICAL_START = f'<svg xmlns="{SVG}" viewBox="0 0 '
 
 _ROOT_ATTRIBUTES_TO_REMOVE = (
     *("viewBox", "width", "height", "preserveAspectRatio"),
@@ -50,21 +51,30 @@ def canonicalise(svg: str | bytes, *, max_bytes: int = 4_000_000) -> str:
 
         # usual precision
         originals = [node.attributes.copy() for node in drawing.nodes]
-        text, needs_decimal = _write_drawing(drawing, space, view_box, max_bytes)
-        if not needs_decimal:
+        text, moved_area = _write_drawing(drawing, space, view_box, max_bytes)
+        given = svg if isinstance(svg, str) else svg.decode("utf-8", "replace")
+        is_written_here = given.startswith(_CANONICAL_START)
+        num_numbers = text.count(" ") + text.count("-")
+        if not is_written_here and not _is_worth(moved_area, MIN_DECIMALS * num_numbers):
             return text
 
         # one more decimal
         for node, attributes in zip(drawing.nodes, originals, strict=True):
             node.attributes = attributes
         fine_text, _ = _write_drawing(drawing, space, view_box, max_bytes, more_decimals=1)
-
-        # Decide on the refined drawing: otherwise a second pass could decide differently.
-        same_space = replace(space, scale=1.0, origin=(0.0, 0.0))
-        text, needs_decimal = _write_drawing(drawing, same_space, view_box, max_bytes)
     except PathError as error:
         raise SVGRefused("bad_number", str(error)) from None
-    return fine_text if needs_decimal else text
+
+    # A canonical drawing stays as it is, although rounding would now move it by another area.
+    if fine_text == given:
+        return fine_text
+    is_better = _is_worth(moved_area, len(fine_text) - len(text))
+    return fine_text if is_better and len(text) <= MAX_REFINED_LENGTH else text
+
+
+def _is_worth(moved_area: float, num_added: float) -> bool:
+    """Return whether one more decimal, which adds this number of characters, is worth it."""
+    return moved_area > min(MIN_MOVED_AREA + MOVED_AREA_OF_CHARACTER * num_added, FAR_MOVED_AREA)
 
 
 def _read_drawing(svg: str | bytes, max_bytes: int) -> tuple[Drawing, Space, str]:
@@ -110,8 +120,8 @@ def _may_have_percentages(svg: str | bytes) -> bool:
 
 def _write_drawing(
     drawing: Drawing, space: Space, view_box: str, max_bytes: int, *, more_decimals: int = 0
-) -> tuple[str, bool]:
-    """Scale the drawing in place and return its text, and whether it needs one more decimal."""
+) -> tuple[str, float]:
+    """Scale the drawing in place and return its text, and the area that rounding moves."""
     attributes = drawing.nodes[0].attributes
     attributes.pop("viewBox", None)
     moved_area = scale_tree(drawing, space, more_decimals=more_decimals)
@@ -122,11 +132,7 @@ def _write_drawing(
         raise SVGRefused(
             "too_large", f"{len(text):,} characters when canonical, more than {max_bytes:,}"
         )
-
-    if len(text) <= MAX_REFINED_LENGTH:
-        return text, moved_area > MAX_MOVED_AREA
-    is_enormous = len(text) > MAX_REFINED_LENGTH_OF_FAR_MOVED
-    return text, moved_area > MAX_MOVED_AREA_OF_LONG_TEXT and not is_enormous
+    return text, moved_area
 
 
 def _wrap_in_scaled_group(

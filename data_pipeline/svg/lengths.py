@@ -14,7 +14,8 @@ YS = frozenset(("y", "cy", "y1", "y2", "fy"))
 WIDTHS = frozenset(("width", "rx"))
 HEIGHTS = frozenset(("height", "ry"))
 
-_LENGTH = re.compile(rf"({NUMBER.pattern})\s*(px|pt|pc|mm|cm|in|q|%)?", re.IGNORECASE)
+# Units of SVG 1.1, in lower case. Not all renderers read `20PX`: it stays as it is.
+_LENGTH = re.compile(rf"({NUMBER.pattern})\s*(px|pt|pc|mm|cm|in|q|Q|%)?")
 _NUMBER_LIST = re.compile(rf"none|(?:(?>{NUMBER.pattern})(?:px)?[\s,]*+)++", re.IGNORECASE)
 _PIXELS_PER_UNIT = {
     "px": 1.0,

@@ -88,7 +88,7 @@ _parse_cached = lru_cache(maxsize=4096)(_parse)
 
 def _parse_size(text: str, whole: float) -> float:
     """Return the pixels of a side of the picture, or NaN if the text gives no size."""
-    size = parse_length(text, whole)
+    size = parse_length(text.lower(), whole)
     return size if size and size > 0 else math.nan
 
 

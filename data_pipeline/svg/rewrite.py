@@ -241,6 +241,9 @@ def rewrite_path(  # noqa: C901, PLR0912, PLR0915
                 parts.append("z")
                 last_form = "z"
             num_parts_before, has_vanished = len(parts), False
+            if measure:
+                area += abs(start_x * scale - (start_px - MAGIC)) * abs(start_py - py)
+                area += abs(start_y * scale - (start_py - MAGIC)) * abs(start_px - px)
             x, y, px, py = start_x, start_y, start_px, start_py
             command = last_curve = ""
             continue

@@ -35,8 +35,11 @@ from data_pipeline.svg.transform import (
 )
 from data_pipeline.svg.tree import Drawing, Node
 
-# Characters of path data. Rounding is invisible in a smaller drawing that is only filled.
-DENSE = 20_000
+# Share of the moved area that counts for an outline that is only filled: it has one edge, a stroke
+# has two, and other fills often lie over it.
+FILLED_SHARE = 0.3
+# Characters of an outline that counts in full even if it is only filled: its edges fill the page.
+DENSE = 10_000
 # Grid units that one unit of a marker may cover. The unit is the width of any stroke that uses the
 # marker, unless the marker has a viewBox.
 MIN_MARKER_ZOOM = 16.0
@@ -129,8 +132,8 @@ def _has_scalable_lengths(node: Node) -> bool:
 def scale_tree(drawing: Drawing, space: Space, *, more_decimals: int = 0) -> float:
     """Scale all numbers in place, and return the area over which rounding moves the outlines.
 
-    `more_decimals` is added to the usual decimals. The area is a rough one in square grid units.
-    It counts stroked outlines, and in dense drawings filled outlines too.
+    `more_decimals` is added to the usual decimals. The area is a rough one in square grid units,
+    and counts FILLED_SHARE of the area of short outlines that are only filled.
 
     Raises SVGRefused: `bad_path`, `bad_transform`.
     """
@@ -156,8 +159,7 @@ def scale_tree(drawing: Drawing, space: Space, *, more_decimals: int = 0) -> flo
     if space.scale == 1.0 and "stroke" in names:
         inherited_zoom = max([inherited_zoom, *(_find_child_space(n, space).zoom for n in nodes)])
 
-    is_dense = sum([len(node.attributes.get("d", "")) for node in nodes]) > DENSE
-    scaler = _Scaler(by_id, (definition_zoom, inherited_zoom), more_decimals, is_dense)
+    scaler = _Scaler(by_id, (definition_zoom, inherited_zoom), more_decimals)
     scaler.scale_numbers(root, space, "use" in drawing.tags, "none", "", "none")
     return scaler.moved_area
 
@@ -173,12 +175,11 @@ class _Scaler:
     """Recursive pass over one tree that adds up the area over which rounding moves outlines."""
 
     def __init__(
-        self, by_id: dict[str, Node], zooms: tuple[float, float], more_decimals: int, is_dense: bool
+        self, by_id: dict[str, Node], zooms: tuple[float, float], more_decimals: int
     ) -> None:
         self.by_id = by_id
         self.definition_zoom, self.inherited_zoom = zooms
         self.more_decimals = more_decimals
-        self.is_dense = is_dense
         self.moved_area = 0.0
         # kind, text, decimals, visibility and stroke of the last outline, and its text and area
         self.last_outline: tuple[str, str, int, bool, bool] | None = None
@@ -201,7 +202,7 @@ class _Scaler:
 
         # attributes
         is_stroked = stroke != "none"
-        is_visible = is_stroked or (self.is_dense and fill[:4] not in ("none", "url("))
+        is_visible = is_stroked or fill[:4] not in ("none", "url(")
         for name, value in attributes.items():
             role = _ROLES.get(name)
             if role is None:
@@ -242,7 +243,8 @@ class _Scaler:
             self.last_outline = outline
 
         scaled, area = self.last_scaled
-        self.moved_area += area * (node_scale / 10**decimals) ** 2
+        share = 1.0 if is_stroked or len(text) > DENSE else FILLED_SHARE
+        self.moved_area += share * area * (node_scale / 10**decimals) ** 2
         return scaled
 
     def _scale_value(
