@@ -37,6 +37,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.loss --json outputs/bench/loss.json
 	$(BIN)/python -m benchmarks.memory --json outputs/bench/memory.json
 	$(BIN)/python -m benchmarks.step --json outputs/bench/step.json
+	$(BIN)/python -m benchmarks.generate --json outputs/bench/generate.json
 	$(BIN)/python -m benchmarks.load --json outputs/bench/load.json
 
 ui: $(READY)

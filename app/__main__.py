@@ -21,10 +21,11 @@ from app.config_reference import render_reference
 from app.errors import UserError
 from app.full_disk import find_full_disk
 from app.gemma.config import ModelConfig, QuantizationConfig
-from app.jobs.job_dir import find_adapter
 from app.jobs.precision import resolve_precision
+from app.jobs.trained_model import find_configured_model
 from app.output import mask_output
-from app.tracking import build_ui_command, check_tracking
+from app.storage import check_json_file
+from app.tracking import check_tracking, run_ui
 from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import DataError
 from tune.errors import SearchError
@@ -33,8 +34,9 @@ from tune.errors import SearchError
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command, with credentials masked in all that it prints. Return its exit code.
 
-    0: done. 1: an unexpected error with its traceback, or a failed check of `doctor`. 2: an error
-    that the user can fix, printed to stderr in one sentence. 130, 143: stopped by SIGINT, SIGTERM.
+    0: done. 1: an unexpected error with its traceback, a failed check of `doctor`, or a challenger
+    that `promote` does not promote. 2: an error that the user can fix, printed to stderr in one
+    sentence. 130, 143: stopped by SIGINT, SIGTERM.
     """
     with mask_output():
         arguments = parse_arguments(argv)
@@ -127,44 +129,35 @@ def _tune(arguments: argparse.Namespace) -> int:
     with connect_workers(config, num_workers, workers_per_trial=per_trial):
         searched = tune_job(config, shards)
 
-    best = searched.result.best
-    report = {
-        "best": best.overrides,
-        "eval_loss": best.eval_loss,
-        "config": searched.best_config,
-        "trials": len(searched.result.trials),
-        "run_id": searched.run_id,
-    }
-    print(json.dumps(report))
+    print(json.dumps(searched.describe()))
     return 0
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    """Evaluate the base and the tuned model on the held-out split. Print the report as JSON."""
-    paths = configs.make_paths_absolute(_load_config(arguments))
-    adapter = find_adapter(paths, arguments.adapter)  # before the imports, which take seconds
-    config = _load_job_config(arguments)
-    from app.jobs.check import check_evaluation
-    from app.jobs.evaluate import evaluate_job
-    from app.jobs.fit import get_memory_limit, require_evaluation_fit
-    from app.jobs.job import connect_workers
-    from data_pipeline.shards import open_shards
+    """Evaluate base and tuned model on a held-out split. Print their scores, and the report."""
+    from app.jobs.evaluate_command import run_evaluate
 
-    shards = open_shards(config.data.shards)
-    check_evaluation(config, shards)
-    require_evaluation_fit(config, get_memory_limit(config))
-    with connect_workers(config, 1, with_data_task=False):
-        report = evaluate_job(config, shards, adapter)
-    print(json.dumps(report))
+    return run_evaluate(arguments)
+
+
+def _caption(arguments: argparse.Namespace) -> int:
+    """Caption drawings with a trained model. Print the counts as JSON."""
+    from app.jobs.caption import run_caption
+
+    print(json.dumps(run_caption(arguments)))
     return 0
+
+
+def _promote(arguments: argparse.Namespace) -> int:
+    """Make a trained model the champion, if it is better. Print the comparison as JSON."""
+    from app.jobs.promote import run_promote
+
+    return run_promote(arguments)
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
     """Write Parquet shards of the given sources. Print the counts."""
-    if arguments.json and not os.path.isdir(os.path.dirname(os.path.abspath(arguments.json))):
-        raise UserError(f"--json {arguments.json}: its folder does not exist; create it first")
-    if arguments.json and os.path.isdir(arguments.json):
-        raise UserError(f"--json {arguments.json}: this is a folder; name a file in it")
+    check_json_file(arguments.json)
     values = {name: getattr(arguments, name) for name in PrepareConfig.model_fields}
     config = configs.validate_values(PrepareConfig, values)
     on_ray = arguments.ray or os.environ.get("RAY_ADDRESS")
@@ -202,6 +195,33 @@ def _quantize(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _serve(arguments: argparse.Namespace) -> int:
+    """Serve captions of a trained model until a signal stops it."""
+    from app.jobs.serve import run_serve
+
+    run_serve(arguments)
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    """Write one page about some jobs. Print its path."""
+    from app.jobs.report import run_report
+
+    print(run_report(arguments))
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    """Write a trained model for other programs. Print its drift as JSON."""
+    # before the imports, which take seconds
+    model = find_configured_model(arguments.model, arguments.config, arguments.overrides)
+    from app.jobs.export import export_model
+
+    out = Path(arguments.out).absolute()
+    print(json.dumps(export_model(model, arguments.kind, out, arguments.max_drift)))
+    return 0
+
+
 def _demo(arguments: argparse.Namespace) -> int:
     """Run prepare, tune, train and evaluate on real icons."""
     config = configs.make_paths_absolute(configs.load_config("demo", arguments.overrides))
@@ -234,16 +254,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _ui(arguments: argparse.Namespace) -> int:
     """Start the MLflow UI of the tracking database, or print the address of the server."""
-    config = _load_config(arguments)
-    command = build_ui_command(config.tracking, port=arguments.port)
-    is_server = len(command) == 1
-    if not is_server:
-        check_tracking(config.tracking)
-    print(" ".join(command), flush=True)
-    if not is_server:
-        # not an argument: every user of this machine can read the arguments of a process
-        uri = str(config.tracking.uri)
-        os.execve(command[0], command, {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri})
+    run_ui(_load_config(arguments).tracking, port=arguments.port)
     return 0
 
 
@@ -266,8 +277,13 @@ _HANDLERS: dict[str, Callable[[argparse.Namespace], int]] = {
     "train": _train,
     "tune": _tune,
     "evaluate": _evaluate,
+    "caption": _caption,
+    "promote": _promote,
+    "export": _export,
     "doctor": _doctor,
     "ui": _ui,
+    "serve": _serve,
+    "report": _report,
     "demo": _demo,
     "config show": _show,
     "config docs": _docs,

@@ -44,14 +44,10 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_command_with_config(
         commands, "tune", "search over search.space; ASHA stops bad trials early"
     )
-    evaluate = _add_command_with_config(
-        commands, "evaluate", "compare base and tuned model on the held-out split"
-    )
-    evaluate.add_argument(
-        "--adapter",
-        type=os.path.expanduser,
-        help="folder or URI of a checkpoint (default: the job's best one, or its newest one)",
-    )
+    _add_evaluate(commands)
+    _add_caption(commands)
+    _add_promote(commands)
+    _add_export(commands)
     _add_command_with_config(
         commands, "doctor", "check that the job of a config can run on this machine"
     )
@@ -60,12 +56,46 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     ui.add_argument("--port", type=int, default=5000, help="port of the UI (default: 5000)")
 
+    _add_serve(commands)
+    report = _add_command(commands, "report", "write one page about one or more jobs")
+    report.add_argument(
+        "runs", nargs="+", metavar="RUN", help="folder or URI of a job, such as outputs/demo/demo"
+    )
+    report.add_argument(
+        "--out", required=True, type=os.path.expanduser, help="new file that ends in .html"
+    )
+
     demo = _add_command(
         commands, "demo", "prepare, search, train and evaluate on real icons, in minutes"
     )
     demo.add_argument("overrides", nargs="*", help="section.field=value")
     _add_config_show_and_docs(commands)
     return parser
+
+
+def _add_evaluate(commands: Commands) -> None:
+    evaluate = _add_command(
+        commands, "evaluate", "compare tuned model, base model and baselines on a held-out split"
+    )
+    evaluate.add_argument(
+        "model",
+        help="config of a job; or folder or URI of a job, a checkpoint or an adapter; or "
+        "models:/NAME@ALIAS",
+    )
+    evaluate.add_argument("overrides", nargs="*", help="section.field=value")
+    evaluate.add_argument(
+        "--adapter",
+        type=os.path.expanduser,
+        help="folder or URI of a checkpoint of the job of a config (default: its best one, or its "
+        "newest one)",
+    )
+    evaluate.add_argument(
+        "--split",
+        choices=["validation", "test"],
+        default="validation",
+        help="split whose drawings are captioned (default: validation)",
+    )
+    evaluate.add_argument("--json", type=os.path.expanduser, help="write the report to this file")
 
 
 def _add_command(commands: Commands, name: str, text: str) -> argparse.ArgumentParser:
@@ -82,14 +112,59 @@ def _add_command_with_config(commands: Commands, name: str, text: str) -> argpar
     return added
 
 
+def _add_caption(commands: Commands) -> None:
+    caption = _add_command(commands, "caption", "caption drawings with a trained model")
+    caption.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="file, folder or URI of drawings, as for prepare; captions are not needed; "
+        "section.field=value changes a setting of the model",
+    )
+    caption.add_argument(
+        "--model",
+        required=True,
+        type=os.path.expanduser,
+        help="folder or URI of a job, a checkpoint or a PEFT adapter, or models:/NAME@ALIAS",
+    )
+    caption.add_argument(
+        "--out",
+        required=True,
+        type=os.path.expanduser,
+        help="new file that ends in .jsonl or .parquet; the same command continues a killed run",
+    )
+    caption.add_argument("--config", help="config of the training, for an adapter without one")
+    caption.add_argument("--svg-column", help=PrepareConfig.model_fields["svg_column"].description)
+    caption.add_argument("--id-column", help=PrepareConfig.model_fields["id_column"].description)
+    caption.set_defaults(overrides=[])
+
+
+def _add_promote(commands: Commands) -> None:
+    promote = _add_command(
+        commands, "promote", "make a trained model the champion, if it is better on the test split"
+    )
+    promote.add_argument(
+        "challenger",
+        type=os.path.expanduser,
+        help="folder or URI of a job, a checkpoint or a PEFT adapter, or models:/NAME/VERSION",
+    )
+    promote.add_argument("overrides", nargs="*", help="section.field=value, for both models")
+    promote.add_argument(
+        "--force", action="store_true", help="promote in any case; the version is marked as forced"
+    )
+    promote.add_argument("--config", help="config of the training, for an adapter without one")
+
+
 def _add_prepare(commands: Commands) -> None:
     prepare = _add_command(commands, "prepare", "convert raw SVG sources to Parquet shards")
     prepare.add_argument(
         "source", nargs="+", help="file, folder or URI, phosphor, scenes:N; A@2 B@1 mixes 2 : 1"
     )
     for name, field in PrepareConfig.model_fields.items():
+        is_list = isinstance(field.get_default(), list)
         prepare.add_argument(
             f"--{name.replace('_', '-')}",
+            action="append" if is_list else "store",
             default=field.get_default(),
             required=field.is_required(),
             help=field.description,
@@ -101,6 +176,35 @@ def _add_prepare(commands: Commands) -> None:
         "or on a private Ray",
     )
     prepare.add_argument("--json", type=os.path.expanduser, help="write the counts to this file")
+
+
+def _add_export(commands: Commands) -> None:
+    export = _add_command(
+        commands, "export", "write a trained model for other programs, and measure its drift"
+    )
+    export.add_argument(
+        "model",
+        type=os.path.expanduser,
+        help="folder or URI of a job, a checkpoint or a PEFT adapter, or models:/NAME@ALIAS",
+    )
+    export.add_argument("overrides", nargs="*", help="section.field=value")
+    export.add_argument(
+        "--out", required=True, type=os.path.expanduser, help="new folder, on this machine"
+    )
+    kinds = export.add_mutually_exclusive_group(required=True)
+    for kind, text in (
+        ("adapter", "folder of PEFT"),
+        ("merged", "whole model of transformers, in 16 bits"),
+        ("gguf-lora", "adapter of llama.cpp"),
+    ):
+        kinds.add_argument(f"--{kind}", dest="kind", action="store_const", const=kind, help=text)
+    export.add_argument("--config", help="config of the training, for an adapter without one")
+    export.add_argument(
+        "--max-drift",
+        type=float,
+        default=0.1,
+        help="largest KL divergence from the trained model (nats per caption token; default: 0.1)",
+    )
 
 
 def _add_plan(commands: Commands) -> None:
@@ -142,6 +246,20 @@ def _add_quantize(commands: Commands) -> None:
         quantize.add_argument(
             f"--{name.replace('_', '-')}", default=field.get_default(), help=field.description
         )
+
+
+def _add_serve(commands: Commands) -> None:
+    serve = _add_command(commands, "serve", "caption drawings over HTTP, and on a web page")
+    serve.add_argument(
+        "--model",
+        required=True,
+        type=os.path.expanduser,
+        help="folder or URI of a job, a checkpoint or a PEFT adapter, or models:/NAME@ALIAS",
+    )
+    serve.add_argument("overrides", nargs="*", help="section.field=value")
+    serve.add_argument("--config", help="config of the training, for an adapter without one")
+    serve.add_argument("--host", default="127.0.0.1", help="address (default: 127.0.0.1)")
+    serve.add_argument("--port", type=int, default=8000, help="port (default: 8000)")
 
 
 def _add_config_show_and_docs(commands: Commands) -> None:

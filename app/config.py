@@ -16,9 +16,10 @@ from app.errors import UserError
 from app.evaluation.config import EvaluateConfig
 from app.gemma.config import LoraConfig, MemoryConfig, ModelConfig, QuantizationConfig
 from app.overrides import parse_override
-from app.tracking import TrackingConfig, resolve_uri
+from app.tracking import REGISTRY_SCHEME, TrackingConfig, resolve_uri
 from app.training.config import OptimConfig, ParallelConfig, ScalingConfig, TrainConfig
 from data_pipeline.config import DataConfig
+from data_pipeline.masking import mask_secrets
 from tune.config import Choice, Domain, LogUniform, SearchConfig
 
 M = TypeVar("M", bound=BaseModel)
@@ -50,6 +51,16 @@ class Config(BaseModel):
             raise ValueError(
                 f"optim.kind={kind} cannot shard its moments over the workers: "
                 f"set parallel.strategy=ddp instead of {strategy}, or optim.kind=adamw"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_watched_model_is_whole(self) -> Self:
+        watch_captions, strategy = self.evaluate.watch_captions, self.parallel.strategy
+        if watch_captions and strategy != "ddp":
+            raise ValueError(
+                f"evaluate.watch_captions={watch_captions} needs a whole model on a worker: "
+                f"set it to 0, or parallel.strategy=ddp instead of {strategy}"
             )
         return self
 
@@ -124,10 +135,13 @@ def make_paths_absolute(config: Config) -> Config:
     """Make relative paths absolute, because Ray's workers run in other folders; expand `~`."""
     paths = {
         "model.name": make_absolute(config.model.name, only_folder=True),
+        "lora.init_from": config.lora.init_from and make_absolute(config.lora.init_from),
         "data.shards": make_absolute(config.data.shards),
         "data.cache_dir": config.data.cache_dir and make_absolute(config.data.cache_dir),
         "train.output_dir": make_absolute(config.train.output_dir),
         "tracking.uri": resolve_uri(config.tracking).uri,
+        "evaluate.clip_model": config.evaluate.clip_model
+        and make_absolute(config.evaluate.clip_model, only_folder=True),
     }
     for path, value in paths.items():
         if "***" in str(value):
@@ -144,7 +158,8 @@ def make_absolute(path: str, *, only_folder: bool = False) -> str:
     With `only_folder`, a relative path that is no folder is a name.
     """
     expanded = os.path.expanduser(path)
-    if "://" in path or (only_folder and expanded == path and not os.path.isdir(path)):
+    is_uri = "://" in path or path.startswith(REGISTRY_SCHEME)
+    if is_uri or (only_folder and expanded == path and not os.path.isdir(path)):
         return path
     return os.path.abspath(expanded)
 
@@ -152,6 +167,20 @@ def make_absolute(path: str, *, only_folder: bool = False) -> str:
 def config_to_yaml(config: Config) -> str:
     """Return the resolved config as YAML, from which `load_config` makes an equal object."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def config_from_yaml(text: str, name: str) -> Config:
+    """Return the config of `config_to_yaml`. Raises UserError, which calls the text `name`."""
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
+    return validate_values(Config, raw)
+
+
+def mask_config(config: Config) -> Config:
+    """Return the config without credentials."""
+    return Config.model_validate_json(mask_secrets(config.model_dump_json()))
 
 
 def flatten_config(config: Config) -> dict[str, Any]:
@@ -244,7 +273,7 @@ def _set_path(raw: Any, path: str, value: Any) -> dict[str, Any]:
 
     inner = values.get(head)
     # The keys of search.space and evaluate.fields are free names, which may contain dots.
-    has_free_names = head in {"space", "fields"}
+    has_free_names = head in {"space", "fields", "targets"}
     if has_free_names and isinstance(inner, dict | None):
         return {**values, head: {**(inner or {}), rest: value}}
     return {**values, head: _set_path(inner, rest, value)}

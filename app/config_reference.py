@@ -22,7 +22,8 @@ _TYPE_NAMES = {
 _WITHOUT_KEY = {
     "logging_steps": "every step is logged",
     "packing": "examples are always packed into sequences of data.sequence_tokens",
-    "resume_from_checkpoint": "a job with the same train.run_name resumes by itself",
+    "resume_from_checkpoint": "a job with the same train.run_name resumes by itself, and "
+    "lora.init_from names the adapter that a new job starts from",
     "dataloader_num_workers": "Ray Data runs as many data tasks as data.cpus_per_task allows",
     "load_best_model_at_end": "the best weights are always restored at the end",
 }

@@ -14,6 +14,13 @@ from pydantic import BaseModel
 from app.errors import UserError
 
 
+def is_override(text: str, root: type[BaseModel]) -> bool:
+    """Return whether the text is `section.field=value`, and not the path of a file."""
+    path, equals, _ = text.partition("=")
+    section, dot, _ = path.partition(".")
+    return bool(equals and dot) and section in root.model_fields
+
+
 def parse_override(text: str, root: type[BaseModel]) -> tuple[str, Any]:
     """Return (path, value) of `section.field=value`.
 

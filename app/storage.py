@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from app.errors import UserError
 from data_pipeline.masking import mask_secrets
 
 
@@ -24,13 +25,19 @@ def join_uri(uri: str, *parts: str) -> str:
 
 def read_json(uri: str) -> dict[str, Any] | None:
     """Return the object stored at a local path or URI, or None if there is no such file."""
+    text = read_text(uri)
+    value: dict[str, Any] | None = None if text is None else json.loads(text)
+    return value
+
+
+def read_text(uri: str) -> str | None:
+    """Return the UTF-8 text stored at a local path or URI, or None if there is no such file."""
     filesystem, path = _locate_file(uri)
     try:
         with filesystem.open_input_stream(path) as stream:
-            value: dict[str, Any] = json.loads(stream.read())
+            return bytes(stream.read()).decode()
     except FileNotFoundError:
         return None
-    return value
 
 
 def write_json(uri: str, value: dict[str, Any]) -> None:
@@ -59,6 +66,14 @@ def write_text(uri: str, text: str) -> None:
         file.write(content)
     os.chmod(file.name, 0o644)  # NamedTemporaryFile creates 0o600, but others read reports
     os.replace(file.name, path)
+
+
+def check_json_file(path: str | None) -> None:
+    """Raise UserError if the file of the option --json cannot be written."""
+    if path and not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+        raise UserError(f"--json {path}: its folder does not exist; create it first")
+    if path and os.path.isdir(path):
+        raise UserError(f"--json {path}: this is a folder; name a file in it")
 
 
 def _locate_file(uri: str) -> tuple[Any, str]:

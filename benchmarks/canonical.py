@@ -23,7 +23,8 @@ from typing import Any
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
-from benchmarks.drawing import Renderer, comparable, difference
+from app.evaluation.render import Renderer
+from benchmarks.drawing import SIDE, comparable, difference
 from data_pipeline.sources.phosphor import read_phosphor
 from data_pipeline.svg import SVGRefused, canonicalise
 
@@ -141,7 +142,7 @@ def hard_figures() -> dict[str, Any]:
     process.join()
 
     # compare drawings
-    renderer = Renderer()
+    renderer = Renderer(SIDE)
     fates = {name: _fate(renderer, files[name], text) for name, (_, text) in found.items()}
     renderer.close()
     drawable = [fate for fate in fates.values() if fate != "undrawable"]
@@ -192,7 +193,7 @@ def icon_figures() -> dict[str, Any]:
         (svg, text) for svg in every(svgs, NUM_TOKENISED) if (text := _outcome(svg.encode())[1])
     ]
     count, tokenizer = _counter()
-    renderer = Renderer()
+    renderer = Renderer(SIDE)
     num_changed = sum(
         _fate(renderer, svg.encode(), text) == "different" for svg, text in every(pairs, NUM_DRAWN)
     )

@@ -105,7 +105,9 @@ def canonical() -> Figures:
 
 def prepare_all(corpus: Corpus, shards: str) -> Figures:
     """Write the shards that the later parts read, without a measurement."""
-    prepare_dataset([str(corpus.parquet)], PrepareConfig(out=shards, validation_share=0.0))
+    prepare_dataset(
+        [str(corpus.parquet)], PrepareConfig(out=shards, validation_share=0, test_share=0)
+    )
     return {}
 
 

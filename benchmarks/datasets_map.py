@@ -76,7 +76,7 @@ def run_ours(parquet: Path, tokenizer: str, folder: Path) -> tuple[int, int]:
     """Run `prepare` and one pass over the stream; return (records read, tokens packed)."""
     shards = str(folder / "ours")
     report = prepare_dataset(
-        [str(parquet)], PrepareConfig(out=shards, validation_share=0.0), progress=False
+        [str(parquet)], PrepareConfig(out=shards, validation_share=0, test_share=0), progress=False
     )
     stream = Stream(open_shards(shards), data_config(shards), tokenizer, num_epochs=1)
     blocks = (stream.pack_shuffle_block(number) for number in range(stream.num_shuffle_blocks))

@@ -1,61 +1,16 @@
-"""Draw with resvg in a separate process.
+"""Make raw drawings comparable with canonical ones, for pictures of both."""
 
-resvg may hang or crash on hostile input, and it reads files through hrefs.
-"""
-
-import io
 import re
-import select
-import struct
-import subprocess
-import sys
 import zlib
 
 import numpy as np
 from lxml import etree
 
 SIDE = 64  # pixels
-SECONDS = 5.0
 MAX_BYTES = 20_000_000
 SVG = "{http://www.w3.org/2000/svg}"
 _HREFS = ("href", "{http://www.w3.org/1999/xlink}href")
 _BITMAPS = (f"{SVG}image", f"{SVG}feImage", "image", "feImage")
-
-
-class Renderer:
-    """Draw on white; replace a process that takes too long or dies."""
-
-    def __init__(self) -> None:
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def draw(self, svg: str) -> np.ndarray | None:
-        """Return [64, 64, 3] of uint8; None if resvg cannot draw it in time."""
-        if self.process is None:
-            command = [sys.executable, "-m", "benchmarks.drawing"]
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-
-        # send the drawing
-        process, data = self.process, svg.encode("utf-8", "surrogatepass")
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(struct.pack("<I", len(data)) + data)
-        process.stdin.flush()
-
-        # receive the pixels
-        ready, _, _ = select.select([process.stdout], [], [], SECONDS)
-        header = process.stdout.read(4) if ready else b""
-        if len(header) < 4:
-            self.close()
-            return None
-        pixels = process.stdout.read(struct.unpack("<I", header)[0])
-        return np.frombuffer(pixels, np.uint8).reshape(SIDE, SIDE, 3) if pixels else None
-
-    def close(self) -> None:
-        """Kill the process."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.communicate()
-            self.process = None
 
 
 def comparable(svg: bytes | str) -> str:
@@ -115,31 +70,3 @@ def _pixels(length: str, whole: float) -> float:
 def difference(before: np.ndarray, after: np.ndarray) -> float:
     """Return the mean absolute difference of the two pictures in 1/255."""
     return float(np.abs(before.astype(np.int16) - after.astype(np.int16)).mean())
-
-
-def _serve() -> None:
-    """Read drawings from standard input; write their pixels to standard output."""
-    import resvg_py
-    from PIL import Image
-
-    requests, replies = sys.stdin.buffer, sys.stdout.buffer
-    while len(header := requests.read(4)) == 4:
-        svg = requests.read(struct.unpack("<I", header)[0]).decode("utf-8", "surrogatepass")
-        try:  # dpi: with its default of 0 nothing in points is drawn
-            png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SIDE, height=SIDE, dpi=96))
-        except ValueError:
-            png = b""
-
-        pixels = b""
-        if png:
-            canvas = Image.new("RGBA", (SIDE, SIDE), "white")
-            picture = Image.open(io.BytesIO(png)).convert("RGBA").crop((0, 0, SIDE, SIDE))
-            canvas.alpha_composite(picture)
-            pixels = canvas.convert("RGB").tobytes()
-
-        replies.write(struct.pack("<I", len(pixels)) + pixels)
-        replies.flush()
-
-
-if __name__ == "__main__":
-    _serve()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from app.config import Config, load_config, make_paths_absolute
 from app.evaluation.metrics import compute_bleu4, find_best_constant_caption
+from app.evaluation.scores import BASE, TUNED
 from app.jobs.evaluate import evaluate_base_and_tuned
 from app.jobs.job import connect_workers
 from app.jobs.precision import resolve_precision
@@ -51,6 +52,7 @@ def tuning_config(folder: Path) -> Config:
         "optim.learning_rate": 2e-3,
         "tracking.uri": f"sqlite:///{folder}/mlflow.db",
         "evaluate.max_captions": 200,
+        "evaluate.max_instruction_prompts": 0,
     }
     return resolve_precision(make_paths_absolute(load_config("demo", overrides)))
 
@@ -77,7 +79,9 @@ def main() -> None:
     # prepare
     started = time.monotonic()
     folder = arguments.json.parent.absolute() / "learning"
-    prepare_dataset([f"scenes:{SCENES}:{SEED}:list"], PrepareConfig(out=str(folder / "shards")))
+    prepare_dataset(
+        [f"scenes:{SCENES}:{SEED}:list"], PrepareConfig(out=str(folder / "shards"), test_share=0)
+    )
     config = tuning_config(folder)
     check_tracking(config.tracking)
 
@@ -85,23 +89,27 @@ def main() -> None:
     with connect_workers(config, config.scaling.num_workers):
         adapter = train_job(config, open_shards(config.data.shards)).adapter
         assert adapter is not None
-        records, base, tuned = evaluate_base_and_tuned(
+        held_out, evaluations = evaluate_base_and_tuned(
             config, open_shards(config.data.shards), adapter
         )
 
     # score
-    references = [record.caption for record in records]
+    base, tuned = (
+        [output.text for output in held_out.list_captions(evaluations[model].outputs)]
+        for model in (BASE, TUNED)
+    )
+    references = [record.caption for record in held_out.records]
     constant, constant_bleu4 = find_best_constant_caption(
         open_shards(config.data.shards).read_captions("train"), references
     )
     figures = {
-        "bleu4_tuned": compute_bleu4(tuned.captions, references),
-        "bleu4_base": compute_bleu4(base.captions, references),
+        "bleu4_tuned": compute_bleu4(tuned, references),
+        "bleu4_base": compute_bleu4(base, references),
         "bleu4_constant": constant_bleu4,
     }
     candidates = {
-        "tuned": tuned.captions,
-        "base": base.captions,
+        "tuned": tuned,
+        "base": base,
         "constant": [constant] * len(references),
     }
     for who, captions in candidates.items():
@@ -112,17 +120,15 @@ def main() -> None:
     # report
     report = {
         "figures": figures,
-        "num_captions": len(records),
-        "eval_loss_before": base.eval_loss,
-        "eval_loss_after": tuned.eval_loss,
+        "num_captions": len(references),
+        "eval_loss_before": evaluations[BASE].eval_loss,
+        "eval_loss_after": evaluations[TUNED].eval_loss,
         "constant_caption": constant,
         "seconds": round(time.monotonic() - started, 1),
     }
     arguments.json.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))
-    for reference, before, after in [*zip(references, base.captions, tuned.captions, strict=True)][
-        :5
-    ]:
+    for reference, before, after in [*zip(references, base, tuned, strict=True)][:5]:
         print(f"\nreference  {reference}\nbase       {before}\ntuned      {after}")
 
 

@@ -3,9 +3,9 @@
 Imports neither Ray nor a tokenizer, so that a wrong value fails before they are loaded.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class DataConfig(BaseModel):
@@ -76,6 +76,8 @@ class PrepareConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    needs_captions: ClassVar[bool] = True
+
     out: str = Field(description="folder (or file system URI) for the shards")
     svg_column: str | None = Field(
         None,
@@ -95,9 +97,30 @@ class PrepareConfig(BaseModel):
         description="captions to keep of a drawing with several: the `first` that is not empty, "
         "a `random` one, or `all`, one record for each",
     )
-    validation_share: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.05,
-        description="share of the concepts held out for validation (0 to 1)",
+    split_column: str | None = Field(
+        None,
+        description="column or key of the split, with values such as train, validation and test "
+        "(default: a column split with such values, or else folders and files with such names); "
+        "empty: the concepts decide the split",
+    )
+    validation: list[str] = Field(
+        [],
+        description="source of records for validation; may be repeated; records for training with "
+        "the same drawing or concept go to quarantine",
+    )
+    test: list[str] = Field(
+        [],
+        description="source of records for the test split, like --validation",
+    )
+    validation_share: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None,
+        description="share of the concepts held out for validation (0 to 1; default: 0.05, or 0 "
+        "if the sources or --validation give records for validation)",
+    )
+    test_share: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None,
+        description="share of the concepts held out for the test split, which training never "
+        "reads, like --validation-share",
     )
     shard_records: Annotated[int, Field(ge=1)] = Field(
         2048,
@@ -124,3 +147,27 @@ class PrepareConfig(BaseModel):
         0,
         description="seed of the split, of the order of the records, and of random choices",
     )
+
+    @model_validator(mode="after")
+    def _check_shares(self) -> "PrepareConfig":
+        held_out = get_share(self.validation_share) + get_share(self.test_share)
+        if held_out >= 1:
+            raise ValueError(
+                f"the shares of validation and test are {held_out:g} in sum, which leaves nothing "
+                "to train on: make --validation-share or --test-share smaller"
+            )
+        return self
+
+
+def get_share(given: float | None) -> float:
+    """Return the given share of the concepts of a held-out split, or the default."""
+    return 0.05 if given is None else given
+
+
+class DrawingsConfig(PrepareConfig):
+    """Arguments of `caption`: the readers of `prepare`, for drawings without captions."""
+
+    needs_captions: ClassVar[bool] = False
+
+    out: str = ""
+    split_column: str | None = ""  # the split of a drawing does not matter

@@ -41,7 +41,7 @@ def fetch_folder(uri: str) -> str:
     files = list_files(uri)
     version = [uri, *(f"{file.base_name} {file.size} {file.mtime_ns}" for file in files)]
     key = hashlib.sha256("\n".join(version).encode()).hexdigest()[:32]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", _CACHE)
+    cache = get_cache_folder()
     folder, partial = cache / key, cache / f"{key}.partial"
 
     try:
@@ -60,6 +60,11 @@ def fetch_folder(uri: str) -> str:
             "to another disk"
         ) from error
     return str(folder)
+
+
+def get_cache_folder() -> Path:
+    """Return the folder of copied models, which may not exist yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", _CACHE)
 
 
 def _copy_files(uri: str, files: list[pyarrow.fs.FileInfo], folder: Path) -> None:

@@ -1,9 +1,9 @@
 """The prepared dataset on disk: write, replace, open and read it.
 
 train-00000.parquet …       id, svg, caption, source, split; row groups of ROW_GROUP_ROWS
-validation-00000.parquet …
+validation-00000.parquet …  test-00000.parquet …
 quarantine.parquet          id, source, reason, detail, first_bytes of each refused record
-report.json                 counts of `prepare`, and of the drawings and records in both splits
+report.json                 counts of `prepare`, and of the drawings and records in the splits
 dataset.json                shards, counts, digest, configuration; a folder without it is no dataset
 
 ShardWriter writes dataset.json last. The module depends on no source format and on no tokenizer.
@@ -11,6 +11,7 @@ ShardWriter writes dataset.json last. The module depends on no source format and
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
@@ -24,7 +25,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.filesystem import open_filesystem
 from data_pipeline.shard_files import count_rows, open_parquet, read_rows
 
-SPLITS = ("train", "validation")
+SPLITS = ("train", "validation", "test")
 ROW_GROUP_ROWS = 256  # reading one record reads a whole row group
 MANIFEST = "dataset.json"
 QUARANTINE = "quarantine.parquet"
@@ -125,7 +126,8 @@ class ShardWriter:
             self._flush(split)
         self._flush_quarantine()
         self._quarantine.close()
-        digests = b"".join(digest.digest() for digest in self._digests.values())
+        digested = SPLITS if self._shards["test"] else SPLITS[:-1]  # as before test splits
+        digests = b"".join(self._digests[split].digest() for split in digested)
         return hashlib.sha256(digests).hexdigest()
 
     def read_written(self, split: str) -> Iterator[ShardRecord]:
@@ -142,8 +144,7 @@ class ShardWriter:
         The manifest gets the names of the shards with their numbers of records.
         """
         fs, path = self._fs, self._path
-        manifest = {**manifest, "shards": self._shards}
-        for name, value in ((REPORT, report), (MANIFEST, manifest)):
+        for name, value in ((REPORT, report), (MANIFEST, {**manifest, "shards": self._shards})):
             with fs.open_output_stream(f"{self._partial}/{name}") as stream:
                 stream.write(json.dumps(value, indent=1).encode())
 
@@ -165,9 +166,11 @@ class ShardWriter:
 
 
 def _is_dataset_file(name: str) -> bool:
-    if name in (MANIFEST, QUARANTINE, REPORT):
-        return True
-    return name.endswith(".parquet") and name.startswith(tuple(f"{split}-" for split in SPLITS))
+    return name in (MANIFEST, QUARANTINE, REPORT) or _is_shard(name, "|".join(SPLITS))
+
+
+def _is_shard(name: str, split: str) -> bool:
+    return re.fullmatch(rf"({split})-\d{{5,}}\.parquet", name) is not None
 
 
 def _list_files(fs: pyarrow.fs.FileSystem, path: str) -> list[str]:
@@ -248,7 +251,7 @@ class Shards:
 def open_shards(folder: str) -> Shards:
     """Open a prepared dataset; read dataset.json, and no shard if it names the shards.
 
-    A dataset.json without names of shards is read too: the files in the folder are then the shards.
+    Without names of shards, the files in the folder are the shards. A test split may be missing.
     Raises DataError if the folder holds no finished dataset or no shard.
     """
     fs, path = open_filesystem(folder)
@@ -263,7 +266,7 @@ def open_shards(folder: str) -> Shards:
 
     try:
         manifest = json.loads(content)
-        num_records = manifest.get("shards") or _count_records(fs, path)
+        num_records = {"test": {}, **(manifest.get("shards") or _count_records(fs, path))}
         files = {split: _list_shards(num_records[split]) for split in SPLITS}
         if not any(files.values()):
             raise DataError(f"{folder!r} holds no shard: {fix}")
@@ -283,9 +286,7 @@ def _count_records(fs: pyarrow.fs.FileSystem, path: str) -> dict[str, dict[str, 
     names = sorted(_list_files(fs, path))
     counted = {}
     for split in SPLITS:
-        shards = [
-            name for name in names if name.startswith(f"{split}-") and name.endswith(".parquet")
-        ]
+        shards = [name for name in names if _is_shard(name, split)]
         counts = count_rows(fs, [f"{path}/{name}" for name in shards], ShardRecord._fields)
         counted[split] = dict(zip(shards, counts, strict=True))
     return counted

@@ -41,6 +41,8 @@ def free_port() -> int:
 SECONDS = {
     "test_train.py": 250,
     "test_search.py": 60,
+    "test_caption.py": 30,
+    "test_trained_model.py": 12,
     "test_tracking.py": 80,
     "test_launch.py": 100,
     "test_stop.py": 80,
@@ -56,6 +58,7 @@ SECONDS = {
     "test_quantize.py": 20,
     "test_plan.py": 60,
     "test_memory_plan.py": 20,
+    "test_export.py": 20,
 }
 """Seconds of the slow test files on 2 cores, for the printed estimate only."""
 

@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ Kept = list[tuple[str, ShardRecord]]
 def make_record(id_: str, key: int, svg: str) -> CleanRecord:
     record = ShardRecord(id_, svg, f"caption of {svg[:20]}", "made")
     content = hash_content(svg, record.caption)
-    return CleanRecord(record, key, hash_content(svg), content, content, content % 4 == 0, False)
+    split = "train" if content % 4 else "validation"
+    return CleanRecord(record, key, hash_content(svg), content, content, split, False, False)
 
 
 def sort_in_memory(records: list[CleanRecord]) -> Kept:
@@ -35,7 +37,7 @@ def sort_in_memory(records: list[CleanRecord]) -> Kept:
         if record.id in ids:
             record = record._replace(id=f"{record.id}#{clean.content_hash:016x}")
         ids.add(clean.record.id)
-        kept.append(("validation" if clean.validation else "train", record))
+        kept.append((clean.split, record))
     return kept
 
 
@@ -55,8 +57,9 @@ def test_records_are_sorted_on_disk_as_in_memory(tmp_path: Path, record_bytes: i
     decision = decide_splits(facts, tmp_path)
     expected = sort_in_memory(records)
     assert list(read_shuffled(tmp_path, decision)) == expected
-    assert decision.num_kept == len(expected) < len(records)
-    assert decision.num_validation == sum(split == "validation" for split, _ in expected) > 0
+    assert sum(decision.num_kept.values()) == len(expected) < len(records)
+    num_held_out = sum(split == "validation" for split, _ in expected)
+    assert decision.num_kept["validation"] == num_held_out > 0
 
 
 def test_rows_with_equal_hashes_are_together_in_their_order(tmp_path: Path) -> None:
@@ -89,7 +92,7 @@ def test_splits_decided_on_disk_are_those_of_a_plain_search(tmp_path: Path) -> N
         shift = draw.choice([0, 0, 0, named % 10 != 5])
         drawn = hash_content(f"{named + shift} {draw.randrange(12)}")
         rows.append((drawn, named, draw.randrange(2)))
-        facts.add(drawn, hash_content(str(rows[-1])), named, number, named >= 900, False)
+        facts.add(drawn, hash_content(str(rows[-1])), named, number, named >= 900, False, False)
     decision = decide_splits(facts, tmp_path)
 
     drawings_of: dict[int, set[int]] = {}
@@ -106,35 +109,40 @@ def test_splits_decided_on_disk_are_those_of_a_plain_search(tmp_path: Path) -> N
 
     first = {row: number for number, row in reversed([*enumerate(rows)])}
     kept = [number for number, row in enumerate(rows) if first[row] == number]
-    assert [n for n in range(len(rows)) if not decision.is_dropped(n)] == kept
+    assert [n for n in range(len(rows)) if not decision.is_duplicate(n)] == kept
     held = [rows[n][1] for n in kept if rows[n][1] >= 900]
     assert decision.num_moved == sum(named in reached for named in held) > 0
-    assert decision.num_validation == len(held) - decision.num_moved > 0
+    assert decision.num_kept["validation"] == len(held) - decision.num_moved > 0
     for named in range(900, 1000):
-        assert (decision.choose(named) == "train") == (named in reached)
+        assert (decision.choose("validation", named) == "train") == (named in reached)
 
 
 def test_leakage_counted_on_disk_is_that_of_sets() -> None:
     draw = random.Random(0)
-    splits = [
-        [
+    splits = {
+        split: [
             ShardRecord("", f"<{draw.randrange(top)}>", f"{draw.randrange(9000)}", "")
             for _ in range(n)
         ]
-        for n, top in ((30_000, 20_000), (9_000, 25_000))
-    ]
+        for split, n, top in (("a", 30_000, 20_000), ("b", 9_000, 25_000), ("c", 3_000, 50_000))
+    }
     drawings, captions, contents = (
-        [{read(record) for record in records} for records in splits]
+        {split: {read(record) for record in records} for split, records in splits.items()}
         for read in (
             lambda record: record.svg,
             lambda record: record.caption,
             lambda record: (record.svg, record.caption),
         )
     )
-    assert measure_leakage(*splits) == Leakage(
-        *map(len, drawings),
-        len(drawings[0] & drawings[1]),
-        *map(len, contents),
-        len(contents[0] & contents[1]),
-        len(captions[0] & captions[1]),
+
+    def count_shared(values: dict[str, set[Any]]) -> int:
+        a, b, c = values.values()
+        return len(a & b | a & c | b & c)
+
+    assert measure_leakage(splits) == Leakage(
+        {split: len(values) for split, values in drawings.items()},
+        {split: len(values) for split, values in contents.items()},
+        count_shared(drawings),
+        count_shared(contents),
+        count_shared(captions),
     )

@@ -54,6 +54,8 @@ NO_TRACKING = "tracking.uri=null"
             "validation_share='7'",
         ),
         (["evaluate", "demo", NO_TRACKING], "holds no trained adapter"),
+        (["evaluate", "empty", NO_TRACKING], "holds neither adapter_config.json nor a job"),
+        (["evaluate", "demo", "--json", "empty"], "name a file in it"),
     ],
 )
 def test_a_mistake_is_named_in_one_sentence(tmp_path, arguments, message):
@@ -127,6 +129,7 @@ def test_help_names_every_command(tmp_path):
         "train",
         "tune",
         "evaluate",
+        "caption",
         "quantize",
         "doctor",
         "ui",

@@ -163,6 +163,13 @@ def test_moments_in_8_bits_are_not_sharded():
         load_config("demo", ["optim.kind=adamw_8bit", "parallel.strategy=fsdp"])
 
 
+def test_captions_during_training_need_a_whole_model():
+    with pytest.raises(
+        UserError, match=r"evaluate.watch_captions=3 needs .* parallel.strategy=ddp instead of fsdp"
+    ):
+        load_config("demo", ["evaluate.watch_captions=3", "parallel.strategy=fsdp"])
+
+
 IGNORED = {
     "memory.offload=true": "memory.gradient_checkpointing=true, or memory.offload=false",
     "memory.keep_layers=2": "memory.gradient_checkpointing=true, or memory.keep_layers=0",

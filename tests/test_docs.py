@@ -125,7 +125,7 @@ def explain_command(text: str) -> str | None:
 
 def validate_arguments(values: dict[str, Any]) -> None:
     """Load the config of a parsed command, or validate the arguments that are themselves one."""
-    if "config" in values:
+    if values.get("config") is not None:
         is_path = "/" in values["config"]
         source = ROOT / values["config"] if is_path else values["config"]
         load_config(source, values["overrides"])

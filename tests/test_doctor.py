@@ -56,7 +56,7 @@ def test_a_ready_machine(
     assert {status for status, _, _ in lines} == {"ok"}
     assert {check for _, check, _ in lines} == CHECKS
     counts = next(text for _, check, text in lines if check == "shards")
-    assert sum(map(int, re.findall(r"(\d+) (?:training|validation)", counts))) == 40
+    assert sum(map(int, re.findall(r"(\d+) (?:training|validation|test)", counts))) == 40
     assert not Path(ready.train.output_dir).parents[1].exists()  # the check leaves nothing
 
 

@@ -54,6 +54,13 @@ def test_only_the_models_turn_is_trained_on_and_targets_are_the_next_token(encod
     assert int(trained.argmax()) == len(prompt) - 1
 
 
+def test_a_prompt_may_have_another_system_prompt(encoder):
+    other = PromptEncoder(str(TINY), "Answer in one sentence.")
+    for max_tokens in (None, 40):
+        prompt = encoder.encode_prompt(SVG, max_tokens, system_prompt="Answer in one sentence.")
+        assert prompt == other.encode_prompt(SVG, max_tokens) != encoder.encode_prompt(SVG)
+
+
 def test_a_batch_is_the_single_examples(encoder):
     pairs = [(SVG, CAPTION), ("<svg/>", "x"), (SVG[:40], "")]
     for one, (svg, caption) in zip(encoder.encode_batch(pairs), pairs, strict=True):

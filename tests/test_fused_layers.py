@@ -2,10 +2,17 @@
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 
 from app.gemma.config import MemoryConfig
-from app.gemma.fused_layers import NORM_TILE_TOKENS, lora_linear, patch_layers, rms_norm
+from app.gemma.fused_layers import (
+    NORM_TILE_TOKENS,
+    keep_dequantised,
+    lora_linear,
+    patch_layers,
+    rms_norm,
+)
 from tests.reference import saved_bytes
 from tests.tiny import objective, save_model
 
@@ -122,3 +129,17 @@ def test_without_its_adapter_and_in_evaluation_the_layer_is_pefts(folder):
     layer.eval().base_layer.train()  # as app.gemma.load.evaluation_mode sets it
     lora = layer.lora_B["default"](layer.lora_A["default"](x)) * layer.scaling["default"]
     close(layer(x), layer.base_layer(x) + lora)
+
+
+def test_kept_weights_change_no_bit_and_stay_within_their_bytes(folder):
+    model = objective(folder, memory=MemoryConfig()).model
+    layers = [m.get_base_layer() for m in model.modules() if isinstance(m, LoraLayer)]
+    x = torch.randint(0, 60, (2, 30))
+    with torch.no_grad():
+        expected = model(input_ids=x, use_cache=False).logits
+        for max_bytes, num_kept in ((0, 0), (4 * 64 * 128, 1), (2**30, len(layers))):
+            with keep_dequantised(model, max_bytes):
+                kept = [layer for layer in layers if hasattr(layer, "dequantised")]
+                assert torch.equal(model(input_ids=x, use_cache=False).logits, expected)
+            assert len(kept) == num_kept
+    assert not any(hasattr(layer, "dequantised") for layer in layers)

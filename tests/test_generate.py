@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from app.evaluation.caption_cache import plan_batches
-from app.evaluation.generate import generate_captions
+from app.evaluation.generate import generate_captions, generate_outputs
 from app.gemma.config import LoraConfig, ModelConfig, QuantizationConfig
 from app.gemma.load import add_lora, evaluation_mode, load_base_model
 from data_pipeline.stream.encode import PromptEncoder
@@ -123,6 +123,24 @@ def test_a_small_cache_gives_the_captions_of_transformers(
         theirs.append(encoder.decode(made[0, ids.shape[1] :].tolist()).strip())
     assert captions == theirs
     assert model.config._attn_implementation == "eager"
+
+
+def test_an_output_says_if_the_model_ended_it(
+    model: Gemma2ForCausalLM, encoder: PromptEncoder
+) -> None:
+    prompts = [encoder.encode_prompt(svg) for svg in SVGS]
+    outputs = generate_outputs(model, encoder, prompts, batch_size=4, max_new_tokens=MAX_NEW_TOKENS)
+    # run each prompt with its answer again: the next token after a finished answer is a stop id
+    is_finished = []
+    for prompt in prompts:
+        ids = list(prompt)
+        while len(ids) < len(prompt) + MAX_NEW_TOKENS and ids[-1] not in encoder.stop_ids:
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits
+            ids.append(int(logits[0, -1].argmax()))
+        is_finished.append(ids[-1] in encoder.stop_ids)
+    assert [output.is_finished for output in outputs] == is_finished
+    assert set(is_finished) == {True, False}
 
 
 class LargestTensor(TorchDispatchMode):

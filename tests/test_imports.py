@@ -102,7 +102,7 @@ def test_each_library_is_imported_in_its_own_room_only():
     assert importers("ray", "app.jobs", "tune.search", stream) == []
     assert importers("ray.tune", "tune.search", "app.jobs.train") == []
     assert importers("ray.train", "app.jobs", stream) == []
-    assert importers("ray.data", "app.jobs.train", stream) == []
+    assert importers("ray.data", "app.jobs.train", "app.jobs.evaluation_actors", stream) == []
     assert importers("xml", "data_pipeline.svg.read") == importers("lxml") == []
     assert importers("torch", "app.jobs", *TORCH_ONLY) == []
 
@@ -129,7 +129,8 @@ def test_only_jobs_and_the_command_line_import_jobs():
 
 def test_inside_the_data_pipeline_records_flow_one_way():
     pipeline = "data_pipeline"
-    assert importers(f"{pipeline}.svg", f"{pipeline}.svg", f"{pipeline}.prepare", "app.gemma") == []
+    readers = (f"{pipeline}.prepare", "app.gemma", "app.evaluation.facts", "app.jobs")
+    assert importers(f"{pipeline}.svg", f"{pipeline}.svg", *readers) == []
     assert (
         importers(
             f"{pipeline}.sources", *(f"{pipeline}.{n}" for n in ("sources", "prepare")), "app"

@@ -143,7 +143,7 @@ def test_auto_precision_follows_the_workers_device(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert config.train.precision == "auto"
-    monkeypatch.setattr(precision, "_can_multiply_bf16", lambda: has_bf16)
+    monkeypatch.setattr(precision, "can_multiply_bf16", lambda: has_bf16)
     assert resolve_precision(config).train.precision == chosen
     assert capsys.readouterr().err.startswith(f"train.precision=auto: {chosen}, because this CPU ")
     on_gpus = override_config(config, {"scaling.use_gpu": True})

@@ -1,6 +1,7 @@
 """Every example is trained on once per epoch, after any kill and with any number of workers."""
 
 import dataclasses
+import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -170,3 +171,23 @@ def test_without_a_ledger_sequences_are_the_same_but_for_their_example_numbers(
         assert with_numbers.keys() - without.keys() == {"example_numbers"}
         for name, column in without.items():
             np.testing.assert_array_equal(column, with_numbers[name])
+
+
+def test_the_digest_of_all_workers_is_that_of_sha256sum(stream: Stream, tmp_path: Path) -> None:
+    job = Job(stream, tmp_path, save_every=2)
+    ledger = Ledger(job.folder, stream, rank=0)
+    empty = ledger.compute_digest()
+    job.run(2, kill_after=4)
+    first = ledger.compute_digest()
+    job.run(3)
+    (Path(job.folder) / ".00000099-0.parquet").touch()  # a writer was killed
+    done = subprocess.run(
+        "sha256sum *.parquet | sha256sum",
+        shell=True,
+        cwd=job.folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ledger.compute_digest() == done.stdout.split()[0]
+    assert len({empty, first, ledger.compute_digest()}) == 3

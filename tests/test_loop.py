@@ -26,7 +26,9 @@ def folder(tmp_path_factory):
     return save_model(tmp_path_factory.mktemp("model"))
 
 
-def run(loss, stream, validation, *, state=None, context=None, optimizer=None, **config):
+def run(
+    loss, stream, validation, *, state=None, context=None, optimizer=None, watch=None, **config
+):
     config = TrainConfig(**{"eval_steps": 4, "save_steps": 4, "max_steps": 8, **config})
     context = context or Recorder()
     optimizer = optimizer or build_optimizer(loss, OPTIM)
@@ -38,6 +40,7 @@ def run(loss, stream, validation, *, state=None, context=None, optimizer=None, *
         optim=OPTIM,
         context=context,
         compute_progress=lambda position: position.index / position.num_block_sequences,
+        watch_model=watch or (lambda step: {}),
     )
     state = train_model(setup, iter(stream), state or TrainState())
     return state, context, optimizer
@@ -122,6 +125,15 @@ def test_evaluation_between_steps_changes_no_loss(folder):
         _, context, _ = run(loss, batches(60), validation(), eval_steps=every, save_steps=None)
         losses.append(context.losses())
     assert losses[0] == losses[1]
+
+
+def test_metrics_of_a_watched_model_belong_to_each_evaluation(folder):
+    _, context, _ = run(
+        objective(folder), batches(60), validation(), max_steps=6, watch=lambda step: {"x": step}
+    )
+    watched = [(step, metrics) for step, metrics in context.metrics if "x" in metrics]
+    assert [(step, metrics["x"]) for step, metrics in watched] == [(0, 0), (4, 4), (6, 6)]
+    assert all("eval/loss" in metrics for _, metrics in watched)
 
 
 def test_early_stopping_after_evaluations_without_a_gain(folder):

@@ -131,7 +131,7 @@ EVALUATIONS = {
 
 @pytest.mark.parametrize("overrides", EVALUATIONS.values(), ids=EVALUATIONS)
 def test_a_simulated_caption_holds_the_bytes_of_a_real_one(overrides, tmp_path):
-    """A real cache of 160 tokens on real weights: one long prompt, then eight short ones."""
+    """A real cache of 160 tokens on real weights: full of prompts, then of eight short ones."""
     limits = ["evaluate.max_cache_tokens=160", "evaluate.max_new_tokens=8"]
     config = job(save_model(tmp_path), *limits, "evaluate.generation_batch_size=8", *overrides)
     dtype = DTYPES[config.train.precision]
@@ -142,7 +142,7 @@ def test_a_simulated_caption_holds_the_bytes_of_a_real_one(overrides, tmp_path):
     with MemoryTimeline(1) as timeline, evaluation_mode(loss), autocast(torch.device("cpu"), dtype):
         trained = [p for p in loss.parameters() if p.requires_grad]
         timeline.start({"weights": list_frozen_tensors(loss), "lora": trained})
-        read_prompts(gemma, CaptionCache(1, num_slots), [[3] * 48])
+        read_prompts(gemma, CaptionCache(1, num_slots), [[3] * num_slots])
         cache = CaptionCache(num_prompts, num_slots // num_prompts)
         tokens = torch.zeros(num_prompts, 1, dtype=torch.int64)
         read_tokens(gemma, cache, tokens, tokens)

@@ -29,7 +29,7 @@ from data_pipeline.prepare.dataset import PrepareReport, prepare_dataset
 from data_pipeline.prepare.leakage import Leakage, contains_caption, measure_leakage
 from data_pipeline.prepare.partitions import Partitions
 from data_pipeline.prepare.splits import FACTS, choose_split, decide_splits
-from data_pipeline.shards import ShardRecord, open_shards
+from data_pipeline.shards import SPLITS, ShardRecord, open_shards
 from data_pipeline.sources.phosphor import derive_concept
 from data_pipeline.sources.record import Record
 from data_pipeline.svg import canonicalise
@@ -74,7 +74,8 @@ def test_every_record_is_accounted_for(tmp_path: Path) -> None:
         max_svg_bytes=2000,
     )
     assert report.num_read == 28
-    assert report.num_written == report.num_train + report.num_validation == 21
+    num_in_splits = report.num_train + report.num_validation + report.num_test
+    assert report.num_written == num_in_splits == 21
     assert report.num_duplicates == 1
     assert report.quarantined == {"empty": 1, "no_caption": 2, "not_xml": 2, "too_large": 1}
     assert report.sources == {"a.jsonl": 21}
@@ -94,9 +95,7 @@ def test_every_record_is_accounted_for(tmp_path: Path) -> None:
     assert refused["long"]["reason"] == "too_large"
     assert "2,000" in refused["long"]["detail"]
     written = {
-        record.id: record
-        for split in ("train", "validation")
-        for record in records_of(tmp_path / "out", split)
+        record.id: record for split in SPLITS for record in records_of(tmp_path / "out", split)
     }
     assert written["g7"] == ShardRecord("g7", canonicalise(drawing(7)), "caption 7", "a.jsonl")
 
@@ -143,10 +142,11 @@ def test_no_caption_and_no_concept_straddles_the_splits(tmp_path: Path) -> None:
     run(tmp_path / "out", source(tmp_path / "a.jsonl", rows), validation_share=0.3)
     sides = {
         split: {record.caption.lower().split()[1] for record in records_of(tmp_path / "out", split)}
-        for split in ("train", "validation")
+        for split in SPLITS
     }
     assert sides["train"].isdisjoint(sides["validation"])
-    assert len(sides["train"] | sides["validation"]) == 40
+    assert sides["test"].isdisjoint(sides["train"] | sides["validation"])
+    assert len(sides["train"] | sides["validation"] | sides["test"]) == 40
     assert len(sides["validation"]) > 4
 
 
@@ -158,7 +158,7 @@ def test_icons_of_the_demo(tmp_path: Path) -> None:
             derive_concept(record.id.removeprefix("phosphor:"))
             for record in records_of(tmp_path / "out", split)
         }
-        for split in ("train", "validation")
+        for split in SPLITS
     }
     assert sides["train"].isdisjoint(sides["validation"])
     assert sides["validation"]
@@ -193,11 +193,12 @@ def test_a_drawing_ties_the_concepts_that_use_it(tmp_path: Path) -> None:
         ("e", drawing(2), further),
         ("f", drawing(3), alone),
     ]
-    report = run(tmp_path / "out", source(tmp_path / "a.jsonl", rows), validation_share=0.5)
+    shares = {"validation_share": 0.5, "test_share": 0}
+    report = run(tmp_path / "out", source(tmp_path / "a.jsonl", rows), **shares)
     assert {record.id for record in records_of(tmp_path / "out", "train")} == set("abcde")
     assert {record.id for record in records_of(tmp_path / "out", "validation")} == {"f"}
     assert (report.num_written, report.num_moved_to_train) == (6, 4)
-    assert (report.leakage.num_train_drawings, report.leakage.num_train_records) == (3, 5)
+    assert (report.leakage.num_drawings["train"], report.leakage.num_records["train"]) == (3, 5)
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
@@ -206,11 +207,12 @@ def test_splits_against_connected_components(examples: list[tuple[int, int, int]
     folder = Path("unused")  # a few rows stay in memory
     facts = Partitions(folder, FACTS)
     for n, (drawn, named, caption) in enumerate(examples):
-        facts.add(drawn, drawn * 100 + named * 10 + caption, named, n, named >= 5, caption == 1)
+        content = drawn * 100 + named * 10 + caption
+        facts.add(drawn, content, named, n, named >= 5, False, caption == 1)
     decision = decide_splits(facts, folder)
     kept = [n for n, example in enumerate(examples) if example not in examples[:n]]
-    assert [n for n in range(len(examples)) if not decision.is_dropped(n)] == kept
-    assert decision.num_kept == len(kept)
+    assert [n for n in range(len(examples)) if not decision.is_duplicate(n)] == kept
+    assert sum(decision.num_kept.values()) == len(kept)
     assert decision.num_leaked == sum(examples[n][2] == 1 for n in kept)
     component = list(range(10))  # of each concept
     for _ in component:
@@ -220,9 +222,12 @@ def test_splits_against_connected_components(examples: list[tuple[int, int, int]
                 component = [min(one, other) if c in (one, other) else c for c in component]
     trained = {component[examples[n][1]] for n in kept if examples[n][1] < 5}
     held = [n for n in kept if component[examples[n][1]] not in trained]
-    sides = [decision.choose(named if named >= 5 else None) for _, named, _ in examples]
+    sides = [
+        decision.choose("validation", named) if named >= 5 else decision.choose("train", None)
+        for _, named, _ in examples
+    ]
     assert [n for n in kept if sides[n] == "validation"] == held
-    assert decision.num_validation == len(held)
+    assert decision.num_kept["validation"] == len(held)
     assert decision.num_moved == sum(examples[n][1] >= 5 for n in kept) - len(held)
 
 
@@ -232,16 +237,15 @@ def test_leakage_is_measured_by_what_is_there() -> None:
         ShardRecord("c", "<svg>1</svg>", "x", ""), ShardRecord("d", "<svg>2</svg>", "z", ""),
         ShardRecord("e", "<svg>3</svg>", "y", ""), ShardRecord("f", "<svg>3</svg>", "v", ""),
     ]  # fmt: skip
-    assert measure_leakage(train, validation) == Leakage(
-        num_train_drawings=2,
-        num_validation_drawings=3,
-        num_drawings_in_both=2,
-        num_train_records=2,
-        num_validation_records=4,
-        num_records_in_both=1,
-        num_captions_in_both=2,
+    splits = {"train": train, "validation": validation, "test": train[:1]}
+    assert measure_leakage(splits) == Leakage(
+        num_drawings={"train": 2, "validation": 3, "test": 1},
+        num_records={"train": 2, "validation": 4, "test": 1},
+        num_shared_drawings=2,
+        num_shared_records=1,
+        num_shared_captions=2,
     )
-    assert measure_leakage(train, []).num_drawings_in_both == 0
+    assert measure_leakage({"train": train, "validation": []}).num_shared_drawings == 0
 
 
 @pytest.mark.parametrize(
@@ -345,10 +349,7 @@ def test_each_caption_is_a_record_and_counts_as_one(tmp_path: Path) -> None:
     assert report.num_read == report.num_written + report.num_duplicates + sum(
         report.quarantined.values()
     )
-    drawn = [
-        {record.svg for record in records_of(tmp_path / "out", split)}
-        for split in ("train", "validation")
-    ]
+    drawn = [{record.svg for record in records_of(tmp_path / "out", split)} for split in SPLITS]
     assert drawn[0].isdisjoint(drawn[1])
     assert 5 < len(drawn[1]) < 20
 

@@ -64,6 +64,7 @@ CHANGES = {
     "lora.dropout": (0.0, 0.1),
     "lora.target_modules": (None, ["q_proj", "v_proj"]),
     "lora.train_embeddings": (True, False),
+    "lora.init_from": (None, "/adapter"),
     "model.attention_softcap": (True, False),
     "model.logit_softcap": (True, False),
     "data.sequence_tokens": (512, 1024),

@@ -206,7 +206,12 @@ def test_a_dataset_is_an_input_with_its_digest(config: TrackingConfig, tmp_path:
 def log_step_10(tracker: Tracker, folder: Path) -> None:
     tracker.log_metrics(10, {"eval/loss": 0.5})
     tracker.log_checkpoint(
-        10, folder, name="step-10", metrics={"eval/loss": 0.5, "bleu4": 0.25}, files=True
+        10,
+        folder,
+        name="step-10",
+        metrics={"eval/loss": 0.5, "bleu4": 0.25},
+        files=True,
+        materials={"lora.rank": 16, "data.shards": "s3://key:secret@bucket/shards"},
     )
 
 
@@ -231,6 +236,7 @@ def test_a_checkpoint_is_a_model_output_of_its_step(config: TrackingConfig, tmp_
         "READY",
         tracker.run_id,
     )
+    assert model.params == {"lora.rank": "16", "data.shards": "s3://***@bucket/shards"}
     assert {(m.key, m.value, m.step) for m in model.metrics} == {
         ("eval/loss", 0.5, 10),
         ("bleu4", 0.25, 10),

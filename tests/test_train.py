@@ -1,7 +1,10 @@
 """Jobs on a real Ray: killed workers, resuming, other numbers of workers, evaluation, a search."""
 
+import csv
+import hashlib
 import json
 import os
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -11,8 +14,10 @@ import pytest
 import ray
 import torch
 from mlflow import MlflowClient
+from peft import LoraConfig, get_peft_model
 from ray.util.state import list_actors
 from safetensors.torch import load_file, save_file
+from transformers import Gemma2ForCausalLM
 
 from app.config import load_config, make_paths_absolute, override_config
 from app.errors import UserError
@@ -20,9 +25,11 @@ from app.gemma.base_model import TINY, hash_weights
 from app.gemma.config import ModelConfig, QuantizationConfig
 from app.jobs.evaluate import evaluate_job
 from app.jobs.job_dir import SNAPSHOT, find_adapter, get_job_dir
+from app.jobs.materials import describe_code, list_materials
 from app.jobs.precision import resolve_precision
 from app.jobs.quantize import quantize_model
 from app.jobs.train import train_job
+from app.jobs.trained_model import find_model
 from app.jobs.tune import tune_job
 from app.storage import read_json
 from app.tracking import check_tracking
@@ -40,7 +47,7 @@ def config(ray_local, tmp_path_factory):
     (folder / "refused.jsonl").write_text('{"svg": "<svg", "caption": "cut off"}\n')
     prepare_dataset(
         ["scenes:400:7:list", str(folder / "refused.jsonl")],
-        PrepareConfig(out=str(folder / "shards"), validation_share=0.1),
+        PrepareConfig(out=str(folder / "shards"), validation_share=0.1, test_share=0),
         progress=False,
     )
     made = make_paths_absolute(
@@ -152,6 +159,8 @@ def test_one_worker_that_is_killed_has_the_losses_of_one_that_is_not_bit_for_bit
         scaling__num_workers=1,
         train__gradient_accumulation_steps=2,
         data__ledger=True,
+        evaluate__probes=2,
+        evaluate__watch_captions=3,
     )
     again = train_and_kill_a_worker(killed)
     losses = history(config, uninterrupted.run_id, "train/loss")
@@ -167,6 +176,35 @@ def test_one_worker_that_is_killed_has_the_losses_of_one_that_is_not_bit_for_bit
         == len(entries)
         == again.metrics["num_examples"]
     )
+
+    # looking at the model at each evaluation changed no loss
+    client = MlflowClient(config.tracking.uri)
+    for metric in ("probe/attention_entropy", "probe/layer_03/score_gradient_lost"):
+        points = history(config, again.run_id, metric)
+        assert [step for step, _ in points] == [0, 4, 8, 12], metric
+        assert len({value for _, value in points}) == 4
+    captions = client.list_artifacts(again.run_id, "captions")
+    maps = client.list_artifacts(again.run_id, "probes")
+    assert [file.path for file in captions] == [f"captions/step-{n:06d}.csv" for n in (0, 4, 8, 12)]
+    assert [file.path for file in maps] == [f"probes/step-{n:06d}.svg" for n in (0, 4, 8, 12)]
+    newest = Path(client.download_artifacts(again.run_id, captions[-1].path))
+    table = list(csv.DictReader(newest.read_text().splitlines()))
+    shown = open_shards(config.data.shards).read("validation", 0, 3)
+    assert [(row["id"], row["reference"]) for row in table] == [(r.id, r.caption) for r in shown]
+    assert all(row["caption"] for row in table)
+    # the best checkpoint names its materials, with the ledger up to its step
+    materials = list_materials(Path(again.adapter))
+    files = sorted(Path(get_job_dir(killed), "ledger").glob("*.parquet"))
+    until = [file for file in files if int(file.name[:8]) <= again.metrics["best_step"]]
+    sums = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in until]
+    assert materials["ledger.sha256"] == hashlib.sha256("".join(sums).encode()).hexdigest()
+    assert materials["data.digest"] == open_shards(config.data.shards).digest
+    assert (materials["run_id"], materials["code"]) == (again.run_id, describe_code())
+    for output in client.get_run(again.run_id).outputs.model_outputs:
+        params = client.get_logged_model(output.model_id).params
+        assert params["base.sha256"] == materials["base.sha256"]
+        if output.step == again.metrics["best_step"]:
+            assert params == {name: str(value) for name, value in materials.items()}
 
 
 def test_two_workers_of_which_one_is_killed_train_as_one_that_is_not(config, uninterrupted):
@@ -194,6 +232,68 @@ def test_two_workers_of_which_one_is_killed_train_as_one_that_is_not(config, uni
     assert MlflowClient(config.tracking.uri).get_run(trained.run_id).info.status == "FINISHED"
 
 
+def save_plain_peft_adapter(config, folder):
+    """Train an adapter with transformers and PEFT alone; return its validation loss."""
+    shards = open_shards(config.data.shards)
+    encoder = PromptEncoder(str(TINY), config.data.system_prompt)
+    records = shards.read("validation", 0, config.data.max_validation_records)
+    examples = [encoder.encode(record.svg, record.caption) for record in records]
+    torch.manual_seed(0)
+    base = Gemma2ForCausalLM.from_pretrained(TINY, attn_implementation="eager", dtype=torch.float32)
+    model = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"]))
+    optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=5e-3)
+
+    def loss_of(examples):
+        total, count = torch.zeros(()), 0
+        for example in examples:
+            logits = model(input_ids=torch.tensor(example.input_ids)[None], use_cache=False).logits
+            targets = torch.tensor(example.targets).long()
+            total += torch.nn.functional.cross_entropy(logits[0], targets, reduction="sum")
+            count += int((targets != -100).sum())
+        return total / count
+
+    before = loss_of(examples).item()
+    for _ in range(3):
+        loss_of(examples[:4]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(folder)
+    after = loss_of(examples).item()
+    assert after < before - 0.1
+    return after
+
+
+def test_a_job_starts_from_an_adapter_of_plain_peft_with_the_loss_it_had(config, tmp_path):
+    its_loss = save_plain_peft_adapter(config, tmp_path / "adapter")
+    started = job(
+        config,
+        "from-peft",
+        quantization__kind="none",
+        lora__init_from=str(tmp_path / "adapter"),
+        lora__rank=4,
+        lora__alpha=8,
+        lora__target_modules=["q_proj", "v_proj"],
+        lora__train_embeddings=False,
+        train__max_steps=2,
+        train__eval_steps=2,
+        train__save_steps=2,
+    )
+    trained = train_opened(started)
+    losses = dict(history(config, trained.run_id, "eval/loss"))
+    assert losses[0] == pytest.approx(its_loss, rel=1e-5)
+    assert losses[2] < losses[0]
+    tags = MlflowClient(config.tracking.uri).get_run(trained.run_id).data.tags
+    assert tags["init_from"] == str(tmp_path / "adapter")
+    assert len(tags["init_from.sha256"]) == 64
+
+    # its own checkpoint comes first, even if the adapter is gone
+    shutil.rmtree(tmp_path / "adapter")
+    train_opened(override_config(started, {"train.max_steps": 4}))
+    continued = history(config, trained.run_id, "eval/loss")
+    assert [step for step, _ in continued] == [0, 2, 4]
+    assert dict(continued)[2] == losses[2]
+
+
 def test_a_job_that_goes_on_with_other_workers_trains_on_every_example_once_per_epoch(
     config, tmp_path
 ):
@@ -210,6 +310,7 @@ def test_a_job_that_goes_on_with_other_workers_trains_on_every_example_once_per_
         "data__too_long": "truncate",
         "data__ledger": True,
         "data__cache_dir": str(tmp_path),
+        "evaluate__probes": 1,
     }
     for num_workers, strategy, max_steps in ((2, "fsdp", 4), (3, "zero2", 8), (1, "ddp", None)):
         part = job(
@@ -243,6 +344,8 @@ def test_a_job_that_goes_on_with_other_workers_trains_on_every_example_once_per_
     }
     steps = [step for step, _ in history(config, trained.run_id, "train/loss")]
     assert steps == list(range(1, trained.metrics["step"] + 1))
+    entropies = history(config, trained.run_id, "probe/attention_entropy")
+    assert [step for step, _ in entropies] == [0, 4, 8, trained.metrics["step"]]
     # two shuffle blocks, read again in the second epoch, and the validation split
     assert len(list(tmp_path.glob("*.tokens"))) == 3
 
@@ -269,6 +372,8 @@ def test_the_best_checkpoint_is_restored_and_linked_to_its_step(config, uninterr
     run = client.get_run(uninterrupted.run_id)
     linked = {output.step for output in run.outputs.model_outputs}
     assert {4, 8, 12} <= linked
+    found = find_model(get_job_dir(job(config, "one")))
+    assert (found.adapter, found.config.train.run_name) == (uninterrupted.adapter, "one")
     assert run.data.params["lora.rank"] == "16"
     assert {dataset.dataset.name for dataset in run.inputs.dataset_inputs} == {
         "train",

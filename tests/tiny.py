@@ -3,15 +3,21 @@
 It has both softcaps, sliding window, grouped queries and tied embeddings.
 """
 
+import json
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
+from app.config import Config
 from app.gemma.activation_checkpoint import apply_memory_config
+from app.gemma.base_model import pin_base_model
 from app.gemma.config import LoraConfig, ModelConfig, QuantizationConfig
 from app.gemma.load import CaptionLoss, add_lora, load_base_model
+from app.jobs.trained_model import save_config
+from app.training.checkpoint import STATE_FILE
 from data_pipeline.stream.encode import IGNORE_INDEX, Example
 from data_pipeline.stream.pack import pack_examples
 from data_pipeline.stream.token_stream import Position
@@ -132,3 +138,18 @@ class Recorder:
 
     def losses(self):
         return [metrics["train/loss"] for _, metrics in self.metrics if "train/loss" in metrics]
+
+
+def save_trained_model(folder: Path, config: Config) -> str:
+    """Write a checkpoint of a job on the shipped tiny model, with a random adapter."""
+    base_model = load_base_model(config.model, config.quantization, device=CPU, dtype=torch.float32)
+    model = add_lora(base_model, config.lora, seed=0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.05)
+
+    model.save_pretrained(str(folder))
+    pin = pin_base_model(config.model, config.quantization)
+    (folder / STATE_FILE).write_text(json.dumps({"state": {"step": 7}, "base": pin}))
+    save_config(folder, config)
+    return str(folder)

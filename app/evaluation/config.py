@@ -1,8 +1,15 @@
 """Configuration section `evaluate`."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+TARGETS: dict[str, float | None] = {
+    "bleu4": 0.18,
+    "clip_cosine": 0.28,
+    "instruction_following": 0.85,
+}
+"""The users' targets. Their "CLIP Score" is the cosine: CLIPScore is 2.5 times as large."""
 
 Phrase = Annotated[str, Field(min_length=1)]
 
@@ -36,8 +43,38 @@ class EvaluateConfig(BaseModel):
     max_gallery_items: Annotated[int, Field(ge=0, le=5000)] = Field(
         60, description="largest number of drawings in the gallery (drawings)"
     )
+    probes: Annotated[int, Field(ge=0, le=1000)] = Field(
+        0,
+        description="number of held-out drawings on which attention and softcaps are measured at "
+        "each evaluation of a job (drawings); 0: none",
+    )
+    watch_captions: Annotated[int, Field(ge=0, le=1000)] = Field(
+        0,
+        description="number of held-out drawings that are captioned at each evaluation of a job "
+        "(drawings); 0: none",
+    )
     fields: dict[str, Annotated[tuple[Phrase, ...], Field(min_length=1)]] = Field(
         default_factory=dict,
         description="fields for the accuracy metric: for each field the phrases of which a "
         "caption names one, such as weight: [thin, bold]",
     )
+    targets: dict[str, float | None] = Field(
+        default_factory=lambda: dict(TARGETS),
+        description="target of a score by its name in the report; a score must be above it, and "
+        "eval_loss and perplexity below it; null: no target",
+    )
+    clip_model: str | None = Field(
+        None,
+        description="hub name or folder of a CLIP model, with which clip_score and clip_cosine are "
+        "computed; null: without them",
+    )
+    max_instruction_prompts: Annotated[int, Field(ge=0)] = Field(
+        208,
+        description="number of held-out drawings that are captioned once more, with instructions "
+        "(drawings); 0: none",
+    )
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _add_default_targets(cls, given: Any) -> Any:
+        return {**TARGETS, **given} if isinstance(given, dict) else given

@@ -26,27 +26,27 @@ def render_gallery(items: Sequence[GalleryItem], *, title: str, summary: Mapping
     anything. All text is escaped.
     """
     figures = "".join(
-        f"<div><dt>{_escape_text(name)}</dt><dd>{_escape_text(value)}</dd></div>"
+        f"<div><dt>{escape_text(name)}</dt><dd>{escape_text(value)}</dd></div>"
         for name, value in summary.items()
     )
     cards = "\n".join(map(_render_card, items))
     return _PAGE.format(
-        title=_escape_text(title), style=_STYLE, figures=figures, num=len(items), cards=cards
+        title=escape_text(title), style=_STYLE, figures=figures, num=len(items), cards=cards
     )
 
 
 def _render_card(item: GalleryItem) -> str:
     image = base64.b64encode(item.svg.encode("utf-8", errors="replace")).decode("ascii")
     return _CARD.format(
-        id=_escape_text(item.id),
+        id=escape_text(item.id),
         image=image,
-        reference=_escape_text(item.reference),
-        base=_mark_words(item.base, item.reference),
-        tuned=_mark_words(item.tuned, item.reference),
+        reference=escape_text(item.reference),
+        base=mark_words(item.base, item.reference),
+        tuned=mark_words(item.tuned, item.reference),
     )
 
 
-def _mark_words(caption: str, reference: str) -> str:
+def mark_words(caption: str, reference: str) -> str:
     """Return the caption as HTML, with the words that are in the reference marked."""
     if not caption:
         return "<i>no words</i>"
@@ -54,14 +54,14 @@ def _mark_words(caption: str, reference: str) -> str:
     reference_words = set(re.findall(r"\w+", reference.casefold()))
     html_parts = []
     for part in re.split(r"(\w+)", caption):  # words, and the text between them
-        text = _escape_text(part)
+        text = escape_text(part)
         is_known = part.casefold() in reference_words
         html_parts.append(f"<mark>{text}</mark>" if is_known else text)
 
     return "".join(html_parts).replace("</mark> <mark>", " ")
 
 
-def _escape_text(text: str) -> str:
+def escape_text(text: str) -> str:
     """Return any string as HTML text or attribute value.
 
     Characters that HTML cannot hold (control characters, lone surrogates) become �.

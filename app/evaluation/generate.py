@@ -11,13 +11,21 @@ import torch
 from torch import Tensor
 from transformers import Gemma2ForCausalLM
 
+from app.evaluation.behaviour import Output
 from app.evaluation.caption_cache import CaptionCache, plan_batches
+from app.gemma.fused_layers import keep_dequantised
 from app.gemma.load import unwrap_gemma
 from app.gemma.loss import apply_softcap
 from data_pipeline.stream.encode import PromptEncoder
 
 HEAD_TILE_WORDS = 16_384
 """Rows of an output head in host memory that are copied to the GPU at a time (words)."""
+
+MIN_PACKED_TOKENS = 2048
+"""Prompts are read in sequences of this length: a layer's fixed costs are paid once for many."""
+
+MAX_DEQUANTISED_BYTES = 256 * 2**20
+"""Memory of weights that a CPU dequantises once for all captions, and not once for each token."""
 
 
 def generate_captions(
@@ -31,19 +39,44 @@ def generate_captions(
     max_cache_tokens: int | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[str]:
-    """Return the model's caption of each drawing by greedy decoding, in the order of `svgs`.
+    """Return the model's caption of each drawing, in the order of `svgs`.
 
-    Captions are deterministic. Except for rounding in low precision, they do not depend on the
-    other drawings of a batch.
+    The SVG of a longer prompt is cut to `max_prompt_tokens`. The rest is that of
+    `generate_outputs`.
+    """
+    outputs = generate_outputs(
+        model,
+        encoder,
+        [encoder.encode_prompt(svg, max_prompt_tokens) for svg in svgs],
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        max_cache_tokens=max_cache_tokens,
+        on_progress=on_progress,
+    )
+    return [output.text for output in outputs]
+
+
+def generate_outputs(
+    model: torch.nn.Module,
+    encoder: PromptEncoder,
+    prompts: Sequence[Sequence[int]],
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    max_cache_tokens: int | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[Output]:
+    """Return the model's answer to each prompt (ids) by greedy decoding, in the order of `prompts`.
+
+    Answers are deterministic. Except for rounding in low precision, they do not depend on the
+    other prompts of a batch. An answer of `max_new_tokens` tokens counts as cut.
 
     `model` is a Gemma 2, with an adapter or without. The caller sets evaluation mode and autocast.
-    A batch has at most `batch_size` drawings and, unless it has one drawing only, at most
-    `max_cache_tokens` tokens in its cache. The SVG of a longer prompt is cut to
-    `max_prompt_tokens`. After each batch `on_progress` is called with the number of drawings
-    captioned so far.
+    A batch has at most `batch_size` prompts and, unless it has one prompt only, at most
+    `max_cache_tokens` tokens in its cache. After each batch `on_progress` is called with the number
+    of prompts answered so far.
     """
     gemma = unwrap_gemma(model)
-    prompts = [encoder.encode_prompt(svg, max_prompt_tokens) for svg in svgs]
     batches = plan_batches(
         [len(prompt) for prompt in prompts],
         max_prompts=batch_size,
@@ -51,18 +84,19 @@ def generate_captions(
         max_cache_tokens=max_cache_tokens,
     )
 
-    captions = [""] * len(prompts)
+    outputs = [Output("", is_finished=False)] * len(prompts)
     num_done = 0
-    with _use_blockwise_attention(gemma):
+    with _use_blockwise_attention(gemma), keep_dequantised(gemma, MAX_DEQUANTISED_BYTES):
         for indices in batches:
             batch = [prompts[i] for i in indices]
             generated = _generate_ids(gemma, encoder.stop_ids, batch, max_new_tokens)
             for i, ids in zip(indices, generated, strict=True):
-                captions[i] = encoder.decode(ids).strip()
+                text = encoder.decode(ids).strip()
+                outputs[i] = Output(text, is_finished=len(ids) < max_new_tokens)
             num_done += len(indices)
             if on_progress:
                 on_progress(num_done)
-    return captions
+    return outputs
 
 
 @contextmanager
@@ -116,8 +150,8 @@ def read_prompts(
 ) -> Tensor:
     """Fill the cache with the prompts, and return the token after each: [N, 1].
 
-    Prompts are packed into sequences, as in training. No sequence is longer than the longest
-    prompt, so that a batch needs no more memory for its activations than that prompt alone.
+    Prompts are packed into sequences, as in training. A sequence is as long as the longest prompt
+    or MIN_PACKED_TOKENS at most, so that the memory of its activations is bounded.
     """
     last_hidden = []
     for rows in _pack_rows([len(prompt) for prompt in prompts]):
@@ -144,8 +178,8 @@ def read_tokens(
 
 
 def _pack_rows(lengths: Sequence[int]) -> list[list[int]]:
-    """Group neighbours into sequences that are at most as long as the longest prompt."""
-    longest, used = max(lengths), 0
+    """Group neighbours into sequences of MIN_PACKED_TOKENS, or of the longest prompt if longer."""
+    longest, used = max(MIN_PACKED_TOKENS, *lengths), 0
     groups: list[list[int]] = [[]]
     for row, length in enumerate(lengths):
         if used + length > longest:

@@ -1,4 +1,4 @@
-"""Scores of captions against references: BLEU-4, the best constant caption, named fields."""
+"""Scores of captions against references: BLEU, the best constant caption, named fields."""
 
 import re
 from collections import Counter
@@ -6,8 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 
+import numpy as np
 from sacrebleu.metrics.bleu import BLEU, BLEUScore
 from sacrebleu.metrics.helpers import extract_all_word_ngrams
+
+from app.evaluation.bootstrap import Array
+
+MAX_ORDER = 4
+"""Longest n-gram of BLEU (words)."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,47 @@ def compute_bleu4(hypotheses: Sequence[str], references: Sequence[str]) -> float
     """
     assert len(hypotheses) == len(references), "sacrebleu would cut the longer list in silence"
     return _share(_bleu().corpus_score(hypotheses, [references]))
+
+
+def count_bleu_matches(hypotheses: Sequence[str], references: Sequence[str]) -> Array:
+    """Return the statistics of BLEU for each drawing: [N, 10].
+
+    They are matched and all n-grams for n = 1 to 4, and the lengths of hypothesis and reference.
+    """
+    bleu = BLEU(effective_order=True)  # `effective_order` only hides a warning about sentences
+    counted = [
+        bleu.sentence_score(hypothesis, [reference])
+        for hypothesis, reference in zip(hypotheses, references, strict=True)
+    ]
+    rows = [[*one.counts, *one.totals, one.sys_len, one.ref_len] for one in counted]
+    return np.array(rows, np.float64).reshape(len(rows), 2 * MAX_ORDER + 2)
+
+
+def combine_bleu(sums: Array, order: int = MAX_ORDER) -> Array:
+    """Return corpus BLEU of `order` in 0–1 from sums [.., 10] of `count_bleu_matches`.
+
+    The settings are those of `compute_bleu4`. Exponential smoothing takes the k-th n-gram length
+    without a match as 1 / 2^k matches.
+    """
+    matches, totals = sums[..., :order], sums[..., MAX_ORDER : MAX_ORDER + order]
+    lengths, reference_lengths = sums[..., -2], sums[..., -1]
+
+    # precisions
+    is_zero = matches == 0
+    smoothed = np.where(is_zero, 0.5 ** is_zero.cumsum(axis=-1), matches)
+    log_precisions = np.log(smoothed / np.maximum(totals, 1))
+
+    # brevity
+    penalty = np.exp(np.minimum(0, 1 - reference_lengths / np.maximum(lengths, 1)))
+    bleu: Array = penalty * np.exp(log_precisions.mean(axis=-1))
+    return np.where(is_zero.all(axis=-1) | (totals == 0).any(axis=-1), 0.0, bleu)
+
+
+def get_bleu_signature() -> str:
+    """Return sacrebleu's signature of the settings: version, tokeniser, case, smoothing."""
+    bleu = _bleu()
+    bleu.corpus_score([""], [[""]])
+    return str(bleu.get_signature())
 
 
 def find_best_constant_caption(
@@ -86,29 +133,36 @@ def score_fields(
     is not counted. The hypothesis is right if it names that phrase and no other of the field.
     """
     scores = {}
+    counts = count_fields(hypotheses, references, fields)
     for field, phrases in fields.items():
         find_phrases = _make_phrase_finder(phrases)
+        expected = Counter(named[0] for named in map(find_phrases, references) if named)
 
-        # expected phrases
-        expected = []
-        for hypothesis, reference in zip(hypotheses, references, strict=True):
-            named = find_phrases(reference)
-            if named:
-                expected.append((named[0], hypothesis))
-
-        # counts
-        num_right = sum(
-            set(find_phrases(hypothesis)) == {phrase} for phrase, hypothesis in expected
-        )
-        num_majority = max(Counter(phrase for phrase, _ in expected).values(), default=0)
-        num_references = len(expected)
+        num_right, num_references = counts[field].sum(axis=0)
         scores[field] = FieldScore(
-            accuracy=num_right / max(num_references, 1),
+            accuracy=float(num_right / max(num_references, 1)),
             chance=1 / len(phrases),
-            majority=num_majority / max(num_references, 1),
-            num_references=num_references,
+            majority=max(expected.values(), default=0) / max(int(num_references), 1),
+            num_references=int(num_references),
         )
     return scores
+
+
+def count_fields(
+    hypotheses: Sequence[str], references: Sequence[str], fields: Mapping[str, Sequence[str]]
+) -> dict[str, Array]:
+    """Return for each field and drawing (1 if it is right, 1 if the reference names it): [N, 2]."""
+    counts = {}
+    for field, phrases in fields.items():
+        find_phrases = _make_phrase_finder(phrases)
+        rows = np.zeros((len(references), 2))
+
+        for row, hypothesis, reference in zip(rows, hypotheses, references, strict=True):
+            named = find_phrases(reference)
+            if named:
+                row[:] = set(find_phrases(hypothesis)) == {named[0]}, 1
+        counts[field] = rows
+    return counts
 
 
 def _bleu() -> BLEU:

@@ -32,6 +32,15 @@ def resolve_model_source(name: str) -> str:
     return str(TINY) if name == "tiny" else name
 
 
+def get_tokenizer_source(model: ModelConfig) -> str:
+    """Return the folder, URI or `owner/name@revision` of the model's tokenizer."""
+    if "://" in model.name:
+        return model.name  # each node makes its own copy of a URI
+    if model.revision is not None:
+        return f"{model.name}@{model.revision}"
+    return resolve_model_source(model.name)
+
+
 def load_model_config(model: ModelConfig) -> Gemma2Config:
     """Return the model's own config, without the softcaps that are switched off.
 

@@ -107,6 +107,15 @@ class LoraConfig(BaseModel):
         description="also train the embedding and the output head, which stay one tied weight",
         json_schema_extra={"counterpart": "LoraConfig.modules_to_save"},
     )
+    init_from: str | None = Field(
+        None,
+        description="adapter that a new job starts from: folder or URI of a job, of a checkpoint "
+        "or of a PEFT adapter, or models:/NAME@ALIAS; null: a new adapter",
+    )
+    init_from_missing: Literal["error", "fresh"] = Field(
+        "error",
+        description="if init_from is not there: stop, or start from a new adapter",
+    )
 
 
 class MemoryConfig(BaseModel):

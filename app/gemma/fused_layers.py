@@ -4,7 +4,8 @@ The arithmetic is that of transformers' and PEFT's modules. They stay in place: 
 is replaced.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,8 @@ from app.gemma.tiles import iterate_tiles
 
 NORM_TILE_TOKENS = 1024
 """Tokens that a norm processes at a time: its fp32 copies have this many rows."""
+_KEPT = "dequantised"
+"""Attribute of a 4-bit layer whose weight `keep_dequantised` keeps."""
 
 
 def patch_layers(model: nn.Module) -> None:
@@ -47,6 +50,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     It is computed in fp32 at least. For the backward pass it keeps x in its own dtype, and one
     number per token.
     """
+    if not torch.is_grad_enabled():
+        return _normalise_all(x, weight, eps)[0]
     normed: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
     return normed
 
@@ -66,6 +71,8 @@ def lora_linear(
     Products are in x's dtype. A 4-bit W is dequantised in both passes and never kept. The
     update is added to the base layer's product in place.
     """
+    if not torch.is_grad_enabled():
+        return _multiply(x if dropped is None else dropped, x, a, b, base_layer, scale)[0]
     product: Tensor = _LoraLinear.apply(x, dropped, a, b, base_layer, scale)  # type: ignore[no-untyped-call]
     return product
 
@@ -75,13 +82,14 @@ def _norm_forward(module: Gemma2RMSNorm, _plain: Any, x: Tensor) -> Tensor:
 
 
 def _lora_forward(module: Any, plain: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Apply `lora_linear` in training with the one adapter, and PEFT's own forward otherwise."""
-    if not module.training or module.disable_adapters or module.merged or args or kwargs:
+    """Apply `lora_linear` with the one adapter, and PEFT's own forward where there is none."""
+    if module.disable_adapters or module.merged or args or kwargs:
         unchanged: Tensor = plain(x, *args, **kwargs)
         return unchanged
 
     (name,) = module.active_adapters
     dropout, kind = module.lora_dropout[name], x.device.type
+    is_dropped = dropout.training and not isinstance(dropout, nn.Identity)
     inner = x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
     return lora_linear(
         inner,
@@ -89,8 +97,31 @@ def _lora_forward(module: Any, plain: Any, x: Tensor, *args: Any, **kwargs: Any)
         module.lora_A[name].weight,
         module.lora_B[name].weight,
         scale=module.scaling[name],
-        dropped=None if isinstance(dropout, nn.Identity) else dropout(inner),
+        dropped=dropout(inner) if is_dropped else None,
     ).to(x.dtype)
+
+
+@contextmanager
+def keep_dequantised(model: nn.Module, max_bytes: int) -> Iterator[None]:
+    """Dequantise the first 4-bit weights of LoRA layers on a CPU once for many calls.
+
+    The kept weights take `max_bytes` at most. Products stay the same.
+    """
+    kept = []
+    for module in model.modules():
+        layer = module.get_base_layer() if isinstance(module, LoraLayer) else None
+        if isinstance(layer, Linear4bit) and layer.weight.device.type == "cpu":
+            weight = _get_weight(layer, layer.compute_dtype)
+            max_bytes -= weight.nbytes
+            if max_bytes < 0:
+                break
+            setattr(layer, _KEPT, weight)
+            kept.append(layer)
+    try:
+        yield
+    finally:
+        for layer in kept:
+            delattr(layer, _KEPT)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -98,10 +129,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        compute_dtype = torch.promote_types(x.dtype, torch.float32)
-        factor = 1.0 + weight.to(compute_dtype)
-        results = ((x.shape[-1], x.dtype), (1, compute_dtype))
-        out, scales = _apply_by_rows(_normalise, (x,), (factor, eps), results)
+        out, scales = _normalise_all(x, weight, eps)
         ctx.save_for_backward(x, scales, weight)
         return out
 
@@ -113,6 +141,14 @@ class _RMSNorm(torch.autograd.Function):
         inputs, results = (grad_output, x, scales), ((x.shape[-1], x.dtype),)
         (grad_x,) = _apply_by_rows(_compute_norm_gradient, inputs, (factor,), results)
         return grad_x, None, None
+
+
+def _normalise_all(x: Tensor, weight: Tensor, eps: float) -> list[Tensor]:
+    """Return the norm of x [.., H], and 1 / rms(x) [.., 1]."""
+    compute_dtype = torch.promote_types(x.dtype, torch.float32)
+    factor = 1.0 + weight.to(compute_dtype)
+    results = ((x.shape[-1], x.dtype), (1, compute_dtype))
+    return _apply_by_rows(_normalise, (x,), (factor, eps), results)
 
 
 def _normalise(x: Tensor, factor: Tensor, eps: float) -> tuple[Tensor, ...]:
@@ -174,10 +210,7 @@ class _LoraLinear(torch.autograd.Function):
         scale: float,
     ) -> Tensor:
         adapter_input = x if dropped is None else dropped
-        with torch.autocast(x.device.type, enabled=False):
-            product = _multiply_base(x, base_layer)
-            low_rank = adapter_input.flatten(0, -2) @ a.to(x.dtype).T  # [tokens, rank]
-            product.view(-1, len(b)).addmm_(low_rank, b.to(x.dtype).T, alpha=scale)
+        product, low_rank = _multiply(adapter_input, x, a, b, base_layer, scale)
         ctx.save_for_backward(adapter_input, low_rank, a, b)
         ctx.base_layer, ctx.scale, ctx.has_dropout = base_layer, scale, dropped is not None
         return product
@@ -209,8 +242,25 @@ class _LoraLinear(torch.autograd.Function):
         return grad_x, grad_dropped, grad_a.to(a.dtype), grad_b.to(b.dtype), None, None
 
 
+def _multiply(
+    adapter_input: Tensor, x: Tensor, a: Tensor, b: Tensor, base_layer: nn.Linear, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Return the layer's output [.., out], and the adapter's input times A [tokens, rank]."""
+    kind = x.device.type
+    # the context takes as long as a product of a few tokens
+    is_needed = torch.is_autocast_enabled(kind)
+    with torch.autocast(kind, enabled=False) if is_needed else nullcontext():
+        product = _multiply_base(x, base_layer)
+        low_rank = adapter_input.flatten(0, -2) @ a.to(x.dtype).T
+        product.view(-1, len(b)).addmm_(low_rank, b.to(x.dtype).T, alpha=scale)
+    return product, low_rank
+
+
 def _multiply_base(x: Tensor, base_layer: nn.Linear) -> Tensor:
     """Return the base layer's product x W^T."""
+    kept: Tensor | None = getattr(base_layer, _KEPT, None)
+    if kept is not None:
+        return nn.functional.linear(x, kept.to(x.dtype))
     # A weight that FSDP gathered has no quantisation state.
     quant_state: Any = base_layer.quant_state if isinstance(base_layer, Linear4bit) else None
     if quant_state is None:

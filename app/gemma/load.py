@@ -247,20 +247,30 @@ class CaptionLoss(nn.Module):
         All arguments are [B, S]. A document begins where position_ids restart: there is no
         attention mask.
         """
+        with autocast(input_ids.device, self.dtype):
+            hidden = self.compute_hidden(input_ids, position_ids)
+            return self.compute_loss(hidden, targets.flatten())
+
+    def compute_hidden(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        """Return the last hidden states [B · S, H] of packed sequences [B, S]."""
         inner = unwrap_gemma(self.model)
         if is_flash_attention_requested(inner.config):
             # Flash attention reads document borders from position_ids in a batch of one only.
             input_ids, position_ids = input_ids.reshape(1, -1), position_ids.reshape(1, -1)
 
-        with autocast(input_ids.device, self.dtype):
-            hidden = inner.model(
-                input_ids=input_ids, position_ids=position_ids, use_cache=False
-            ).last_hidden_state
-            if self.dtype == torch.float16:
-                hidden = hidden.half()  # from the fp32 residual stream
-            return softcapped_cross_entropy(
-                hidden.flatten(0, 1),
-                inner.lm_head.weight,
-                targets.flatten(),
-                softcap=inner.config.final_logit_softcapping,
-            )
+        hidden: Tensor = inner.model(
+            input_ids=input_ids, position_ids=position_ids, use_cache=False
+        ).last_hidden_state
+        if self.dtype == torch.float16:
+            hidden = hidden.half()  # from the fp32 residual stream
+        return hidden.flatten(0, 1)
+
+    def compute_loss(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sum of the loss and the number of targets [N] of hidden states [N, H]."""
+        inner = unwrap_gemma(self.model)
+        return softcapped_cross_entropy(
+            hidden,
+            inner.lm_head.weight,
+            targets,
+            softcap=inner.config.final_logit_softcapping,
+        )

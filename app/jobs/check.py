@@ -5,6 +5,7 @@ import math
 from app.config import Config
 from app.errors import UserError
 from app.gemma.base_model import load_model_config
+from app.jobs.initial_adapter import read_initial_adapter
 from app.jobs.job import build_stream
 from app.jobs.job_dir import get_job_dir
 from app.jobs.lease import hold_lease
@@ -29,9 +30,14 @@ def check_job(config: Config, shards: Shards) -> Stream:
 def check_evaluation(config: Config, shards: Shards) -> None:
     """Raise UserError or DataError if a model cannot be evaluated on the validation split.
 
-    The tokenizer is not the model's, or no example fits into a sequence.
+    The tokenizer is not the model's, no example fits into a sequence, or `evaluate.clip_model` is
+    not CLIP.
     """
     _build_stream_of_model(config, shards).require_fitting_examples("validation")
+    if config.evaluate.clip_model is not None:
+        from app.evaluation.clip import check_clip_model  # `train` does not need it
+
+        check_clip_model(config.evaluate.clip_model)
 
 
 def _build_stream_of_model(config: Config, shards: Shards) -> Stream:
@@ -48,11 +54,12 @@ def _build_stream_of_model(config: Config, shards: Shards) -> Stream:
 
 
 def check_before_ray(config: Config, shards: Shards) -> None:
-    """Raise the errors of `check_job`, or UserError if another process runs the job.
+    """Raise the errors of `check_job` and of the initial adapter, or of a job that runs already.
 
     Without this check the user would wait for Ray first. The job makes both checks again.
     """
     check_job(config, shards)
+    read_initial_adapter(config)
     with hold_lease(get_job_dir(config)):
         pass
 

@@ -174,15 +174,13 @@ def _find_existing_folder(folder: Path) -> Path:
 
 def check_shards(config: Config) -> Iterator[Line]:
     """Open the shards and count their records."""
-    from data_pipeline.shards import open_shards
+    from data_pipeline.shards import SPLITS, open_shards
 
     shards = open_shards(config.data.shards)
-    num_train, num_validation = (shards.num_records(split) for split in ("train", "validation"))
+    num_train, num_validation, num_test = (shards.num_records(split) for split in SPLITS)
     folder = mask_secrets(config.data.shards)
-    yield (
-        "ok",
-        f"{num_train} training and {num_validation} validation records in data.shards={folder}",
-    )
+    counts = f"{num_train} training, {num_validation} validation and {num_test} test records"
+    yield "ok", f"{counts} in data.shards={folder}"
 
 
 def check_model(config: Config) -> Iterator[Line]:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from app.config import Config
 from app.errors import UserError
-from app.gemma.base_model import resolve_model_source
+from app.gemma.base_model import get_tokenizer_source
 from app.jobs.cluster import connect_ray, is_ray_private
 from app.jobs.resources import describe_shortage, get_machine_resources, require_resources
 from app.tracking import Tracker, get_final_status, open_run
@@ -18,13 +18,7 @@ def build_stream(config: Config, shards: Shards) -> Stream:
 
     The tokenizer is that of the model, in the revision of the model.
     """
-    name, revision = config.model.name, config.model.revision
-    if "://" in name:
-        tokenizer = name  # each node makes its own copy of a URI
-    elif revision is not None:
-        tokenizer = f"{name}@{revision}"
-    else:
-        tokenizer = resolve_model_source(name)
+    tokenizer = get_tokenizer_source(config.model)
     return Stream(shards, config.data, tokenizer, config.train.num_epochs)
 
 

@@ -59,7 +59,7 @@ def find_adapter(config: Config, given: str | None = None) -> str:
     It is the given one, or the best checkpoint of a finished job, or the newest one of another job.
     Raises UserError if there is none.
     """
-    adapter = _find_job_adapter(get_job_dir(config)) if given is None else make_absolute(given)
+    adapter = find_job_adapter(get_job_dir(config)) if given is None else make_absolute(given)
     try:
         reason = None if read_json(join_uri(adapter, ADAPTER_FILE)) else f"no {ADAPTER_FILE} in it"
     except (OSError, ValueError) as error:
@@ -71,7 +71,11 @@ def find_adapter(config: Config, given: str | None = None) -> str:
     return adapter
 
 
-def _find_job_adapter(job_dir: str) -> str:
+def find_job_adapter(job_dir: str) -> str:
+    """Return the best checkpoint of a finished job, or the newest one of another job.
+
+    Raises UserError if there is none.
+    """
     result = read_job_file(job_dir, "result.json") or {}
     newest = read_newest_checkpoint(job_dir)
 

@@ -21,7 +21,7 @@ def resolve_precision(config: Config) -> Config:
         precision, reason = recorded, "the job's newest checkpoint was trained with it"
     elif config.scaling.use_gpu:
         precision, reason = "bf16", "the workers use GPUs"
-    elif _can_multiply_bf16():
+    elif can_multiply_bf16():
         precision, reason = "bf16", "this CPU multiplies bf16"
     else:
         precision, reason = "fp32", "this CPU does not multiply bf16"
@@ -29,7 +29,7 @@ def resolve_precision(config: Config) -> Config:
     return override_config(config, {"train.precision": precision})
 
 
-def _can_multiply_bf16() -> bool:
+def can_multiply_bf16() -> bool:
     """Return whether oneDNN, which torch uses for products, has bf16 kernels for this CPU."""
     import torch  # seconds, not needed for a job on GPUs
 

@@ -11,6 +11,7 @@ from app.config import Config, flatten_config
 from app.errors import UserError
 from app.jobs.job_dir import read_job_file, read_newest_checkpoint
 from app.training.checkpoint import STATE_FILE
+from data_pipeline.masking import mask_secrets
 from data_pipeline.stream.token_stream import Stream
 
 PINNED = (
@@ -19,6 +20,7 @@ PINNED = (
     "lora.dropout",
     "lora.target_modules",
     "lora.train_embeddings",
+    "lora.init_from",
     "model.attention_softcap",
     "model.logit_softcap",
     "data.sequence_tokens",
@@ -41,6 +43,7 @@ def pin_job(config: Config, stream: Stream) -> dict[str, Any]:
     values = flatten_config(config)
     pins = {path: values[path] for path in PINNED}
     pins["lora.target_modules"] = sorted(pins["lora.target_modules"])
+    pins["lora.init_from"] = mask_secrets(pins["lora.init_from"] or "") or None
     return {
         **pins,
         "the digest of data.shards": stream.shards.digest,

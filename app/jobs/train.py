@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import ray
 import ray.data
 import ray.train
 import ray.train.torch
@@ -16,9 +17,11 @@ from app.config import Config, config_to_yaml, flatten_config
 from app.errors import UserError
 from app.jobs.check import check_job, describe_length
 from app.jobs.failures import StopAtLastingErrors, find_lasting_error
+from app.jobs.initial_adapter import InitialAdapter, print_start, read_initial_adapter
 from app.jobs.job import track_run
 from app.jobs.job_dir import get_job_dir, read_newest_checkpoint
 from app.jobs.lease import hold_lease
+from app.jobs.materials import describe_code, list_materials
 from app.jobs.train_context import WorkerJob
 from app.jobs.worker import run_worker
 from app.storage import join_uri, write_json
@@ -83,15 +86,20 @@ def train_job(config: Config, shards: Shards) -> TrainResult:
     job_dir = get_job_dir(config)
     with hold_lease(job_dir):
         stream = check_job(config, shards)
+        initial = read_initial_adapter(config)
+        print_start(config, initial)
         print(describe_length(config, stream), file=sys.stderr)
-        return _train(config, stream, job_dir)
+        return _train(config, stream, job_dir, initial)
 
 
-def _train(config: Config, stream: Stream, job_dir: str) -> TrainResult:
+def _train(
+    config: Config, stream: Stream, job_dir: str, initial: InitialAdapter | None
+) -> TrainResult:
     """Run or continue a checked job."""
     with track_run(config, job_dir) as tracker:
         _log_job(tracker, config, stream.shards)
-        job = WorkerJob(config, stream, job_dir, tracker.run_id)
+        sent = _send(initial, tracker)
+        job = WorkerJob(config, stream, job_dir, tracker.run_id, describe_code(), sent)
         metrics, checkpoints = _fit(_build_trainer(job))
         return _record_result(metrics, checkpoints, job_dir, tracker)
 
@@ -116,10 +124,22 @@ def train_trial(
         tags=tags,
     )
     _log_job(tracker, config, shards)
-    job = WorkerJob(config, check_job(config, shards), job_dir, tracker.run_id)
+    stream = check_job(config, shards)
+    sent = _send(read_initial_adapter(config), tracker)
+    job = WorkerJob(config, stream, job_dir, tracker.run_id, describe_code(), sent)
     metrics, _ = _fit(_build_trainer(job, callbacks=[TuneReportCallback()]))
     tracker.flush()
     return metrics
+
+
+def _send(
+    initial: InitialAdapter | None, tracker: Tracker
+) -> "ray.ObjectRef[InitialAdapter] | None":
+    """Record the initial adapter's origin, and send its weights to Ray's object store."""
+    if initial is None:
+        return None
+    tracker.set_tags(initial.tags)
+    return ray.put(initial)
 
 
 def _log_job(tracker: Tracker, config: Config, shards: Shards) -> None:
@@ -222,6 +242,7 @@ def _record_result(
                 name="best",
                 metrics={"eval/loss": best_metrics["eval_loss"]},
                 files=True,
+                materials=list_materials(Path(folder)),
             )
         metrics["best_step"] = best_metrics["step"]
 

@@ -15,7 +15,10 @@ from peft import PeftModel
 from app.config import Config
 from app.errors import UserError
 from app.gemma.base_model import BaseModelPin, pin_base_model
+from app.jobs.initial_adapter import InitialAdapter
+from app.jobs.materials import list_materials
 from app.jobs.resume import pin_job
+from app.jobs.trained_model import save_config
 from app.storage import join_uri
 from app.tracking import Tracker, attach_run
 from app.training import checkpoint, loop
@@ -35,6 +38,10 @@ class WorkerJob:
     """Folder or URI of the files that outlive a worker."""
     run_id: str | None
     """MLflow run that rank 0 logs to; None if nothing is tracked."""
+    code: str = ""
+    """Version of the code (see `describe_code`)."""
+    initial_adapter: "ray.ObjectRef[InitialAdapter] | None" = None
+    """Adapter that a job without a checkpoint starts from; None: a new adapter."""
 
 
 class ProgressPrinter:
@@ -131,9 +138,16 @@ class RayTrainContext:
             "state": loop.state_to_json(state),
             "eval_loss": eval_loss,
             "base": self.base_pin,
+            "code": self._job.code,
+            "run_id": self._job.run_id,
         }
+        if self.ledger is not None:
+            gather_objects(None, self)  # the ledger files of all workers are written
+        if folder is not None and self.ledger is not None:
+            saved_state["ledger_sha256"] = self.ledger.compute_digest()
         if folder is not None:
             saved_state["job"] = pin_job(self._job.config, self._job.stream)
+            save_config(folder, self._job.config)
         checkpoint.save_checkpoint(folder, self._model, self._optimizer, saved_state)
         if folder is not None:
             self.tracker.log_checkpoint(
@@ -142,6 +156,7 @@ class RayTrainContext:
                 name=f"step-{state.step}",
                 metrics={"eval/loss": eval_loss},
                 files=False,
+                materials=list_materials(folder),
             )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from app.config import Config, config_to_yaml, flatten_config, override_config
 from app.jobs.check import check_job, describe_length
+from app.jobs.initial_adapter import require_one_adapter
 from app.jobs.job import track_run
 from app.jobs.job_dir import get_job_dir
 from app.jobs.lease import hold_lease
@@ -39,12 +40,25 @@ class TuneResult:
     """The parent run on MLflow."""
     trial_run_ids: tuple[str, ...]
 
+    def describe(self) -> dict[str, Any]:
+        """Return the best trial and the files of the search, for JSON."""
+        best = self.result.best
+        return {
+            "best": best.overrides,
+            "eval_loss": best.eval_loss,
+            "config": self.best_config,
+            "trials": len(self.result.trials),
+            "run_id": self.run_id,
+        }
+
 
 def tune_job(config: Config, shards: Shards) -> TuneResult:
     """Search over `search.space`; each trial is a child of one MLflow run. Needs a connected Ray.
 
-    Write the best trial's config to best.yaml in the job's folder, and log it to MLflow.
+    Write the best trial's config to best.yaml in the job's folder, and log it to MLflow. Raises
+    UserError if the search varies the shape of the adapter that `lora.init_from` names.
     """
+    require_one_adapter(config)
     job_dir = get_job_dir(config)
     with hold_lease(job_dir), track_run(config, job_dir, {"kind": "search"}) as parent:
         # search

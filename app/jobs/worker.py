@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -14,7 +15,9 @@ from peft import PeftModel
 from app.config import Config
 from app.gemma.activation_checkpoint import apply_memory_config, compile_model
 from app.gemma.load import DTYPES, CaptionLoss, add_lora, count_parameters, load_base_model
+from app.jobs.initial_adapter import InitialAdapter
 from app.jobs.train_context import RayTrainContext, WorkerJob
+from app.jobs.watch import build_watch
 from app.training import checkpoint, loop
 from app.training.loop import TrainState
 from app.training.optim import build_optimizer
@@ -48,7 +51,7 @@ def run_worker(arguments: dict[str, WorkerJob]) -> dict[str, Any]:
     context = RayTrainContext(job, model, optimizer)
 
     # restore
-    state = _restore_newest(model, optimizer, context)
+    state = _restore_newest(model, optimizer, context, job.initial_adapter)
     if context.rank == 0:
         _tag_run(context, num_trained, num_parameters)
         if context.ledger is not None:
@@ -79,6 +82,7 @@ def run_worker(arguments: dict[str, WorkerJob]) -> dict[str, Any]:
         context=context,
         compute_progress=job.stream.compute_progress,
         after_step=after_step,
+        watch_model=build_watch(config, job.stream, objective, context),
     )
     batches = _iterate_train_batches(config, context, state.position)
     state = loop.train_model(setup, batches, state)
@@ -120,11 +124,22 @@ def _build_objective(config: Config, device: torch.device, num_workers: int) -> 
 
 
 def _restore_newest(
-    model: PeftModel, optimizer: torch.optim.Optimizer, context: RayTrainContext
+    model: PeftModel,
+    optimizer: torch.optim.Optimizer,
+    context: RayTrainContext,
+    initial_adapter: "ray.ObjectRef[InitialAdapter] | None",
 ) -> TrainState:
-    """Load the newest checkpoint in place and return its state; a new state if there is none."""
+    """Load the newest checkpoint in place and return its state.
+
+    Without a checkpoint load the initial adapter, if there is one, and return a new state.
+    """
     newest = ray.train.get_checkpoint()
     if newest is None:
+        if initial_adapter is not None:
+            initial = ray.get(initial_adapter)
+            checkpoint.require_same_pin(initial.base, context.base_pin)
+            weights = {name: torch.tensor(value) for name, value in initial.weights.items()}
+            checkpoint.load_weights(weights, model)
         return TrainState()
     with newest.as_directory() as name:
         folder = Path(name)

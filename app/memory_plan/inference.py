@@ -8,7 +8,7 @@ from transformers import Gemma2Config
 
 from app.evaluation.caption_cache import CaptionCache
 from app.evaluation.config import EvaluateConfig
-from app.evaluation.generate import read_prompts, read_tokens
+from app.evaluation.generate import MIN_PACKED_TOKENS, read_prompts, read_tokens
 from app.gemma.load import DTYPES, CaptionLoss, autocast, evaluation_mode, unwrap_gemma
 from app.gemma.published import load_model_config_offline
 from app.memory_plan.peak import (
@@ -38,8 +38,8 @@ def simulate_loss_bytes(settings: StepSettings, evaluate: EvaluateConfig) -> int
 def simulate_caption_bytes(settings: StepSettings, evaluate: EvaluateConfig) -> int:
     """Return the peak of captioning, with weights and adapter.
 
-    The cache has the most tokens that it may have. The longest prompt is read into it; then it is
-    divided among the largest number of short prompts.
+    The cache has the most tokens that it may have. The longest packed sequence of prompts is read
+    into it; then it is divided among the largest number of short prompts.
     """
     model = settings.model.model_copy(update={"attention": "blockwise"})  # as generate_captions
     settings = dataclasses.replace(settings, model=model)
@@ -47,12 +47,13 @@ def simulate_caption_bytes(settings: StepSettings, evaluate: EvaluateConfig) -> 
     batch_size = evaluate.generation_batch_size
     longest = settings.sequence_tokens + evaluate.max_new_tokens
     num_slots = max(longest, min(evaluate.max_cache_tokens, batch_size * longest))
+    packed_tokens = max(settings.sequence_tokens, min(MIN_PACKED_TOKENS, num_slots))
     num_prompts = min(batch_size, max(1, num_slots // (evaluate.max_new_tokens + 1)))
 
     def caption(objective: CaptionLoss, timeline: MemoryTimeline) -> None:
         gemma = unwrap_gemma(objective.model)
         with autocast(TRAINING_DEVICE, dtype):
-            read_prompts(gemma, CaptionCache(1, num_slots), [[0] * settings.sequence_tokens])
+            read_prompts(gemma, CaptionCache(1, num_slots), [[0] * packed_tokens])
             timeline.begin_stage("tokens")
             tokens = torch.zeros(num_prompts, 1, dtype=torch.int64)
             cache = CaptionCache(num_prompts, num_slots // num_prompts)

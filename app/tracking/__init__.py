@@ -9,10 +9,21 @@ from app.tracking.mlflow_store import (
     kill_running_children,
     open_run,
     reopen_run,
+    run_ui,
+)
+from app.tracking.registry import (
+    REGISTRY_SCHEME,
+    ModelNotRegistered,
+    find_champion,
+    find_registered_checkpoint,
+    register_model,
+    set_champion,
 )
 from app.tracking.tracker import NullTracker, Status, Tracker
 
 __all__ = [
+    "REGISTRY_SCHEME",
+    "ModelNotRegistered",
     "NullTracker",
     "Status",
     "Tracker",
@@ -20,9 +31,14 @@ __all__ = [
     "attach_run",
     "build_ui_command",
     "check_tracking",
+    "find_champion",
+    "find_registered_checkpoint",
     "get_final_status",
     "kill_running_children",
     "open_run",
+    "register_model",
     "reopen_run",
     "resolve_uri",
+    "run_ui",
+    "set_champion",
 ]

@@ -113,7 +113,13 @@ class MlflowOperations:
         self._client.log_inputs(self._run_id, datasets=inputs)
 
     def _send_checkpoint(
-        self, step: int, folder: str, name: str, points: list[Point], files: bool
+        self,
+        step: int,
+        folder: str,
+        name: str,
+        points: list[Point],
+        files: bool,
+        params: dict[str, str] | None = None,  # a record kept by an earlier version has none
     ) -> None:
         from mlflow.entities import LoggedModelStatus
 
@@ -122,7 +128,7 @@ class MlflowOperations:
         found = self._client.search_logged_models([self._experiment_id], filter_string=same)
         if found and found[0].status == LoggedModelStatus.READY:
             return
-        new = (self._experiment_id, name, self._run_id, {"step": str(step)})
+        new = (self._experiment_id, name, self._run_id, {"step": str(step)}, params)
         model = found[0] if found else self._client.create_logged_model(*new)
 
         # metrics

@@ -53,7 +53,7 @@ class MlflowRun:
         self._load_kept()
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        self._enqueue("params", _to_texts(params, MAX_PARAM_CHARACTERS))
+        self._enqueue("params", to_params(params))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self._enqueue("tags", _to_texts(tags, MAX_TAG_CHARACTERS))
@@ -75,9 +75,17 @@ class MlflowRun:
         self._enqueue("dataset", name, digest, num_records, context, mask_secrets(source))
 
     def log_checkpoint(
-        self, step: int, folder: Path, *, name: str, metrics: Mapping[str, float], files: bool
+        self,
+        step: int,
+        folder: Path,
+        *,
+        name: str,
+        metrics: Mapping[str, float],
+        files: bool,
+        materials: Mapping[str, Any] = {},
     ) -> None:
-        self._enqueue("checkpoint", step, str(folder), name, _make_points(step, metrics), files)
+        points, params = _make_points(step, metrics), to_params(materials)
+        self._enqueue("checkpoint", step, str(folder), name, points, files, params)
         if self._unsent:
             self._keep_unsent()
 
@@ -209,6 +217,11 @@ def _halve(operation: str, arguments: list[Any]) -> list[list[Any]]:
 def _make_points(step: int, metrics: Mapping[str, float]) -> list[Point]:
     now_ms = _now_ms()
     return [[_to_mlflow_name(key), float(value), now_ms, step] for key, value in metrics.items()]
+
+
+def to_params(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the values as params of a run or a model: as text without credentials, cut if long."""
+    return _to_texts(values, MAX_PARAM_CHARACTERS)
 
 
 def _to_texts(values: Mapping[str, Any], max_characters: int) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import socket
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from app.errors import UserError
+from app.free_port import require_free_port
 from app.storage import join_uri, read_json, write_json
 from app.tracking.config import TrackingConfig, resolve_uri
 from app.tracking.mlflow_client import describe_error, make_client
@@ -58,7 +58,7 @@ def check_tracking(config: TrackingConfig) -> None:
         ) from error
 
     # experiment
-    _get_experiment_id(client, config)
+    get_experiment_id(client, config)
 
 
 def open_run(
@@ -85,7 +85,7 @@ def open_run(
         client.update_run(run_id, status="RUNNING")
     else:
         parent = {} if parent_run_id is None else {"mlflow.parentRunId": parent_run_id}
-        experiment_id = _get_experiment_id(client, config)
+        experiment_id = get_experiment_id(client, config)
         run_id = client.create_run(experiment_id, run_name=run_name, tags=parent).info.run_id
         write_json(run_file, {"run_id": run_id, "tracking_uri": mask_secrets(config.uri)})
 
@@ -163,7 +163,7 @@ def build_ui_command(config: TrackingConfig, *, port: int = 5000) -> list[str]:
     if _get_scheme(config) in SERVERS:
         return [mask_secrets(uri)]
 
-    _require_free_port(port)
+    require_free_port("127.0.0.1", port)
     command = [sys.executable, "-m", "mlflow", "server"]
     if _get_scheme(config) == "sqlite":
         command += ["--backend-store-uri", uri]
@@ -171,15 +171,16 @@ def build_ui_command(config: TrackingConfig, *, port: int = 5000) -> list[str]:
     return [*command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
 
 
-def _require_free_port(port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
-        try:
-            probe.bind(("127.0.0.1", port))
-        except (OSError, OverflowError) as error:
-            raise UserError(
-                f"--port {port} of 127.0.0.1 cannot be used ({error}): give another --port"
-            ) from None
+def run_ui(config: TrackingConfig, *, port: int) -> None:
+    """Replace this process by the MLflow UI, or print the address of a tracking server."""
+    command = build_ui_command(config, port=port)
+    is_server = len(command) == 1
+    if not is_server:
+        check_tracking(config)
+    print(" ".join(command), flush=True)
+    if not is_server:
+        # not an argument: every user of this machine can read the arguments of a process
+        os.execve(command[0], command, {**os.environ, "MLFLOW_BACKEND_STORE_URI": str(config.uri)})
 
 
 def _get_scheme(config: TrackingConfig) -> str:
@@ -256,7 +257,7 @@ def _run_within(seconds: float, call: Callable[[], object]) -> None:
         raise error
 
 
-def _get_experiment_id(client: "MlflowClient", config: TrackingConfig) -> str:
+def get_experiment_id(client: "MlflowClient", config: TrackingConfig) -> str:
     """Return the id of the experiment, which is created if it does not exist.
 
     Raises UserError if the experiment was deleted.

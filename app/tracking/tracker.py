@@ -41,9 +41,18 @@ class Tracker(Protocol):
         """Log data that the run reads; `context` is its use: "training" or "validation"."""
 
     def log_checkpoint(
-        self, step: int, folder: Path, *, name: str, metrics: Mapping[str, float], files: bool
+        self,
+        step: int,
+        folder: Path,
+        *,
+        name: str,
+        metrics: Mapping[str, float],
+        files: bool,
+        materials: Mapping[str, Any] = {},
     ) -> None:
         """Log a model of this step; with `files`, also the content of its folder.
+
+        `materials` become the model's params: everything that it was made of.
 
         Call it before another process can resume from the checkpoint: the tracker writes unsent
         records to the job's folder here. (name, step) is logged once, even if it is called again.
@@ -82,7 +91,14 @@ class NullTracker:
         self, name: str, *, digest: str, num_records: int, context: str, source: str
     ) -> None: ...
     def log_checkpoint(
-        self, step: int, folder: Path, *, name: str, metrics: Mapping[str, float], files: bool
+        self,
+        step: int,
+        folder: Path,
+        *,
+        name: str,
+        metrics: Mapping[str, float],
+        files: bool,
+        materials: Mapping[str, Any] = {},
     ) -> None: ...
     def log_artifact(self, path: Path, folder: str | None = None) -> None: ...
     def log_text(self, text: str, file: str) -> None: ...

@@ -84,8 +84,11 @@ def restore_checkpoint(
 
 def restore_weights(folder: Path, model: PeftModel) -> None:
     """Load the adapter (and trained embeddings) in place, bit for bit as trained."""
-    saved = load_file(folder / "adapter_model.safetensors")
+    load_weights(load_file(folder / "adapter_model.safetensors"), model)
 
+
+def load_weights(saved: Mapping[str, Tensor], model: PeftModel) -> None:
+    """Set the adapter (and trained embeddings) in place to weights by PEFT's names."""
     # With the parameters as `state_dict`, PEFT returns them under their names in the file.
     parameters = get_peft_model_state_dict(
         model, state_dict=_get_trained(model, tied=True), save_embedding_layers=False
@@ -98,17 +101,21 @@ def restore_weights(folder: Path, model: PeftModel) -> None:
 
 
 def require_same_base_model(folder: Path, pin: BaseModelPin) -> None:
-    """Raise UserError if the checkpoint was trained on another base model.
+    """Raise UserError if the checkpoint was trained on another base model."""
+    state_file = folder / STATE_FILE
+    saved_pin: BaseModelPin | None = None
+    if state_file.is_file():
+        saved_pin = json.loads(state_file.read_text()).get("base")
+    require_same_pin(saved_pin, pin)
+
+
+def require_same_pin(saved_pin: BaseModelPin | None, pin: BaseModelPin) -> None:
+    """Raise UserError if an adapter was trained on another base model than that of `pin`.
 
     An adapter on another base model would generate noise. The name may differ (a folder may move);
     the weights and their quantization may not. An adapter that was not trained by this application
     names no base model: then print a warning and accept it.
     """
-    state_file = folder / STATE_FILE
-    saved_pin: BaseModelPin | None = None
-    if state_file.is_file():
-        saved_pin = json.loads(state_file.read_text()).get("base")
-
     if saved_pin is None:
         print(
             "the adapter does not name its base model; it is used with "
@@ -119,7 +126,7 @@ def require_same_base_model(folder: Path, pin: BaseModelPin) -> None:
         raise UserError(
             f"the checkpoint was trained on the base model {_describe_base_model(saved_pin)}, "
             f"not on {_describe_base_model(pin)}: "
-            "set model.name and quantization to that base model, or train.run_name to a new job"
+            "set model.name and quantization to that base model, or use another adapter"
         )
 
 

@@ -67,10 +67,7 @@ class TrainSetup:
     """Parts of a job that stay the same in every step."""
 
     objective: nn.Module
-    """Maps (input_ids, position_ids, targets) to (loss sum, target count).
-
-    It may be wrapped (parallel.wrap_model).
-    """
+    """Maps (input_ids, position_ids, targets) to (loss sum, target count); it may be wrapped."""
     optimizer: torch.optim.Optimizer
     validation: Sequence[Batch]
     """This worker's micro-batches of the validation split."""
@@ -81,6 +78,8 @@ class TrainSetup:
     """Returns the finished share of the data at a position of the stream, in [0, 1]."""
     after_step: Callable[[int, Sequence[Batch]], None] = lambda step, micro_batches: None
     """Called after each step with the micro-batches it trained on (none if it was skipped)."""
+    watch_model: Callable[[int], Mapping[str, float]] = lambda step: {}
+    """Called on all workers at each evaluation of a finite loss; returns more metrics of it."""
 
 
 def train_model(
@@ -282,9 +281,11 @@ def evaluate_model(setup: TrainSetup, state: TrainState, *, save: bool) -> float
         state.num_stale_evaluations += 1
 
     # record, report and save
+    watched = setup.watch_model(state.step) if math.isfinite(loss) else {}
     if context.rank == 0:
         perplexity = math.exp(min(loss, 80.0))
-        context.record(state.step, {"eval/loss": loss, "eval/perplexity": perplexity})
+        metrics = {"eval/loss": loss, "eval/perplexity": perplexity, **watched}
+        context.record(state.step, metrics)
     context.report(state, loss, save=save and math.isfinite(loss))
     return loss
 

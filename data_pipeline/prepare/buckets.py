@@ -13,7 +13,7 @@ from typing import NamedTuple
 from data_pipeline.prepare.clean import CleanRecord
 from data_pipeline.prepare.partitions import Partitions
 from data_pipeline.prepare.splits import SplitDecision
-from data_pipeline.shards import ShardRecord
+from data_pipeline.shards import SPLITS, ShardRecord
 
 _NUM_BUCKETS = 64
 # A larger bucket is divided: memory holds the records of one bucket.
@@ -28,7 +28,8 @@ class _Entry(NamedTuple):
     position: int  # in the shuffled order of the bucket: 64 bits of the key, 64 of the content
     record: tuple[str, ...]
     number: int  # in reading order
-    held_out: int | None  # hash of the concept, if it is in the validation split
+    split: str  # at first
+    held_out: int | None  # hash of the concept, if it is held out for a share of the records
 
 
 def write_buckets(records: Iterable[CleanRecord], folder: Path, facts: Partitions) -> None:
@@ -42,20 +43,25 @@ def write_buckets(records: Iterable[CleanRecord], folder: Path, facts: Partition
                 clean.content_hash,
                 clean.concept_hash,
                 index,
-                clean.validation,
+                SPLITS.index(clean.split),
+                clean.given,
                 clean.leaks,
             )
             position = clean.shuffle_key << 64 | clean.content_hash
-            held_out = clean.concept_hash if clean.validation else None
-            entry = _Entry(position, tuple(clean.record), index, held_out)
+            is_shared = clean.split != "train" and not clean.given
+            held_out = clean.concept_hash if is_shared else None
+            entry = _Entry(position, tuple(clean.record), index, clean.split, held_out)
             yield clean.shuffle_key % _NUM_BUCKETS, entry
 
     _divide(list_entries(), folder)
 
 
-def read_shuffled(folder: Path, decision: SplitDecision) -> Iterator[tuple[str, ShardRecord]]:
-    """Yield the kept records with their split, sorted inside each bucket. Delete the buckets.
+def read_shuffled(
+    folder: Path, decision: SplitDecision
+) -> Iterator[tuple[str | None, ShardRecord]]:
+    """Yield the records with their split, sorted inside each bucket. Delete the buckets.
 
+    Duplicates are left out. The split of an excluded record is None.
     Ledgers name records by id. Of several records with one id, all but the first get a new id.
     """
     previous = None
@@ -66,12 +72,18 @@ def read_shuffled(folder: Path, decision: SplitDecision) -> Iterator[tuple[str, 
             previous = record.id
             if is_repeated:
                 record = record._replace(id=f"{record.id}#{entry.position % 2**64:016x}")
-            yield decision.choose(entry.held_out), record
+            if decision.is_excluded(entry.number):
+                yield None, record
+            else:
+                yield decision.choose(entry.split, entry.held_out), record
 
 
 def _read_sorted(path: Path, decision: SplitDecision, bits: int) -> Iterator[_Entry]:
-    """Yield the kept entries of a bucket by their position, whose last `bits` bits differ."""
-    entries = (entry for entry in _read_entries(path) if not decision.is_dropped(entry.number))
+    """Yield the entries of a bucket, without duplicates, by their position.
+
+    The last `bits` bits of their positions differ.
+    """
+    entries = (entry for entry in _read_entries(path) if not decision.is_duplicate(entry.number))
     if path.stat().st_size <= _BUCKET_BYTES or not bits:
         yield from sorted(entries, key=lambda entry: entry.position)
         path.unlink()

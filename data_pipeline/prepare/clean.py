@@ -16,7 +16,7 @@ from functools import partial
 from itertools import chain, islice
 from typing import NamedTuple, TypeAlias
 
-from data_pipeline.config import PrepareConfig
+from data_pipeline.config import PrepareConfig, get_share
 from data_pipeline.errors import DataError
 from data_pipeline.prepare.leakage import contains_caption
 from data_pipeline.prepare.splits import choose_split
@@ -24,8 +24,8 @@ from data_pipeline.shards import QuarantinedRecord, ShardRecord
 from data_pipeline.sources.record import Record, stable_hash
 from data_pipeline.svg import SVGRefused, canonicalise
 
-# The quarantine keeps this many bytes of a refused drawing.
-_FIRST_BYTES = 256
+NUM_FIRST_BYTES = 256
+"""The quarantine keeps this many bytes of a refused drawing."""
 _BATCH_RECORDS = 128
 # A batch ends at about this size of its raw drawings. Memory holds a batch three times.
 _BATCH_BYTES = 1 << 22
@@ -43,7 +43,8 @@ class CleanRecord(NamedTuple):
     drawing_hash: int  # hash of the canonical text
     content_hash: int  # hash of the canonical text and the caption
     concept_hash: int  # hash of the concept
-    validation: bool  # the concept is in the validation split
+    split: str
+    given: bool  # the record has this held-out split by its source or file, not by its concept
     leaks: bool  # the drawing's text contains the caption
 
 
@@ -123,20 +124,27 @@ def _make_clean_record(
     record: Record, svg: str, caption: str, config: PrepareConfig
 ) -> CleanRecord:
     id_ = _replace_surrogates(record.id)
-    split = choose_split(record.concept, seed=config.seed, validation_share=config.validation_share)
+    given = record.split in ("validation", "test")
+    chosen = choose_split(
+        record.concept,
+        seed=config.seed,
+        validation_share=get_share(config.validation_share),
+        test_share=get_share(config.test_share),
+    )
     return CleanRecord(
         record=ShardRecord(id_, svg, caption, record.source),
         shuffle_key=stable_hash(config.seed, id_),
         drawing_hash=hash_content(svg),
         content_hash=hash_content(svg, caption),
         concept_hash=hash_content(record.concept),
-        validation=split == "validation",
+        split=record.split if given else chosen,
+        given=given,
         leaks=contains_caption(svg, caption),
     )
 
 
 def _make_quarantined_record(record: Record, refusal: SVGRefused) -> QuarantinedRecord:
-    first = record.svg[:_FIRST_BYTES]
+    first = record.svg[:NUM_FIRST_BYTES]
     return QuarantinedRecord(
         id=_replace_surrogates(record.id),
         source=record.source,

@@ -21,12 +21,20 @@ from tqdm import tqdm
 from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import DataError
 from data_pipeline.prepare.buckets import read_shuffled, write_buckets
-from data_pipeline.prepare.clean import Batch, CleanRecord, MapBatches, clean_records
+from data_pipeline.prepare.clean import (
+    NUM_FIRST_BYTES,
+    Batch,
+    CleanRecord,
+    MapBatches,
+    clean_records,
+)
 from data_pipeline.prepare.leakage import Leakage, measure_leakage
 from data_pipeline.prepare.mixture import mix_sources
 from data_pipeline.prepare.partitions import Partitions
 from data_pipeline.prepare.splits import FACTS, SplitDecision, decide_splits
-from data_pipeline.shards import ShardWriter
+from data_pipeline.shards import SPLITS, QuarantinedRecord, ShardRecord, ShardWriter
+
+_EXCLUDED = "also_held_out"
 
 
 @dataclass(frozen=True)
@@ -34,22 +42,25 @@ class PrepareReport:
     """Counts of records; a record is a drawing with one caption.
 
     num_read == num_written + num_duplicates + sum(quarantined), and
-    num_written == num_train + num_validation == sum(sources).
+    num_written == num_train + num_validation + num_test == sum(sources).
     """
 
     num_read: int
     num_written: int
     num_train: int
     num_validation: int
+    num_test: int
+    num_given: dict[str, int]
+    """Number of written records whose source or file gives them a held-out split, by split."""
     num_duplicates: int
     quarantined: dict[str, int]
-    """Number of refused records by reason."""
+    """Number of refused and excluded records by reason."""
     num_unsampled: int
     """Number of records excluded by the weights of the sources; not in num_read."""
     sources: dict[str, int]
     """Number of written records by source."""
     num_moved_to_train: int
-    """Number of records moved, because a drawing ties their concept to training."""
+    """Number of records moved, because a drawing ties their concept to another split."""
     num_leaked: int
     """Number of written records whose SVG text contains their own caption."""
     leakage: Leakage
@@ -66,15 +77,17 @@ class PrepareReport:
         reasons = ", ".join(f"{reason} {number:,}" for reason, number in self.quarantined.items())
         num_quarantined = sum(self.quarantined.values())
         leakage = self.leakage
+        drawings = ", ".join(f"{number:,}" for number in leakage.num_drawings.values())
         return (
             f"{self.num_read:,} records read = {self.num_written:,} written + "
             f"{self.num_duplicates:,} duplicates + {num_quarantined:,} in quarantine "
             f"({reasons or 'none'}); {self.num_unsampled:,} not sampled because of weights\n"
-            f"{self.num_train:,} records for training, {self.num_validation:,} for validation; "
+            f"{self.num_train:,} records for training, "
+            f"{self.num_validation:,} for validation ({self.num_given['validation']:,} given), "
+            f"{self.num_test:,} for the test ({self.num_given['test']:,} given); "
             f"{self.num_moved_to_train:,} moved to training because of a shared drawing\n"
-            f"in both splits: {leakage.num_drawings_in_both} drawings "
-            f"(of {leakage.num_train_drawings:,} and {leakage.num_validation_drawings:,}), "
-            f"{leakage.num_records_in_both} records, {leakage.num_captions_in_both} captions; "
+            f"in several splits: {leakage.num_shared_drawings} drawings (of {drawings}), "
+            f"{leakage.num_shared_records} records, {leakage.num_shared_captions} captions; "
             f"{self.num_leaked:,} records contain their own caption"
         )
 
@@ -90,7 +103,8 @@ def prepare_dataset(
 
     The order of the records depends on the seed and the ids, not on the order of the sources. Of
     equal records (same canonical SVG, same caption) the first is kept. A record with a refused SVG
-    or an empty caption goes to quarantine. No concept and no drawing is in both splits.
+    or an empty caption goes to quarantine. No concept and no drawing is in two splits (see
+    `splits`): a record that a given held-out record excludes goes to quarantine too.
 
     `map_batches` cleans the records on other machines (None: in processes of this one); the dataset
     is the same byte for byte. Raises DataError, and leaves the folder as it was.
@@ -112,21 +126,20 @@ def prepare_dataset(
             batches = clean_records(records, config, map_batches)
             write_buckets(_quarantine_refused(batches, writer, counts), folder, facts)
 
-            decision = decide_splits(facts, folder)
-            counts.add_decision(len(facts), decision)
+            decision = decide_splits(facts, folder, with_share=_list_with_share(config))
+            counts.add_decision(decision)
             _require_usable(counts, sources, config)
 
             # write
-            shuffled = read_shuffled(folder, decision)
-            for split, record in bar(shuffled, desc="write", total=counts.num_written):
-                writer.add(split, record)
-                counts.sources[record.source] += 1
+            num_records = counts.num_written + decision.num_excluded
+            shuffled = bar(read_shuffled(folder, decision), desc="write", total=num_records)
+            _write_records(shuffled, writer, counts)
 
         # check
         digest = writer.close()
-        leakage = measure_leakage(writer.read_written("train"), writer.read_written("validation"))
-        assert not leakage.num_drawings_in_both, leakage
-        assert not leakage.num_records_in_both, leakage
+        leakage = measure_leakage({split: writer.read_written(split) for split in SPLITS})
+        assert not leakage.num_shared_drawings, leakage
+        assert not leakage.num_shared_records, leakage
         report = counts.make_report(leakage, digest, time.monotonic() - started)
     except BaseException as error:
         writer.abandon()
@@ -141,31 +154,45 @@ def prepare_dataset(
     return report
 
 
+def _list_with_share(config: PrepareConfig) -> list[str]:
+    """Return the held-out splits whose share the user gives."""
+    shares = {"validation": config.validation_share, "test": config.test_share}
+    return [split for split, share in shares.items() if share is not None]
+
+
 @dataclass
 class _Counts:
     num_unsampled: int
     num_read: int = 0
-    num_written: int = 0
-    num_validation: int = 0
+    num_kept: dict[str, int] = field(default_factory=dict)
+    num_given: dict[str, int] = field(default_factory=dict)
     num_duplicates: int = 0
     num_moved: int = 0
     num_leaked: int = 0
     quarantined: Counter[str] = field(default_factory=Counter)
     sources: Counter[str] = field(default_factory=Counter)
 
-    def add_decision(self, num_cleaned: int, decision: SplitDecision) -> None:
-        self.num_written = decision.num_kept
-        self.num_duplicates = num_cleaned - decision.num_kept
-        self.num_validation = decision.num_validation
+    @property
+    def num_written(self) -> int:
+        return sum(self.num_kept.values())
+
+    def add_decision(self, decision: SplitDecision) -> None:
+        self.num_kept = decision.num_kept
+        self.num_given = decision.num_given
+        self.num_duplicates = decision.num_duplicates
         self.num_moved = decision.num_moved
         self.num_leaked = decision.num_leaked
+        if decision.num_excluded:
+            self.quarantined[_EXCLUDED] = decision.num_excluded
 
     def make_report(self, leakage: Leakage, digest: str, seconds: float) -> PrepareReport:
         return PrepareReport(
             num_read=self.num_read,
             num_written=self.num_written,
-            num_train=self.num_written - self.num_validation,
-            num_validation=self.num_validation,
+            num_train=self.num_kept["train"],
+            num_validation=self.num_kept["validation"],
+            num_test=self.num_kept["test"],
+            num_given={split: self.num_given[split] for split in ("validation", "test")},
             num_duplicates=self.num_duplicates,
             quarantined=dict(sorted(self.quarantined.items())),
             num_unsampled=self.num_unsampled,
@@ -179,13 +206,20 @@ class _Counts:
 
 
 def _require_usable(counts: _Counts, sources: Sequence[str], config: PrepareConfig) -> None:
-    """Raise DataError if there is no training record, or if too many records leak."""
-    if counts.num_written == counts.num_validation:
+    """Raise DataError if a split that the user wants is empty, or if too many records leak."""
+    for split, own in (("validation", config.validation), ("test", config.test)):
+        if own and not counts.num_given[split]:
+            raise DataError(
+                f"no record of --{split} {', '.join(own)} is usable: all are refused, or also "
+                "given for the test; correct the source, or leave it out"
+            )
+    if not counts.num_kept["train"]:
         reasons = sorted(counts.quarantined.items())
         refused = ", ".join(f"{reason} {number}" for reason, number in reasons)
         raise DataError(
             f"no record to train on in {', '.join(sources)}: {counts.num_read} read, "
-            f"{counts.num_validation} for validation, refused: {refused or 'none'}"
+            f"{counts.num_kept['validation']} for validation, {counts.num_kept['test']} for the "
+            f"test, refused: {refused or 'none'}"
         )
     if counts.num_leaked > config.max_leaked_share * counts.num_written:
         raise DataError(
@@ -209,12 +243,34 @@ def _quarantine_refused(
             writer.refuse(cleaned)
 
 
+def _write_records(
+    records: Iterable[tuple[str | None, ShardRecord]], writer: ShardWriter, counts: _Counts
+) -> None:
+    """Write the records to their splits, and those without a split to the quarantine."""
+    for split, record in records:
+        if split is None:
+            writer.refuse(_make_excluded_record(record))
+        else:
+            writer.add(split, record)
+            counts.sources[record.source] += 1
+
+
+def _make_excluded_record(record: ShardRecord) -> QuarantinedRecord:
+    detail = "a record that is given for validation or test has its drawing or concept"
+    first = record.svg.encode()[:NUM_FIRST_BYTES]
+    return QuarantinedRecord(record.id, record.source, _EXCLUDED, detail, first)
+
+
 def _make_manifest(report: PrepareReport, config: PrepareConfig) -> dict[str, object]:
     return {
         "digest": report.digest,
-        "splits": {"train": report.num_train, "validation": report.num_validation},
+        "splits": {
+            "train": report.num_train,
+            "validation": report.num_validation,
+            "test": report.num_test,
+        },
         "sources": report.sources,
         "duplicates": report.num_duplicates,
         "quarantined": report.quarantined,
-        "config": config.model_dump(exclude={"out", "processes"}),
+        "config": config.model_dump(exclude={"out", "processes", "validation", "test"}),
     }

@@ -1,12 +1,11 @@
-"""Find leakage: a caption inside its own drawing, and one drawing in both splits."""
+"""Find leakage: a caption inside its own drawing, and one drawing in two splits."""
 
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from html import unescape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from data_pipeline.sources.record import stable_hash
 _WORD = re.compile(r"\w+")
 _VALUE = re.compile(r'="([^"]*)"')
 _CHARACTER_DATA = re.compile(r">([^<]+)<")
-_FLAG = {"validation": "?"}
+_SPLIT = {"split": "u1"}
 
 
 def contains_caption(svg: str, caption: str) -> bool:
@@ -47,54 +46,51 @@ def contains_caption(svg: str, caption: str) -> bool:
 
 @dataclass(frozen=True)
 class Leakage:
-    """Numbers of distinct drawings, records and captions in each split and in both.
+    """Numbers of distinct drawings and records by split, and of those in more than one split.
 
     Two records are equal if they have the same drawing and the same caption.
     """
 
-    num_train_drawings: int
-    num_validation_drawings: int
-    num_drawings_in_both: int
-    num_train_records: int
-    num_validation_records: int
-    num_records_in_both: int
-    num_captions_in_both: int
+    num_drawings: dict[str, int]
+    num_records: dict[str, int]
+    num_shared_drawings: int
+    num_shared_records: int
+    num_shared_captions: int
 
 
-def measure_leakage(train: Iterable[ShardRecord], validation: Iterable[ShardRecord]) -> Leakage:
-    """Count the drawings, records and captions of the two splits.
+def measure_leakage(splits: Mapping[str, Iterable[ShardRecord]]) -> Leakage:
+    """Count the drawings, records and captions of the splits.
 
     Reads each split once, and divides the hashes on disk; memory holds about half a byte a record.
     """
     with tempfile.TemporaryDirectory(prefix="svgscribe-") as name:
         # Equal records have equal drawings, so they are in one partition.
-        contents = Partitions(Path(name) / "contents", {"drawing": "u8", "content": "u8"} | _FLAG)
-        captions = Partitions(Path(name) / "captions", {"caption": "u8"} | _FLAG)
-        for is_held_out, records in enumerate((train, validation)):
+        contents = Partitions(Path(name) / "contents", {"drawing": "u8", "content": "u8"} | _SPLIT)
+        captions = Partitions(Path(name) / "captions", {"caption": "u8"} | _SPLIT)
+        for split, records in enumerate(splits.values()):
             for record in records:
                 drawing, caption = stable_hash(0, record.svg), stable_hash(0, record.caption)
-                contents.add(drawing, stable_hash(drawing, str(caption)), is_held_out)
-                captions.add(caption, is_held_out)
+                contents.add(drawing, stable_hash(drawing, str(caption)), split)
+                captions.add(caption, split)
 
-        drawings = _count(contents, "drawing")
-        counts = _count(contents, "content")
+        num_drawings, num_shared_drawings = _count(contents, "drawing", len(splits))
+        num_records, num_shared_records = _count(contents, "content", len(splits))
         return Leakage(
-            num_train_drawings=drawings[0],
-            num_validation_drawings=drawings[1],
-            num_drawings_in_both=drawings[2],
-            num_train_records=counts[0],
-            num_validation_records=counts[1],
-            num_records_in_both=counts[2],
-            num_captions_in_both=_count(captions, "caption")[2],
+            num_drawings=dict(zip(splits, num_drawings, strict=True)),
+            num_records=dict(zip(splits, num_records, strict=True)),
+            num_shared_drawings=num_shared_drawings,
+            num_shared_records=num_shared_records,
+            num_shared_captions=_count(captions, "caption", len(splits))[1],
         )
 
 
-def _count(partitions: Partitions, column: str) -> Any:
-    """Return the numbers of distinct values in training, in validation and in both."""
-    numbers = np.zeros(3, np.int64)
+def _count(partitions: Partitions, column: str, num_splits: int) -> tuple[list[int], int]:
+    """Return the number of distinct values in each split, and of those in more than one."""
+    numbers = np.zeros(num_splits, np.int64)
+    num_shared = 0
     for rows in partitions.read():
-        train = np.unique(rows[column][~rows["validation"]])
-        validation = np.unique(rows[column][rows["validation"]])
-        shared = np.intersect1d(train, validation, assume_unique=True)
-        numbers += len(train), len(validation), len(shared)
-    return numbers.tolist()
+        distinct = [np.unique(rows[column][rows["split"] == split]) for split in range(num_splits)]
+        numbers += [len(values) for values in distinct]
+        num_in = np.unique(np.concatenate(distinct), return_counts=True)[1]
+        num_shared += int((num_in > 1).sum())
+    return numbers.tolist(), num_shared

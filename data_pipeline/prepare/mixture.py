@@ -3,7 +3,7 @@
 import random
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress, islice
 
 from tqdm import tqdm
@@ -22,7 +22,7 @@ class Mixture:
     """The records to prepare, and the number of records that the weights exclude."""
 
     records: list[Iterator[Record]]
-    """One iterator for each source."""
+    """One iterator for each source, and for each of the user's held-out sources."""
     num_unsampled: int
 
 
@@ -49,12 +49,15 @@ def mix_sources(
     Without weights, the mixture has all records of all sources. With weights (the default is 1), it
     has as many records as possible without a repetition: one source enters whole, and each of the
     others as a sample that depends only on the seed and the source. Weighted sources are read
-    twice, once to count them. Raises DataError.
+    twice, once to count them. The sources of `config.validation` and `config.test` follow whole.
+    Raises DataError.
     """
     specs = [parse_weight(spec) for spec in sources]
     readers = [_read(spec, config) for spec, _ in specs]
+    held_out = [_read(spec, config, split="validation") for spec in config.validation]
+    held_out += [_read(spec, config, split="test") for spec in config.test]
     if all(weight is None for _, weight in specs):
-        return Mixture(readers, num_unsampled=0)
+        return Mixture([*readers, *held_out], num_unsampled=0)
 
     sizes = [_count_records(reader, progress) for reader in readers]
     num_sampled = _choose_sizes(sizes, [weight for _, weight in specs])
@@ -62,12 +65,17 @@ def mix_sources(
         compress(_read(spec, config), _choose_sample(num, size, config.seed, spec))
         for (spec, _), num, size in zip(specs, num_sampled, sizes, strict=True)
     ]
-    return Mixture([*sampled], num_unsampled=sum(sizes) - sum(num_sampled))
+    return Mixture([*sampled, *held_out], num_unsampled=sum(sizes) - sum(num_sampled))
 
 
-def _read(spec: str, config: PrepareConfig) -> Iterator[Record]:
-    """Read one source. A prepared dataset is a source too, without its refused records."""
+def _read(spec: str, config: PrepareConfig, split: str = "") -> Iterator[Record]:
+    """Read one source. A prepared dataset is a source too, without its refused records.
+
+    `split` is the split of all its records, if it is not empty.
+    """
     records = read_source(spec, config, ignored_files=(QUARANTINE,))
+    if split:
+        records = (replace(record, split=split) for record in records)
     return islice(records, config.max_records)
 
 

@@ -35,6 +35,7 @@ def make_records(
     captions: Iterable[tuple[str, object]],
     source: str,
     config: PrepareConfig,
+    split: str = "",
 ) -> Iterator[Record]:
     """Yield one record for each caption of the drawing that `config.captions` chooses.
 
@@ -56,16 +57,16 @@ def make_records(
 
     drawing = svg if isinstance(svg, str | bytes) else ""
     if not texts:
-        yield Record(id_, drawing, "", source, "", problem)
+        yield Record(id_, drawing, "", source, "", problem, split)
         return
 
     concept = " ".join(texts[0][1].lower().split())
     if config.captions == "all" and len(texts) > 1:
         for name, text in texts:
-            yield Record(f"{id_}:{name}", drawing, text, source, concept)
+            yield Record(f"{id_}:{name}", drawing, text, source, concept, split=split)
         return
     chosen = stable_hash(config.seed, id_) % len(texts) if config.captions == "random" else 0
-    yield Record(id_, drawing, texts[chosen][1], source, concept)
+    yield Record(id_, drawing, texts[chosen][1], source, concept, split=split)
 
 
 def _split_lists(captions: Iterable[tuple[str, object]]) -> Iterator[tuple[str, object]]:

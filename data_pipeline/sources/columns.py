@@ -1,4 +1,4 @@
-"""Find the columns of the drawing, its captions and its id in a table, and read its rows.
+"""Find the columns of drawing, captions, id and split in a table, and read its rows.
 
 The table may be a Parquet file, a JSON file or a file of captions. The known columns are those of
 StarVector svg-stack and text2svg-stack, OmniSVG MMSVG-Icon and MMSVG-Illustration, LLM4SVG
@@ -6,13 +6,14 @@ SVGX-Core and SVGX-SFT, pairs {input, output}, and our own shards.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import DataError
 from data_pipeline.sources.captions import decode_caption, is_missing, make_records
 from data_pipeline.sources.record import Record
+from data_pipeline.sources.split_names import SPLIT_NAMES, parse_split
 
 HEAD_ROWS = 100
 """The first rows show which columns a file has, and whether a pair holds drawings."""
@@ -35,6 +36,7 @@ CAPTION_COLUMNS = (
     "messages",
 )
 """In order of preference: the first that is not empty is the caption, and gives the concept."""
+SPLIT_COLUMN = "split"
 ID_COLUMNS = ("id", "uuid", "filename", "file_name", "key")
 PAIR = ("input", "output")
 """One holds the drawing and the other its caption; the content decides which, row by row."""
@@ -48,13 +50,15 @@ class Columns:
     captions: tuple[str, ...]
     id: str
     """Empty: the records are numbered."""
+    split: str = ""
+    """Empty: the rows give no split."""
     pair: bool = False
     """The content of each row decides which column is the drawing."""
 
     def names(self) -> list[str]:
         """Return all distinct names."""
-        names = [self.svg, *self.captions, *([self.id] if self.id else [])]
-        return list(dict.fromkeys(names))
+        names = [self.svg, *self.captions, self.id, self.split]
+        return list(dict.fromkeys(name for name in names if name))
 
 
 def find_columns(found: Sequence[str], config: PrepareConfig, where: str) -> Columns:
@@ -63,18 +67,19 @@ def find_columns(found: Sequence[str], config: PrepareConfig, where: str) -> Col
     `found` are the names in the file `where`. Raises DataError if a column is missing.
 
     >>> find_columns(["Filename", "Svg", "caption_blip2"], PrepareConfig(out="x"), "a.parquet")
-    Columns(svg='Svg', captions=('caption_blip2',), id='Filename', pair=False)
+    Columns(svg='Svg', captions=('caption_blip2',), id='Filename', split='', pair=False)
     """
     spelling = _map_lower_case(found)
     id_ = _find_id(found, config, where)
+    split = _find_split(found, config, where)
 
     is_named = config.svg_column is not None or config.caption_column is not None
     has_svg = bool(spelling.keys() & set(SVG_COLUMNS))
     if not is_named and not has_svg and spelling.keys() >= set(PAIR):
-        return Columns(spelling["input"], (spelling["output"],), id_, pair=True)
+        return Columns(spelling["input"], (spelling["output"],), id_, split, pair=True)
 
     svg = _find_svg(found, config, where)
-    return Columns(svg, _find_captions(found, config, where), id_)
+    return Columns(svg, _find_captions(found, config, where), id_, split)
 
 
 def _map_lower_case(names: Sequence[str]) -> dict[str, str]:
@@ -91,6 +96,14 @@ def _find_id(found: Sequence[str], config: PrepareConfig, where: str) -> str:
     return config.id_column
 
 
+def _find_split(found: Sequence[str], config: PrepareConfig, where: str) -> str:
+    if config.split_column is None:
+        return _map_lower_case(found).get(SPLIT_COLUMN, "")
+    if config.split_column:
+        _require(config.split_column, "--split-column", found, where)
+    return config.split_column
+
+
 def _find_svg(found: Sequence[str], config: PrepareConfig, where: str) -> str:
     if config.svg_column is not None:
         return _require(config.svg_column, "--svg-column", found, where)
@@ -103,6 +116,8 @@ def _find_svg(found: Sequence[str], config: PrepareConfig, where: str) -> str:
 
 
 def _find_captions(found: Sequence[str], config: PrepareConfig, where: str) -> tuple[str, ...]:
+    if not config.needs_captions:
+        return ()
     if config.caption_column is not None:
         return (_require(config.caption_column, "--caption-column", found, where),)
     spelling = _map_lower_case(found)
@@ -133,15 +148,20 @@ def _require(column: str, flag: str, found: Iterable[str], where: str) -> str:
     return column
 
 
-def require_drawings(rows: Iterable[Mapping[str, Any]], columns: Columns, where: str) -> None:
-    """Raise DataError if `columns` is a pair and none of the rows holds an SVG in it."""
-    if not columns.pair:
-        return
+def check_head(
+    rows: Sequence[Mapping[str, Any]], columns: Columns, config: PrepareConfig, where: str
+) -> Columns:
+    """Return the columns, without a column `split` whose values in the first rows are no splits.
+
+    Raises DataError if `columns` is a pair and none of the rows holds an SVG in it.
+    """
     sides = (columns.svg, *columns.captions)
-    if not any(looks_like_svg(row.get(side)) for row in rows for side in sides):
+    if columns.pair and not any(looks_like_svg(row.get(side)) for row in rows for side in sides):
         raise DataError(
             f"{where}: neither {' nor '.join(sides)} holds an SVG in the first {HEAD_ROWS} rows"
         )
+    are_splits = all(parse_split(row.get(columns.split)) is not None for row in rows)
+    return columns if are_splits or config.split_column else replace(columns, split="")
 
 
 def looks_like_svg(value: object) -> bool:
@@ -162,7 +182,20 @@ def make_records_from_row(
         svg, captions = captions[0], (svg,)
     id_ = read_id(row, columns.id)
     texts = [(name, row.get(name)) for name in captions]
-    return make_records(number if id_ is None else id_, row.get(svg), texts, source, config)
+    split = read_split(row, columns.split, source)
+    return make_records(number if id_ is None else id_, row.get(svg), texts, source, config, split)
+
+
+def read_split(row: Mapping[str, Any], column: str, source: str) -> str:
+    """Return our name of the split of a row, "" if it has none. Raises DataError."""
+    value = row.get(column) if column else None
+    split = parse_split(value)
+    if split is None:
+        raise DataError(
+            f"{source}: column {column!r} holds {value!r}, which is none of "
+            f"{', '.join(SPLIT_NAMES)}: correct it, or give --split-column '' to split by concept"
+        )
+    return split
 
 
 def read_id(row: Mapping[str, Any], column: str) -> str | None:

@@ -11,6 +11,7 @@ a Hugging Face image folder may have a metadata file of its own.
 import csv
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
+from typing import TypeVar
 
 from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import DataError
@@ -20,11 +21,14 @@ from data_pipeline.sources.captions import (
     decode_caption,
     make_records,
 )
-from data_pipeline.sources.columns import find_columns, read_id
+from data_pipeline.sources.columns import check_head, find_columns, read_id, read_split
 from data_pipeline.sources.files import SourceFile, normalise_name
 from data_pipeline.sources.json_parser import load_json, parse_json_objects
 from data_pipeline.sources.parquet import read_rows, read_schema
 from data_pipeline.sources.record import Record
+from data_pipeline.sources.split_names import find_layout
+
+T = TypeVar("T")
 
 CAPTION_FILES = (
     "captions.json",
@@ -50,8 +54,12 @@ def read_folder(
 
     Raises DataError before the first record if the folder has no usable captions.
     """
+    if not config.needs_captions:
+        return _make_folder_records(drawings, {}, {}, {}, source, config)
     names = [normalise_name(drawing.name) for drawing in drawings]
-    captions = _read_captions(files, config)
+    captions, splits = _read_captions(files, config)
+    if config.split_column is None:
+        splits = find_layout(names, are_drawings=True) | splits
     text_files = _find_text_files(files, {_drop_suffix(name) for name in names})
     if not captions and not text_files:
         raise DataError(
@@ -63,12 +71,13 @@ def read_folder(
             f"{source} has captions of files such as {next(iter(captions))!r}, but of no drawing "
             f"such as {names[0]!r}: name the drawings by their path from the file of captions"
         )
-    return _make_folder_records(drawings, captions, text_files, source, config)
+    return _make_folder_records(drawings, captions, splits, text_files, source, config)
 
 
 def _make_folder_records(
     drawings: Sequence[SourceFile],
     captions: Mapping[str, Captions],
+    splits: Mapping[str, str],
     text_files: Mapping[str, SourceFile],
     source: str,
     config: PrepareConfig,
@@ -76,12 +85,13 @@ def _make_folder_records(
     for drawing in drawings:
         name = normalise_name(drawing.name)
         stem = _drop_suffix(name)
-        texts = _find(captions, name)
+        texts = _find(captions, name) or []
         if not texts and stem in text_files:
             texts = [("txt", decode_caption(text_files[stem].read_head(MAX_CAPTION_BYTES)))]
 
         svg = drawing.read_head(config.max_svg_bytes + 1)
-        yield from make_records(stem, svg, texts, source, config)
+        split = _find(splits, name) or ""
+        yield from make_records(stem, svg, texts, source, config, split)
 
 
 def _split_folder(file: SourceFile) -> tuple[str, str]:
@@ -101,26 +111,34 @@ def _find_text_files(files: Iterable[SourceFile], stems: Collection[str]) -> dic
     return {stem: by_stem[stem] for stem in stems if stem in by_stem}
 
 
-def _find(captions: Mapping[str, Captions], name: str) -> Captions:
-    """Return the captions of a drawing, whose suffix may be missing or in the other case."""
+def _find(values: Mapping[str, T], name: str) -> T | None:
+    """Return the value of a drawing, whose suffix may be missing or in the other case."""
     stem, dot, suffix = name.rpartition(".")
     names = (name, stem + dot + suffix.lower(), stem + dot + suffix.upper(), stem)
-    return next((captions[name] for name in names if name in captions), [])
+    return next((values[name] for name in names if name in values), None)
 
 
-def _read_captions(files: Iterable[SourceFile], config: PrepareConfig) -> dict[str, Captions]:
-    """Map the path of each drawing to its captions, from the first caption file of each folder."""
+def _read_captions(
+    files: Iterable[SourceFile], config: PrepareConfig
+) -> tuple[dict[str, Captions], dict[str, str]]:
+    """Map the path of each drawing to its captions, and to the split that its table gives.
+
+    The first caption file of each folder counts.
+    """
     first: dict[str, SourceFile] = {}
     found = [file for file in files if is_caption_file(file)]
     for file in sorted(found, key=lambda file: CAPTION_FILES.index(_split_folder(file)[1])):
         first.setdefault(_split_folder(file)[0], file)
 
     captions: dict[str, Captions] = {}
+    splits: dict[str, str] = {}
     for folder, file in sorted(first.items()):  # a folder is before its subfolders
         is_object = _split_folder(file)[1] == "captions.json"
-        named = _read_object(file) if is_object else _read_table(file, config)
-        captions |= {normalise_name(f"{folder or '.'}/{name}"): named[name] for name in named}
-    return captions
+        named, given = (_read_object(file), {}) if is_object else _read_table(file, config)
+        paths = {name: normalise_name(f"{folder or '.'}/{name}") for name in named}
+        captions |= {paths[name]: texts for name, texts in named.items()}
+        splits |= {paths[name]: split for name, split in given.items()}
+    return captions, splits
 
 
 def _read_object(file: SourceFile) -> dict[str, Captions]:
@@ -131,8 +149,10 @@ def _read_object(file: SourceFile) -> dict[str, Captions]:
     return {name: [("", texts)] for name, texts in value.items()}
 
 
-def _read_table(file: SourceFile, config: PrepareConfig) -> dict[str, Captions]:
-    """Read a table with a column of files and columns of captions."""
+def _read_table(
+    file: SourceFile, config: PrepareConfig
+) -> tuple[dict[str, Captions], dict[str, str]]:
+    """Read a table with a column of files, columns of captions, and perhaps one of splits."""
     rows = _read_table_rows(file)
     if not rows:
         raise DataError(f"{file.path} is empty")
@@ -148,13 +168,17 @@ def _read_table(file: SourceFile, config: PrepareConfig) -> dict[str, Captions]:
             f"{file.path} has no column of files, only {', '.join(names)}: name it with --id-column"
         )
 
+    columns = check_head(rows, columns, config, file.path)
     captions: dict[str, Captions] = {}
+    splits: dict[str, str] = {}
     for row in rows:
         texts = [(name, row.get(name)) for name in columns.captions]
         name = read_id(row, columns.id)
         if name is not None:
             captions.setdefault(normalise_name(name), []).extend(texts)
-    return captions
+            if split := read_split(row, columns.split, file.path):
+                splits[normalise_name(name)] = split
+    return captions, splits
 
 
 def _read_table_rows(file: SourceFile) -> list[dict[str, object]]:

@@ -10,9 +10,9 @@ from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import DataError
 from data_pipeline.sources.columns import (
     HEAD_ROWS,
+    check_head,
     find_columns,
     make_records_from_row,
-    require_drawings,
 )
 from data_pipeline.sources.files import SourceFile
 from data_pipeline.sources.json_parser import parse_json_objects
@@ -29,8 +29,7 @@ def read_json(file: SourceFile, source: str, config: PrepareConfig) -> Iterator[
     if not head:
         raise DataError(f"{file.path} is empty")
     names = list(dict.fromkeys(chain.from_iterable(head)))
-    columns = find_columns(names, config, file.path)
-    require_drawings(head, columns, file.path)
+    columns = check_head(head, find_columns(names, config, file.path), config, file.path)
 
     return (
         record

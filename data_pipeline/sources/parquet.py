@@ -15,9 +15,9 @@ from data_pipeline.sources.captions import TEXT_KEYS
 from data_pipeline.sources.columns import (
     HEAD_ROWS,
     Columns,
+    check_head,
     find_columns,
     make_records_from_row,
-    require_drawings,
 )
 from data_pipeline.sources.files import SourceFile
 from data_pipeline.sources.record import Record
@@ -36,8 +36,11 @@ def read_parquet(file: SourceFile, source: str, config: PrepareConfig) -> Iterat
     """
     schema = read_schema(file)
     columns = _require_types(schema, find_columns(schema.names, config, file.path), file.path)
+    sides = (columns.svg, *columns.captions) if columns.pair else ()
+    if checked := [name for name in (*sides, columns.split) if name]:
+        head = list(islice(read_rows(file, checked), HEAD_ROWS))
+        columns = check_head(head, columns, config, file.path)
     names = columns.names()
-    require_drawings(islice(read_rows(file, names), HEAD_ROWS), columns, file.path)
 
     return (
         record
@@ -52,6 +55,11 @@ def read_schema(file: SourceFile) -> pa.Schema:
         return _read_metadata(file).schema.to_arrow_schema()
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file.path} is not a readable Parquet file: {error}") from None
+
+
+def count_rows(file: SourceFile) -> int:
+    """Return the number of rows in the footer of a readable Parquet file."""
+    return int(_read_metadata(file).num_rows)
 
 
 def _read_metadata(file: SourceFile) -> pq.FileMetaData:

@@ -1,7 +1,8 @@
 """The record that every source yields, and a hash that is the same in every process."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -10,6 +11,7 @@ class Record:
 
     `id` is unique within its source. `source` names the file or the set, for counts and reports.
     All records of one `concept` are in the same split. `problem` is the reason of an empty caption.
+    `split` is that which the source or the user gives; empty or "train": the concept decides it.
     """
 
     id: str
@@ -18,6 +20,14 @@ class Record:
     source: str
     concept: str
     problem: str = ""
+    split: str = ""
+
+
+def set_split(records: Iterator[Record], split: str) -> Iterator[Record]:
+    """Return the records, of which those without a split get this one, if it is not empty."""
+    if not split:
+        return records
+    return (record if record.split else replace(record, split=split) for record in records)
 
 
 def stable_hash(seed: int, text: str) -> int:

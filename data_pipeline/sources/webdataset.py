@@ -52,14 +52,20 @@ class _StrictTarInfo(tarfile.TarInfo):
 def read_webdataset(file: SourceFile, source: str, config: PrepareConfig) -> Iterator[Record]:
     """Return the records of one tar.
 
-    Raises DataError before the first record if the first samples have no drawing or no caption.
+    Raises DataError before the first record if the first samples have no drawing or no caption, or
+    if `config` names a column of splits.
     """
+    if config.split_column:
+        raise DataError(
+            f"{file.path} is a tar, whose splits --split-column {config.split_column!r} cannot "
+            "give: name the tars train-…, validation-… and test-…, or give some by --test"
+        )
     samples = _read_samples(file, config)
     head = list(islice(samples, _HEAD_SAMPLES))
 
     if not head:
         raise DataError(f"{file.path} holds no .svg")
-    if not any(captions for _, _, captions in head):
+    if config.needs_captions and not any(captions for _, _, captions in head):
         raise DataError(
             f"{file.path} has no captions in its first {len(head)} drawings: beside KEY.svg "
             f"expected KEY.txt, or KEY.json with one of {', '.join(CAPTION_COLUMNS)}"

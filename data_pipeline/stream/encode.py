@@ -72,19 +72,25 @@ class PromptEncoder:
 
         # prompt template
         user_turn = _encode_text(self._template, "<start_of_turn>user\n")
-        system_ids = _encode_text(self._content, f"{system_prompt}\n\n")
-        self._before_svg = [self._control_id("<bos>"), *user_turn, *system_ids]
+        self._before_system_prompt = [self._control_id("<bos>"), *user_turn]
+        self._before_svg = self._encode_before_svg(system_prompt)
         self._after_svg = _encode_text(self._template, "\n<end_of_turn>\n<start_of_turn>model\n")
 
-    def encode_prompt(self, svg: str, max_tokens: int | None = None) -> list[int]:
+    def encode_prompt(
+        self, svg: str, max_tokens: int | None = None, *, system_prompt: str | None = None
+    ) -> list[int]:
         """Return the ids up to and including `<start_of_turn>model\\n`.
 
-        The end of the SVG is cut if the prompt would be longer than `max_tokens`.
+        The end of the SVG is cut if the prompt would be longer than `max_tokens`. `system_prompt`
+        replaces that of the encoder.
         """
+        before_svg = self._before_svg
+        if system_prompt is not None:
+            before_svg = self._encode_before_svg(system_prompt)
         svg_ids = _encode_text(self._content, svg)
         if max_tokens is not None:
-            svg_ids = svg_ids[: max(0, max_tokens - len(self._before_svg) - len(self._after_svg))]
-        return [*self._before_svg, *svg_ids, *self._after_svg]
+            svg_ids = svg_ids[: max(0, max_tokens - len(before_svg) - len(self._after_svg))]
+        return [*before_svg, *svg_ids, *self._after_svg]
 
     def encode(self, svg: str, caption: str) -> Example:
         """Return the whole example.
@@ -145,6 +151,10 @@ class PromptEncoder:
         """Return the text of generated ids, without control tokens."""
         return str(self._template.decode(list(ids), skip_special_tokens=True))
 
+    def _encode_before_svg(self, system_prompt: str) -> list[int]:
+        system_ids = _encode_text(self._content, f"{system_prompt}\n\n")
+        return [*self._before_system_prompt, *system_ids]
+
     def _control_id(self, token: str) -> int:
         index = self._template.token_to_id(token)
         if index is None:
@@ -152,6 +162,27 @@ class PromptEncoder:
                 f"the tokenizer has no token {token}: give the tokenizer of a Gemma 2 model"
             )
         return int(index)
+
+
+def build_chat_template(system_prompt: str) -> str:
+    """Return a Jinja template, for transformers and others, that renders the prompt of training.
+
+    The message of the user is the canonical SVG, without white space around it. A message of the
+    role `system` replaces the system prompt. A message of the assistant is its caption.
+    """
+    return (
+        "{{ '<bos>' }}"
+        "{% set ns = namespace(system=" + json.dumps(system_prompt, ensure_ascii=False) + ") %}"
+        "{% for message in messages %}"
+        "{% if message.role == 'system' %}{% set ns.system = message.content %}"
+        "{% elif message.role == 'user' %}"
+        "{{ '<start_of_turn>user\\n' + ns.system + '\\n\\n' + message.content | trim }}"
+        "{{ '\\n<end_of_turn>\\n' }}"
+        "{% else %}"
+        "{{ '<start_of_turn>model\\n' + message.content + '<end_of_turn><eos>' }}"
+        "{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
+    )
 
 
 def _encode_text(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -5,6 +5,7 @@ rank 1 trained on in the steps up to step 20, from the step after the last one o
 A checkpoint can only be the last step of a file.
 """
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,6 +32,7 @@ class Ledger:
         self._fs, self._path = open_filesystem(folder)
         self._stream, self._rank = stream, rank
         self._pending: list[npt.NDArray[np.int32]] = []
+        self._digests: dict[str, str] = {}  # of each file, which never changes
 
     def delete_entries_after(self, step: int) -> None:
         """Remove the entries of all workers after `step`, the checkpoint that the job resumes from.
@@ -45,6 +47,20 @@ class Ledger:
             is_partial = not last_step.isdigit()  # a killed writer left it
             if is_partial or int(last_step) > step:
                 self._fs.delete_file(info.path)
+
+    def compute_digest(self) -> str:
+        """Return the hash of the files of all workers, as `sha256sum *.parquet | sha256sum` does.
+
+        Each worker has written its last file before. A file is read once.
+        """
+        selector = pyarrow.fs.FileSelector(self._path, allow_not_found=True)
+        for info in self._fs.get_file_info(selector):
+            if info.base_name[0].isdigit() and info.base_name not in self._digests:
+                with self._fs.open_input_stream(info.path) as stream:
+                    digest = hashlib.sha256(stream.read()).hexdigest()
+                self._digests[info.base_name] = digest
+        lines = [f"{digest}  {name}\n" for name, digest in sorted(self._digests.items())]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def add(self, step: int, micro_batches: Sequence[Batch]) -> None:
         """Add the micro-batches that this worker trained on in a step."""

@@ -50,7 +50,7 @@ def build_dataset(
     # after every row of the dataset, so the workers receive shares in turn.
     dataset.context.target_max_block_size = 1
     dataset.context.enable_progress_bars = dataset.context.print_on_execution_start = False
-    dataset.context.custom_execution_callback_classes = [_SchedulerPause]
+    dataset.context.custom_execution_callback_classes = [SchedulerPause]
     return dataset
 
 
@@ -72,7 +72,7 @@ def iterate_batches(
         yield from split_share({name: column[0] for name, column in row.items()})
 
 
-class _SchedulerPause(ExecutionCallback):
+class SchedulerPause(ExecutionCallback):
     """Pause Ray Data's scheduling loop for 20 ms a turn.
 
     The loop of Ray 2.60 spins while all tasks are finished or held back. It used half a core,

@@ -160,9 +160,10 @@ class Stream:
     def _num_examples(self, split: str, limit: int | None) -> int:
         num_examples = self.shards.num_records(split)
         if not num_examples:
+            share = "test" if split == "test" else "validation"
             raise DataError(
                 f"the {split} split of {self.shards.folder!r} is empty: "
-                "prepare it from more records, or with another --validation-share"
+                f"prepare it from more records, or with another --{share}-share"
             )
         return num_examples if limit is None else min(num_examples, limit)
 

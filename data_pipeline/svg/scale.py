@@ -35,11 +35,9 @@ from data_pipeline.svg.transform import (
 )
 from data_pipeline.svg.tree import Drawing, Node
 
-# Share of the moved area that counts for an outline that is only filled: it has one edge, a stroke
-# has two, and other fills often lie over it.
+# Share of the moved area that counts for an outline that is only filled, under other fills.
 FILLED_SHARE = 0.3
-# Characters of an outline that counts in full even if it is only filled: its edges fill the page.
-DENSE = 10_000
+DENSE = 10_000  # characters of an outline that is only filled and counts in full
 # Grid units that one unit of a marker may cover. The unit is the width of any stroke that uses the
 # marker, unless the marker has a viewBox.
 MIN_MARKER_ZOOM = 16.0

@@ -1,0 +1,15 @@
+"""Check of the port that a server of this machine will listen on."""
+
+import socket
+
+from app.errors import UserError
+
+
+def require_free_port(host: str, port: int) -> None:
+    """Raise UserError unless a process can listen on this address and port."""
+    try:
+        socket.create_server((host, port)).close()  # with SO_REUSEADDR, as servers do
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"--port {port} of {host} cannot be used ({error}): give another --port"
+        ) from None

@@ -1,0 +1,50 @@
+"""Read what a run has recorded in MLflow."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from app.errors import UserError
+from app.tracking.config import TrackingConfig, resolve_uri
+from app.tracking.mlflow_client import describe_error, make_client
+
+
+@dataclass(frozen=True)
+class RunHistory:
+    """Status, duration and metrics of one run."""
+
+    status: str
+    seconds: float | None
+    """From its first start to its end; None if it has not ended."""
+    metrics: dict[str, list[tuple[float, float]]]
+    """(step, value) of each metric, by step."""
+
+
+def read_history(config: TrackingConfig, run_id: str, names: Sequence[str]) -> RunHistory:
+    """Return the history of a run with the metrics of these names.
+
+    Raises UserError if the database or server cannot be read, or has no such run.
+    """
+    config = resolve_uri(config)
+    uri = str(config.uri)
+    file = uri.removeprefix("sqlite:///").partition("?")[0]
+    if uri.startswith("sqlite:///") and not os.path.isfile(file):
+        raise UserError(f"tracking.uri={uri!r} is no database")  # MLflow would create one
+
+    try:
+        client = make_client(uri, config.timeout_seconds)
+        info = client.get_run(run_id).info
+        metrics = {name: client.get_metric_history(run_id, name) for name in names}
+    except Exception as error:
+        raise UserError(
+            f"run {run_id} cannot be read from tracking.uri={uri!r} ({describe_error(error)})"
+        ) from error
+    return RunHistory(
+        info.status,
+        None if info.end_time is None else (info.end_time - info.start_time) / 1000,
+        {
+            name: sorted((float(point.step), point.value) for point in points)
+            for name, points in metrics.items()
+            if points
+        },
+    )
