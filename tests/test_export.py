@@ -106,9 +106,9 @@ def exported(trained, tmp_path_factory):
 @pytest.fixture(scope="module")
 def drawings(shards):
     opened = open_shards(shards)
-    num_records = opened.num_records("validation")
+    num_records = opened.num_records("test")
     assert 2 <= num_records <= 6
-    return [record.svg for record in opened.read("validation", 0, num_records)]
+    return [record.svg for record in opened.read("test", 0, num_records)]
 
 
 def caption_plainly(model, tokenizer, svgs):

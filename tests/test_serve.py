@@ -207,7 +207,7 @@ def test_a_mistake_is_one_sentence_before_ray_starts(
 ) -> None:
     port = server.port if "port" in message else find_free_port()
     command = [sys.executable, "-m", "app", "serve", "--model", server.model, "--port", str(port)]
-    done = subprocess.run([*command, override], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*command, override], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1].startswith(f"svgscribe: {message.format(port=port)}")
     assert "Traceback" not in done.stderr
