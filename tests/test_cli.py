@@ -18,7 +18,7 @@ def svgscribe(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comp
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
         env={**os.environ, "PYTHONPATH": root, "HF_HUB_OFFLINE": "1", **environment},
     )
