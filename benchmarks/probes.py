@@ -169,6 +169,31 @@ def make_example(num_tokens: int) -> Example:
     return Example(ids, targets)
 
 
+def measure_layer_bytes(loss: CaptionLoss) -> dict[str, int]:
+    """Return the peak of the tensors of one attention layer, by probe and by eager attention."""
+    config = unwrap_gemma(loss.model).config
+    options = {"scale": config.query_pre_attn_scalar**-0.5, "softcap": 50.0, "layer_window": None}
+    query, key = (
+        torch.randn(heads, TOKENS, config.head_dim)
+        for heads in (config.num_attention_heads, config.num_key_value_heads)
+    )
+    layer = unwrap_gemma(loss.model).model.layers[1].self_attn
+    mask = torch.zeros(1, 1, TOKENS, TOKENS).masked_fill_(
+        get_distances(TOKENS) < 0, torch.finfo(torch.float32).min
+    )
+
+    return {
+        "probe": measure_tensor_bytes(
+            lambda: measure_attention(query, key, **options, model_window=config.sliding_window)
+        ),
+        "eager": measure_tensor_bytes(
+            lambda: eager_attention_forward(
+                layer, query[None], key[None], key[None], mask, scaling=0.125, softcap=50.0
+            )
+        ),
+    }
+
+
 def main() -> None:
     """Run the benchmark and write its figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -184,29 +209,8 @@ def main() -> None:
     probe_seconds = time.process_time() - started
     differences = find_largest_difference(probe, measure_eager(loss, [example]))
 
-    # memory of one layer
-    config = unwrap_gemma(loss.model).config
-    options = {"scale": config.query_pre_attn_scalar**-0.5, "softcap": 50.0, "layer_window": None}
-    query, key = (
-        torch.randn(heads, TOKENS, config.head_dim)
-        for heads in (config.num_attention_heads, config.num_key_value_heads)
-    )
-    layer = unwrap_gemma(loss.model).model.layers[1].self_attn
-    mask = torch.zeros(1, 1, TOKENS, TOKENS).masked_fill_(
-        get_distances(TOKENS) < 0, torch.finfo(torch.float32).min
-    )
-    layer_bytes = {
-        "probe": measure_tensor_bytes(
-            lambda: measure_attention(query, key, **options, model_window=config.sliding_window)
-        ),
-        "eager": measure_tensor_bytes(
-            lambda: eager_attention_forward(
-                layer, query[None], key[None], key[None], mask, scaling=0.125, softcap=50.0
-            )
-        ),
-    }
-
-    # memory of a forward pass
+    # memory
+    layer_bytes = measure_layer_bytes(loss)
     started = time.process_time()
     run_eager(loss, example)
     eager_seconds = time.process_time() - started
