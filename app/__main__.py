@@ -49,14 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                 signal.signal(each, signal.SIG_DFL)  # a second signal ends the process at once
             raise KeyboardInterrupt(number)
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, stop)
+        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             code = _run_command(arguments)
         except KeyboardInterrupt as error:
             code = 1
             received += [*error.args, signal.SIGINT]  # Ray raises one without the number
         if not received or code == 0:
+            for number, handler in before.items():
+                signal.signal(number, handler)
             return code
 
         # Ray's own exit handler would wait for seconds.

@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import io
 import json
+import os
 import signal
 import socket
 import statistics
@@ -224,9 +225,10 @@ class Server:
 
 @contextmanager
 def run_server(model: str, port: int) -> Iterator[Server]:
-    """Run `python -m app serve` until the context ends; stop it by SIGTERM."""
+    """Run `python -m app serve` with its own Ray until the context ends; stop it by SIGTERM."""
     command = [sys.executable, "-m", "app", "serve", "--model", model, "--port", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    environment = {**os.environ, "RAY_ADDRESS": ""}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()  # printed when the service answers, or the end

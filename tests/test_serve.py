@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import os
 import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -13,6 +15,7 @@ from fastapi.testclient import TestClient
 
 from app.config import load_config
 from app.evaluation.captioner import Captioner
+from app.jobs.cluster import ConnectedRay
 from app.jobs.open_captioner import open_captioner
 from app.jobs.serve_api import MAX_REQUEST_BYTES, build_api
 from benchmarks.serve import Server, find_free_port, run_server, send_round, write_model
@@ -195,22 +198,23 @@ def test_the_page_shows_a_drawing_and_its_caption(server: Server, width: int, he
         assert "(not_xml)" in page.run("document.getElementById('status').textContent")
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("data.seed=0", "--port {port} of 127.0.0.1 cannot be used"),
-        ("model.name=/absent", "model.name='/absent'"),
-    ],
-)
-def test_a_mistake_is_one_sentence_before_ray_starts(
-    server: Server, override: str, message: str
-) -> None:
-    port = server.port if "port" in message else find_free_port()
-    command = [sys.executable, "-m", "app", "serve", "--model", server.model, "--port", str(port)]
-    done = subprocess.run([*command, override], capture_output=True, text=True, timeout=120)
+def serve(model: str, port: int, *overrides: str, address: str) -> str:
+    """Run the command, which must be refused. Return its last line on stderr."""
+    command = [sys.executable, "-m", "app", "serve", "--model", model, "--port", str(port)]
+    environment = {**os.environ, "RAY_ADDRESS": address}
+    done = subprocess.run(
+        [*command, *overrides], env=environment, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 2, done.stderr
-    assert done.stderr.splitlines()[-1].startswith(f"svgscribe: {message.format(port=port)}")
     assert "Traceback" not in done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+def test_a_mistake_is_one_sentence_before_ray_starts(server: Server) -> None:
+    taken = serve(server.model, server.port, address="")
+    assert taken.startswith(f"svgscribe: --port {server.port} of 127.0.0.1 cannot be used")
+    absent = serve(server.model, find_free_port(), "model.name=/absent", address="")
+    assert absent.startswith("svgscribe: model.name='/absent' is neither")
 
 
 def test_sigterm_ends_the_service_and_all_its_processes(server: Server) -> None:
@@ -221,3 +225,22 @@ def test_sigterm_ends_the_service_and_all_its_processes(server: Server) -> None:
     _, alive = psutil.wait_procs(processes, timeout=20)
     assert alive == []
     socket.create_server(("127.0.0.1", server.port)).close()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_cluster_names_a_model_that_it_lacks_and_serves_once(
+    ray_local: ConnectedRay, tmp_path: Path
+) -> None:
+    from ray import serve as ray_serve  # warns about its own use of pydantic
+
+    write_model(tmp_path)
+    port = find_free_port()
+    absent = serve(str(tmp_path), port, "model.name=/absent", address=ray_local.address)
+    assert absent.startswith("svgscribe: model.name='/absent' is neither")
+
+    ray_serve.start(http_options={"port": port})
+    try:
+        running = serve(str(tmp_path), port + 1, address=ray_local.address)
+    finally:
+        ray_serve.shutdown()
+    assert running.startswith("svgscribe: Ray Serve already runs on the cluster")

@@ -51,10 +51,7 @@ def load_model_config(model: ModelConfig) -> Gemma2Config:
             resolve_model_source(model.name), revision=model.revision
         )
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"model.name={model.name!r} is neither a model folder nor a model on the hub: {reason}"
-        ) from error
+        raise _name_missing_model(model, error) from error
 
     if not isinstance(config, Gemma2Config):
         raise UserError(
@@ -161,14 +158,27 @@ def find_weight_files(model: ModelConfig) -> list[Path]:
 
 
 def find_local_file(model: ModelConfig, name: str) -> Path | None:
-    """Return one of the model's files, in its folder or in the hub's cache, or None without it."""
-    found = cached_file(
-        resolve_model_source(model.name),
-        name,
-        revision=model.revision,
-        _raise_exceptions_for_missing_entries=False,
-    )
+    """Return one of the model's files, in its folder or in the hub's cache, or None without it.
+
+    Raises UserError if there is no such model.
+    """
+    try:
+        found = cached_file(
+            resolve_model_source(model.name),
+            name,
+            revision=model.revision,
+            _raise_exceptions_for_missing_entries=False,
+        )
+    except (OSError, ValueError) as error:
+        raise _name_missing_model(model, error) from error
     return None if found is None else Path(found)
+
+
+def _name_missing_model(model: ModelConfig, error: Exception) -> UserError:
+    reason = str(error).splitlines()[0]
+    return UserError(
+        f"model.name={model.name!r} is neither a model folder nor a model on the hub: {reason}"
+    )
 
 
 def _hash_file(file: Path) -> str:

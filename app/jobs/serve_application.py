@@ -81,12 +81,21 @@ def describe_model(model: TrainedModel) -> str:
 def serve_model(model: TrainedModel, *, host: str, port: int) -> None:
     """Serve captions of the model until a signal raises KeyboardInterrupt.
 
-    Raises UserError if the model cannot be loaded.
+    Raises UserError if the model cannot be loaded, or if the cluster at RAY_ADDRESS serves already:
+    its Ray Serve has one address, and would replace an application of the same name.
     """
     if is_ray_private():
         load_model_config(model.config.model)  # raises UserError before Ray starts
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     with connect_ray() as cluster:
+        running = serve.status()
+        if running.proxies or running.applications:
+            names = ", ".join(running.applications) or "none"
+            raise UserError(
+                f"Ray Serve already runs on the cluster at {cluster.address} (applications: "
+                f"{names}): end it with `serve shutdown`, or unset RAY_ADDRESS to serve from a Ray "
+                "of this command's own"
+            )
         options: dict[str, Any] = {
             "num_cpus": min(model.config.scaling.cpus_per_worker, os.cpu_count() or 1),
             "runtime_env": {"env_vars": _ENVIRONMENT},
@@ -114,7 +123,7 @@ def serve_model(model: TrainedModel, *, host: str, port: int) -> None:
                 signal.pause()
         finally:
             if not cluster.private:
-                serve.delete(_APPLICATION, _blocking=False)
+                serve.shutdown()
 
 
 @contextlib.contextmanager
@@ -127,5 +136,5 @@ def _name_load_error() -> Iterator[None]:
         text = "\n".join(each.message for each in application.deployments.values())
         found = re.findall(r"(?:UserError|DataError): (.+)", text)
         if not found:
-            raise
+            raise RuntimeError(text) from None
         raise UserError(found[-1]) from None
