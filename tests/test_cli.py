@@ -1,36 +1,12 @@
 """Errors of a user on the command line: one sentence, exit code 2, no files left."""
 
-import os
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-
-def svgscribe(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    root = str(Path(__file__).parent.parent)
-    return subprocess.run(
-        [sys.executable, "-m", "app", *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env={**os.environ, "PYTHONPATH": root, "HF_HUB_OFFLINE": "1", **environment},
-    )
-
-
-def one_sentence(done: subprocess.CompletedProcess[str]) -> str:
-    assert done.returncode == 2, done
-    assert "Traceback" not in done.stderr, done.stderr
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("svgscribe: "), done.stderr
-    return last
-
+from tests.command_line import refuse_command, run_command
 
 NO_TRACKING = "tracking.uri=null"
 
@@ -61,7 +37,7 @@ NO_TRACKING = "tracking.uri=null"
 def test_a_mistake_is_named_in_one_sentence(tmp_path, arguments, message):
     (tmp_path / "empty").mkdir()
     pq.write_table(pa.table({"picture": ["<svg/>"], "caption": ["a"]}), tmp_path / "wrong.parquet")
-    assert message in one_sentence(svgscribe(*arguments, cwd=tmp_path))
+    assert message in refuse_command(*arguments, cwd=tmp_path)
     assert not (tmp_path / "out").exists()
 
 
@@ -74,55 +50,38 @@ def test_a_mistake_is_named_in_one_sentence(tmp_path, arguments, message):
     ],
 )
 def test_an_unknown_argument_is_named(tmp_path, arguments, unknown):
-    done = svgscribe(*arguments, cwd=tmp_path)
+    done = run_command(*arguments, cwd=tmp_path)
     assert done.returncode == 2, done
     assert f"unrecognized arguments: {unknown}" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
 def test_more_workers_than_cpus_are_refused_with_the_fix(tmp_path):
-    prepared = svgscribe(
+    prepared = run_command(
         "prepare", "scenes:60", "--out", "shards", "--json", "counts.json", cwd=tmp_path
     )
     assert prepared.returncode == 0, prepared.stderr
     assert (tmp_path / "counts.json").exists()
-    message = one_sentence(
-        svgscribe(
-            "train",
-            "demo",
-            NO_TRACKING,
-            "data.shards=shards",
-            "scaling.num_workers=900",
-            cwd=tmp_path,
-        )
-    )
+    train = ["train", "demo", NO_TRACKING, "data.shards=shards"]
+    message = refuse_command(*train, "scaling.num_workers=900", cwd=tmp_path)
     assert "900" in message
     assert "scaling.num_workers=" in message
     # refused before Ray looks for a GPU
-    message = one_sentence(
-        svgscribe(
-            "train",
-            "demo",
-            NO_TRACKING,
-            "data.shards=shards",
-            "scaling.use_gpu=true",
-            "memory.max_gib_per_gpu=0.02",
-            cwd=tmp_path,
-        )
-    )
+    limit = ["scaling.use_gpu=true", "memory.max_gib_per_gpu=0.02", "data.sequence_tokens=256"]
+    message = refuse_command(*train, *limit, cwd=tmp_path)
     assert "limit 0.02 GiB" in message
 
 
 def test_a_ui_on_a_taken_port_is_refused(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        message = one_sentence(svgscribe("ui", "demo", "--port", port, cwd=tmp_path))
+        message = refuse_command("ui", "demo", "--port", port, cwd=tmp_path)
     assert f"--port {port}" in message
     assert "give another --port" in message
 
 
 def test_help_names_every_command(tmp_path):
-    done = svgscribe("--help", cwd=tmp_path)
+    done = run_command("--help", cwd=tmp_path)
     for command in (
         "prepare",
         "plan",

@@ -22,6 +22,7 @@ from app.config import (
 )
 from app.config_reference import render_reference
 from app.errors import UserError
+from tests.command_line import run_command
 
 SHIPPED = sorted(CONFIGS.glob("*.yaml"))
 
@@ -333,12 +334,7 @@ def test_a_wrong_value_is_named_before_anything_heavy_is_imported():
 
 
 def test_config_show_prints_yaml_that_loads_to_the_same_config():
-    done = subprocess.run(
-        [sys.executable, "-m", "app", "config", "show", "search", "lora.rank=32"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = run_command("config", "show", "search", "lora.rank=32")
     assert Config.model_validate(yaml.safe_load(done.stdout)) == load_config(
         "search", ["lora.rank=32"]
     )

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -82,7 +83,10 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
             assert is_up, (tmp_path / "head.log").read_text()
             yield {**environment, "DASHBOARD": url}
         finally:
-            process.terminate()
+            # `ray start` itself would wait for half a minute
+            processes = psutil.Process(process.pid).children(recursive=True)
+            for each in (*processes, process):
+                each.kill()
             process.wait(90)
 
 

@@ -6,7 +6,6 @@ It is refused if it is not stored as configured.
 import json
 import resource
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from app.gemma.load import CaptionLoss, add_lora, load_base_model
 from app.jobs.quantize import quantize_model
 from data_pipeline.stream.encode import PromptEncoder
 from data_pipeline.stream.pack import pack_examples
+from tests.command_line import refuse_command, run_command
 from tests.reference import tensors
 from tests.tiny import CPU, examples, gemma2_config, save_model
 
@@ -92,7 +92,7 @@ def test_transformers_reads_it_without_us(small):
 
 def test_the_command_writes_weights_config_and_tokenizer_and_prints_a_summary(tmp_path):
     out = tmp_path / "new" / "tiny4"
-    done = command("tiny", "--out", str(out), "--double-quant", "false")
+    done = run_command("quantize", "tiny", "--out", str(out), "--double-quant", "false")
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["quantization"] == "nf4"
@@ -176,31 +176,18 @@ def test_mistakes_on_the_command_line_are_one_sentence(full, tmp_path):
         ((str(tmp_path / "absent"),), "is neither a model folder"),
         ((full, "--kind", "int3"), "allowed: nf4, fp4, none"),
     ):
-        done = command(*arguments, "--out", str(out))
-        assert done.returncode == 2, done
-        assert message in done.stderr.strip().splitlines()[-1]
+        assert message in refuse_command("quantize", *arguments, "--out", str(out))
     assert not out.exists()
 
 
 def test_a_full_disk_is_named_and_nothing_is_left(full, tmp_path):
     """The kernel limits files to 64 KiB, which fails like a full disk without filling one."""
     out = tmp_path / "out"
-    done = command(
-        full,
-        "--out",
-        str(out),
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, 65_536)),
-    )
-    assert done.returncode == 2, done
-    assert "out cannot be written" in done.stderr.strip().splitlines()[-1]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, hard))
+    try:
+        message = refuse_command("quantize", full, "--out", str(out))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "out cannot be written" in message
     assert list(tmp_path.iterdir()) == []
-
-
-def command(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, "-m", "app", "quantize", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        **options,
-    )

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from app.jobs.serve_api import MAX_REQUEST_BYTES, build_api
 from benchmarks.serve import Server, find_free_port, run_server, send_round, write_model
 from data_pipeline.svg import canonicalise
 from tests.chromium import CHROMIUM, open_chromium
+from tests.command_line import refuse_command
 
 CIRCLE = "<svg viewBox='0 0 24 24'><circle cx='8' cy='8' r='5' fill='#d22'/></svg>"
 LONG = '<svg viewBox="0 0 9 9"><path d="M1 1' + "l1 1 2-1" * 3000 + '"/></svg>'
@@ -198,22 +198,15 @@ def test_the_page_shows_a_drawing_and_its_caption(server: Server, width: int, he
         assert "(not_xml)" in page.run("document.getElementById('status').textContent")
 
 
-def serve(model: str, port: int, *overrides: str, address: str) -> str:
-    """Run the command, which must be refused. Return its last line on stderr."""
-    command = [sys.executable, "-m", "app", "serve", "--model", model, "--port", str(port)]
-    environment = {**os.environ, "RAY_ADDRESS": address}
-    done = subprocess.run(
-        [*command, *overrides], env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stderr.splitlines()[-1]
-
-
-def test_a_mistake_is_one_sentence_before_ray_starts(server: Server) -> None:
-    taken = serve(server.model, server.port, address="")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Serve warns about its own code
+def test_a_mistake_is_one_sentence_before_ray_starts(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    command = ["serve", "--model", server.model, "--port"]
+    taken = refuse_command(*command, str(server.port))
     assert taken.startswith(f"svgscribe: --port {server.port} of 127.0.0.1 cannot be used")
-    absent = serve(server.model, find_free_port(), "model.name=/absent", address="")
+    absent = refuse_command(*command, str(find_free_port()), "model.name=/absent")
     assert absent.startswith("svgscribe: model.name='/absent' is neither")
 
 
@@ -234,13 +227,21 @@ def test_a_cluster_names_a_model_that_it_lacks_and_serves_once(
     from ray import serve as ray_serve  # warns about its own use of pydantic
 
     write_model(tmp_path)
-    port = find_free_port()
-    absent = serve(str(tmp_path), port, "model.name=/absent", address=ray_local.address)
-    assert absent.startswith("svgscribe: model.name='/absent' is neither")
 
-    ray_serve.start(http_options={"port": port})
+    def serve(*overrides: str) -> str:
+        """Return the last line of the command, which joins the cluster of RAY_ADDRESS."""
+        command = ["serve", "--model", str(tmp_path), "--port", str(find_free_port()), *overrides]
+        done = subprocess.run(
+            [sys.executable, "-m", "app", *command], capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 2, done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stderr.splitlines()[-1]
+
+    absent = serve("model.name=/absent")
+    assert absent.startswith("svgscribe: model.name='/absent' is neither")
+    ray_serve.start(http_options={"port": find_free_port()})
     try:
-        running = serve(str(tmp_path), port + 1, address=ray_local.address)
+        assert serve().startswith("svgscribe: Ray Serve already runs on the cluster")
     finally:
         ray_serve.shutdown()
-    assert running.startswith("svgscribe: Ray Serve already runs on the cluster")
