@@ -30,7 +30,7 @@ from app.jobs.resources import (
     require_resources,
 )
 from app.jobs.train import _build_trainer
-from app.jobs.train_context import WorkerJob
+from app.jobs.worker_job import WorkerJob
 
 CLUSTER_YAML = Path(__file__).parent.parent / "cluster.yaml"
 

@@ -102,7 +102,8 @@ def test_each_library_is_imported_in_its_own_room_only():
     assert importers("ray", "app.jobs", "tune.search", stream) == []
     assert importers("ray.tune", "tune.search", "app.jobs.train") == []
     assert importers("ray.train", "app.jobs", stream) == []
-    assert importers("ray.data", "app.jobs.train", "app.jobs.evaluation_actors", stream) == []
+    rooms = ("app.jobs.worker_job", "app.jobs.evaluation_actors", stream)
+    assert importers("ray.data", *rooms) == []
     assert importers("xml", "data_pipeline.svg.read") == importers("lxml") == []
     assert importers("torch", "app.jobs", *TORCH_ONLY) == []
 
@@ -173,14 +174,23 @@ def test_no_test_imports_another_test():
         assert not [module for module in imports(file) if module.startswith("tests.test_")], file
 
 
+def list_loaded(modules: str, names: tuple[str, ...]) -> str:
+    """Return the names among the modules of a new Python that has imported `modules`."""
+    code = f"import sys, {modules}; print([n for n in {names!r} if n in sys.modules])"
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
 @pytest.mark.parametrize(
     "section",
     ["app.tracking", "app.training", "app.gemma", "app.evaluation", "data_pipeline", "tune"],
 )
 def test_a_config_section_loads_no_heavy_library(section):
     heavy = ("torch", "transformers", "ray", "mlflow", "sqlite3", "pyarrow", "numpy")
-    code = f"import sys, {section}.config; print([n for n in {heavy!r} if n in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"
+    assert list_loaded(f"{section}.config", heavy) == "[]"
+
+
+def test_the_parts_that_ray_trains_controller_unpickles_load_no_model_library():
+    heavy = ("torch", "transformers", "peft", "bitsandbytes", "mlflow")
+    assert list_loaded("app.jobs.worker_job, app.jobs.failures", heavy) == "[]"

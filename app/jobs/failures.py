@@ -8,7 +8,6 @@ from ray.train import UserCallback
 
 from app.errors import UserError
 from app.full_disk import find_full_disk
-from app.training.nonfinite import TrainingDiverged
 from data_pipeline.errors import DataError
 
 
@@ -21,7 +20,7 @@ def find_lasting_error(error: BaseException) -> UserError | None:
         # Ray's wrapper is an instance of the error's class too, but its text is a traceback.
         if isinstance(cause, ray.exceptions.RayTaskError):
             continue
-        if isinstance(cause, UserError | DataError | TrainingDiverged):
+        if isinstance(cause, UserError | DataError):
             # Ray Data appends lines about its retries to the error of a data task.
             return UserError(str(cause).partition("\n")[0])
         full = find_full_disk(cause)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import ray
-import ray.data
 import ray.train
 import ray.train.torch
 from ray.train.v2.api.config import FailureConfig
@@ -19,17 +18,17 @@ from app.jobs.check import check_job, describe_length
 from app.jobs.failures import StopAtLastingErrors, find_lasting_error
 from app.jobs.initial_adapter import InitialAdapter, print_start, read_initial_adapter
 from app.jobs.job import track_run
-from app.jobs.job_dir import get_job_dir, read_newest_checkpoint
+from app.jobs.job_dir import get_job_dir
 from app.jobs.lease import hold_lease
 from app.jobs.materials import describe_code, list_materials
-from app.jobs.train_context import WorkerJob
 from app.jobs.worker import run_worker
+from app.jobs.worker_job import ResumingDataset, WorkerJob
 from app.storage import join_uri, write_json
 from app.tracking import Tracker, open_run
 from data_pipeline.filesystem import open_filesystem
 from data_pipeline.shards import Shards
-from data_pipeline.stream.ray_dataset import build_data_config, build_dataset
-from data_pipeline.stream.token_stream import Position, Stream
+from data_pipeline.stream.ray_dataset import build_data_config
+from data_pipeline.stream.token_stream import Stream
 
 Checkpoints = list[tuple[ray.train.Checkpoint, dict[str, Any]]]
 
@@ -51,30 +50,6 @@ class _Trainer(ray.train.torch.TorchTrainer):
 
     def _register_sigint_handler(self, controller: Any) -> None:
         """Do not wait until the controller has ended, as Ray's handler does."""
-
-
-@dataclass(frozen=True)
-class ResumingDataset:
-    """Dataset factory that starts the stream at the newest checkpoint.
-
-    Ray Train calls it at each start of the workers.
-    """
-
-    stream: Stream
-    job_dir: str
-    micro_batch_size: int
-    num_workers: int
-
-    def __call__(self) -> ray.data.Dataset:
-        """Return the dataset from the newest checkpoint's position on."""
-        newest = read_newest_checkpoint(self.job_dir)
-        start = Position() if newest is None else Position(**newest.metrics["position"])
-        return build_dataset(
-            self.stream,
-            start=start,
-            micro_batch_size=self.micro_batch_size,
-            num_workers=self.num_workers,
-        )
 
 
 def train_job(config: Config, shards: Shards) -> TrainResult:

@@ -4,7 +4,6 @@ import dataclasses
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import ray.train
@@ -12,36 +11,18 @@ import ray.train.torch
 import torch
 from peft import PeftModel
 
-from app.config import Config
 from app.errors import UserError
 from app.gemma.base_model import BaseModelPin, pin_base_model
-from app.jobs.initial_adapter import InitialAdapter
 from app.jobs.materials import list_materials
 from app.jobs.resume import pin_job
 from app.jobs.trained_model import save_config
+from app.jobs.worker_job import WorkerJob
 from app.storage import join_uri
 from app.tracking import Tracker, attach_run
 from app.training import checkpoint, loop
 from app.training.loop import TrainState
 from app.training.parallel import gather_objects
 from data_pipeline.stream.ledger import Ledger
-from data_pipeline.stream.token_stream import Stream
-
-
-@dataclass(frozen=True)
-class WorkerJob:
-    """Arguments that the driver sends to every worker."""
-
-    config: Config
-    stream: Stream
-    job_dir: str
-    """Folder or URI of the files that outlive a worker."""
-    run_id: str | None
-    """MLflow run that rank 0 logs to; None if nothing is tracked."""
-    code: str = ""
-    """Version of the code (see `describe_code`)."""
-    initial_adapter: "ray.ObjectRef[InitialAdapter] | None" = None
-    """Adapter that a job without a checkpoint starts from; None: a new adapter."""
 
 
 class ProgressPrinter:

@@ -16,8 +16,9 @@ from app.config import Config
 from app.gemma.activation_checkpoint import apply_memory_config, compile_model
 from app.gemma.load import DTYPES, CaptionLoss, add_lora, count_parameters, load_base_model
 from app.jobs.initial_adapter import InitialAdapter
-from app.jobs.train_context import RayTrainContext, WorkerJob
+from app.jobs.train_context import RayTrainContext
 from app.jobs.watch import build_watch
+from app.jobs.worker_job import WorkerJob
 from app.training import checkpoint, loop
 from app.training.loop import TrainState
 from app.training.optim import build_optimizer

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
 
+from app.errors import UserError
 from app.training.parallel import TrainContext, gather_objects, unwrap_ddp
 
 INITIAL_LOSS_SCALE = 2.0**16
@@ -20,7 +21,7 @@ GOOD_STEPS = 2000
 """Number of steps without an overflow after which the scale doubles, as in torch.amp.GradScaler."""
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(UserError):
     """The loss or a gradient is not a finite number."""
 
 
