@@ -2,6 +2,7 @@
 
 import re
 import zlib
+from typing import Any
 
 import numpy as np
 from lxml import etree
@@ -17,15 +18,14 @@ def comparable(svg: bytes | str) -> str:
     """Return the drawing without its bitmaps, on a canvas of whole pixels.
 
     No canonical drawing has bitmaps. resvg rounds the size of a picture up and stretches the
-    drawing to it, which is not a property of the drawing.
+    drawing to it, which is not a property of the drawing. resvg gives the size of a drawing that
+    has none; such a drawing stays without a canvas.
     """
     data = svg.encode("utf-8", "surrogatepass") if isinstance(svg, str) else svg
     if data.startswith(b"\x1f\x8b"):
         data = zlib.decompressobj(wbits=31).decompress(data, MAX_BYTES)
-    parser = etree.XMLParser(resolve_entities="internal", no_network=True, load_dtd=False)
-    try:
-        root = etree.fromstring(data, parser)
-    except etree.XMLSyntaxError:  # resvg may be more lenient
+    root = _parse(data)
+    if root is None:
         return data.decode("utf-8", "replace")
 
     # remove bitmaps
@@ -46,9 +46,20 @@ def comparable(svg: bytes | str) -> str:
     canvas = etree.Element(
         f"{SVG}svg", width=str(SIDE), height=str(SIDE), viewBox=f"0 0 {width} {height}"
     )
-    canvas.set("preserveAspectRatio", "xMinYMin")
     canvas.append(root)
     return etree.tostring(canvas, encoding="unicode")
+
+
+def _parse(data: bytes) -> Any:
+    """Return the root `svg`, or None. resvg too reads a document with an error in its prologue."""
+    parser = etree.XMLParser(
+        resolve_entities="internal", no_network=True, load_dtd=False, recover=True
+    )
+    try:
+        root = etree.fromstring(data.lstrip(), parser)
+    except etree.XMLSyntaxError:
+        return None
+    return root if root is not None and root.tag in (f"{SVG}svg", "svg") else None
 
 
 def _pixels(length: str, whole: float) -> float:

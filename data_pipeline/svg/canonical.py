@@ -1,9 +1,10 @@
 """Canonical form: turn one SVG string into one safe canonical SVG string, or refuse it by name."""
 
 from data_pipeline.svg.errors import PathError, SVGRefused
+from data_pipeline.svg.extent import find_extent
 from data_pipeline.svg.lengths import GRID, Space
 from data_pipeline.svg.names import SHAPES
-from data_pipeline.svg.page import parse_page
+from data_pipeline.svg.page import has_size, parse_page
 from data_pipeline.svg.parse import parse_tree
 from data_pipeline.svg.prune import prune_tree
 from data_pipeline.svg.scale import is_scalable, scale_tree
@@ -85,6 +86,10 @@ def _read_drawing(svg: str | bytes, max_bytes: int) -> tuple[Drawing, Space, str
 
     # page
     attributes = drawing.nodes[0].attributes
+    if not has_size(attributes):
+        right, bottom = find_extent(drawing)
+        attributes["viewBox"] = f"0 0 {right:.6g} {bottom:.6g}"
+        attributes["width"] = attributes["height"] = "100%"
     page = parse_page(attributes)
     for name in _ROOT_ATTRIBUTES_TO_REMOVE:
         attributes.pop(name, None)

@@ -38,6 +38,14 @@ class Page(NamedTuple):
     """User units that one pixel of the picture covers."""
 
 
+def has_size(attributes: dict[str, str]) -> bool:
+    """Return whether a root element gives its size, which may be invalid."""
+    if "viewBox" in attributes:
+        return True
+    sides = [attributes.get(name, "") for name in ("width", "height")]
+    return all(side and "%" not in side and side != "auto" for side in sides)
+
+
 def parse_page(attributes: dict[str, str]) -> Page:
     """Return the page of a root element with these attributes. Raises SVGRefused: `no_viewbox`."""
     values = [attributes.get(name, "") for name in _PAGE_ATTRIBUTES]

@@ -16,6 +16,9 @@ MAX_HREFS = 8  # followed for an inherited attribute: references may form a circ
 TRANSFORMS = frozenset(("transform", "gradientTransform", "patternTransform"))
 
 Call = tuple[str, list[float]]  # name and arguments of a transform function
+Matrix = tuple[complex, complex, complex]  # images of (1, 0) and (0, 1) as vectors, and of (0, 0)
+
+IDENTITY: Matrix = (1 + 0j, 1j, 0j)
 
 _FUNCTION = re.compile(r"(translate|scale|rotate|skewX|skewY|matrix)\s*\(([^()]*)\)[\s,]*")
 _FIRST_LENGTH = {"translate": 0, "rotate": 1, "matrix": 4}  # index of the first length argument
@@ -150,6 +153,36 @@ def parse_transform(text: str) -> list[Call]:
                 "bad_transform", f"{name} with {len(numbers)} numbers in {text[:60]!r}"
             )
     return calls
+
+
+def multiply(matrix: Matrix, transform: str) -> Matrix:
+    """Return the product of the matrix and a transform. Raises SVGRefused: `bad_transform`."""
+    x, y, origin = matrix
+    for name, numbers in parse_transform(transform):
+        a, b, c, d, e, f = _find_coefficients(name, numbers)
+        origin += e * x + f * y
+        x, y = a * x + b * y, c * x + d * y
+    return x, y, origin
+
+
+def _find_coefficients(name: str, numbers: list[float]) -> tuple[float, ...]:
+    """Return the six numbers of `matrix(a b c d e f)` for a transform function."""
+    first, second = numbers[0], numbers[-1]
+    if name == "matrix":
+        return tuple(numbers)
+    if name == "translate":
+        return 1.0, 0.0, 0.0, 1.0, first, second if len(numbers) > 1 else 0.0
+    if name == "scale":
+        return first, 0.0, 0.0, second, 0.0, 0.0
+
+    angle = math.radians(first)
+    if name == "skewX":
+        return 1.0, 0.0, math.tan(angle), 1.0, 0.0, 0.0
+    if name == "skewY":
+        return 1.0, math.tan(angle), 0.0, 1.0, 0.0, 0.0
+    cos, sin = math.cos(angle), math.sin(angle)
+    x, y = numbers[1:] or (0.0, 0.0)
+    return cos, sin, -sin, cos, x - x * cos + y * sin, y - x * sin - y * cos
 
 
 def _list_lengths(calls: list[Call]) -> list[float]:

@@ -6,12 +6,9 @@ import re
 from data_pipeline.svg.errors import SVGRefused
 from data_pipeline.svg.lengths import format_size, parse_length
 from data_pipeline.svg.names import SHAPES, TEXTS
-from data_pipeline.svg.transform import parse_transform
+from data_pipeline.svg.transform import IDENTITY, Matrix, multiply
 from data_pipeline.svg.tree import Drawing, Node
 
-Matrix = tuple[complex, complex]  # images of the vectors (1, 0) and (0, 1)
-
-_IDENTITY: Matrix = (1 + 0j, 1j)
 _LENGTHS = ("stroke-width", "stroke-dasharray", "stroke-dashoffset")
 _STROKE = ("stroke", *_LENGTHS)
 _TAGS = (SHAPES - {"use"}) | TEXTS | {"svg", "g", "switch"}
@@ -24,7 +21,7 @@ def apply_vector_effects(drawing: Drawing, units_per_pixel: float) -> None:
     Its lengths are pixels of the picture. Raises SVGRefused: `unsupported_geometry` where the
     stroke would need several widths.
     """
-    stack: list[tuple[Node, Matrix | None, dict[str, str]]] = [(drawing.nodes[0], _IDENTITY, {})]
+    stack: list[tuple[Node, Matrix | None, dict[str, str]]] = [(drawing.nodes[0], IDENTITY, {})]
     while stack:
         node, matrix, inherited = stack.pop()
         attributes = node.attributes
@@ -33,7 +30,7 @@ def apply_vector_effects(drawing: Drawing, units_per_pixel: float) -> None:
 
         # matrix to the page, which is unknown inside elements that are drawn elsewhere
         if "transform" in attributes and matrix is not None:
-            matrix = _multiply(matrix, attributes["transform"])
+            matrix = multiply(matrix, attributes["transform"])
         if node.tag not in _TAGS or "viewBox" in attributes:
             matrix = None
 
@@ -43,33 +40,11 @@ def apply_vector_effects(drawing: Drawing, units_per_pixel: float) -> None:
         stack += [(child, matrix, inherited) for child in node.children]
 
 
-def _multiply(matrix: Matrix, transform: str) -> Matrix:
-    """Return the product of the matrix and the linear part of a transform."""
-    x, y = matrix
-    for name, numbers in parse_transform(transform):
-        if name == "scale":
-            a, b, c, d = numbers[0], 0.0, 0.0, numbers[-1]
-        elif name == "matrix":
-            a, b, c, d = numbers[:4]
-        elif name == "translate":
-            continue
-        else:
-            angle = math.radians(numbers[0])
-            cos, sin, tan = math.cos(angle), math.sin(angle), math.tan(angle)
-            a, b, c, d = {
-                "rotate": (cos, sin, -sin, cos),
-                "skewX": (1.0, 0.0, tan, 1.0),
-                "skewY": (1.0, tan, 0.0, 1.0),
-            }[name]
-        x, y = a * x + b * y, c * x + d * y
-    return x, y
-
-
 def _write_stroke(
     node: Node, matrix: Matrix | None, inherited: dict[str, str], units_per_pixel: float
 ) -> None:
     """Write the width and the dashes of the stroke in the user space of the node."""
-    x, y = matrix or (0j, 0j)
+    x, y, _ = matrix or (0j, 0j, 0j)
     scale = abs(x)
     is_similar = abs(x - y / 1j) < _TOLERANCE * scale or abs(x - y * 1j) < _TOLERANCE * scale
     if not is_similar:
