@@ -44,8 +44,6 @@ _DOCTYPE = re.compile(
 )
 _ENTITY = re.compile(r"""<!ENTITY\s+([\w:.-]+)\s+(?:"([^"&%<]*)"|'([^'&%<]*)')\s*>""")
 _REFERENCE = re.compile(r"&([\w:.-]+);")
-# Some converters leave `&#38;ns_xlink;` as the URI of this namespace.
-_XLINK = re.compile(r"""xmlns:xlink\s*=\s*("&[^"]*"|'&[^']*')""")
 _MAX_MEMBERS = 1_000
 _GZIP = b"\x1f\x8b"
 _WBITS_GZIP = 31  # selects the gzip format in zlib
@@ -97,15 +95,13 @@ def read_xml(svg: str | bytes, handler: Handler, *, texts: Iterable[str], max_by
 
 
 def _normalise_prologue(text: str) -> str:
-    """Remove the XML declaration, expand plain entities and repair the URI of xlink."""
+    """Remove the XML declaration, and expand plain entities."""
     text = text.lstrip("\ufeff \t\r\n")
     # The text is decoded already: a declared encoding would mislead the parser.
     if text.startswith("<?") and (declaration := _XML_DECLARATION.match(text)):
         text = text[declaration.end() :].lstrip()
     if "<!ENTITY" in text:
         text = _expand_entities(text)
-    if "&" in text:
-        text = _XLINK.sub('xmlns:xlink="http://www.w3.org/1999/xlink"', text)
     return text
 
 
