@@ -3,14 +3,23 @@
 import re
 
 # Greedy: a password may contain "/" and "@". It cannot contain the quote that ends a JSON string.
-_USER_INFO = re.compile(r'://(?:[^\s/@"<>]*:[^\s"<>]*|[^\s/@"<>]+)@')
+# Digits and a slash behind the colon are a port: `http://host:5000/a@b` has no password.
+_USER_INFO = re.compile(
+    r'://(?:[^\s/?#@"<>\[]*:(?!\d{1,5}[/?#])[^\s"<>]*|[^\s/?#@"<>]+)@',
+)
+# Names of secrets are whole words: `api_key`, `X-Amz-Signature`, `accessKey`, but not `monkey`.
+_WORDS = (
+    r"secret(?:key)?|token|password|passwd|passphrase|pwd|(?:api|access|account)?key|"
+    r"sig(?:nature)?|credentials?|auth(?:orization)?|odbc_connect"
+)
 _QUERY = re.compile(
-    r"([?&;][^\s=&;]*(?:secret|token|passw|pwd|key|sig|credential|auth|odbc_connect)[^\s=&;]*=)"
-    r"[^\s&\"'<>]+",
-    re.IGNORECASE,
+    rf"([?&;](?:[^\s=&;]*[^\sA-Za-z=&;])?(?i:{_WORDS})(?:[^\sa-z=&;][^\s=&;]*)?="
+    r"|[?&;][^\s=&;]*[a-z](?:Secret|Token|Password|Key|Signature|Credential)(?![a-z])[^\s=&;]*=)"
+    r"[^\s&\"'<>]+"
 )
 _VARIABLE = re.compile(  # in a shell, and in a mapping such as a runtime environment of Ray
-    r"\b([A-Z0-9_]*(?:SECRET|TOKEN|PASSWORD|_KEY)[A-Z0-9_]*(?:=[\"']?|[\"']:\s?[\"']))[^\s\"'<>]+"
+    r"\b((?:[A-Z0-9_]*_)?(?:SECRET|TOKEN|PASSWORD|(?<=_)KEY)(?:_[A-Z0-9_]*)?"
+    r"(?:=[\"']?|[\"']:\s?[\"']))[^\s\"'<>]+"
 )
 # base64 has a digit, "=" or mixed case: "Basic illustration of a cat" is a caption.
 _HEADER = re.compile(

@@ -27,6 +27,11 @@ URIS = [
     f"s3://b/x?region=eu&session_token={SECRET}",
     f"https://b/x?X-Amz-Credential={SECRET}&X-Amz-Signature={SECRET}",
     f"az://c/x?sv=1&sig={SECRET}",
+    f"http://user:80{SECRET}/x@host:5000/a@b",
+    f"http://host:5000/x?apikey={SECRET}",
+    f"http://host:5000/x?a=1&accessKey={SECRET}",
+    f"http://host/x?SecretKey={SECRET}&Token={SECRET}",
+    f"http://host/x?user.password={SECRET}",
     f"mssql+pyodbc:///?odbc_connect=DRIVER%3DX%3BPWD%3D{SECRET}",
 ]
 
@@ -70,6 +75,10 @@ def test_known_tokens_are_masked_without_a_name() -> None:
         "set data.sequence_tokens=8192 evaluate.max_new_tokens=72",
         "speed/tokens_per_second=120, write lora.KEY=value",
         "s3://bucket/jobs?region=eu&endpoint_override=127.0.0.1:9000",
+        "http://host/a@b http://host:5000/a@b http://[::1]:5000/a@b file:///jobs/me@home",
+        "http://host?to=a@b http://host:80?to=a:b@c http://host#a@b",
+        "http://host/x?monkey=1&keyboard=us&design=2&tokens=3&author=me&compass=n&max_tokens=9",
+        "NUM_TOKENS=9 TOKENIZER=gemma MONKEY=1 TURN_KEYS=2",
         "RAY_ADDRESS=127.0.0.1:6379 hf_hub mlflow.parentRunId=0123",
     ],
 )
