@@ -1,12 +1,13 @@
 """Arguments of the command line. Imports no heavy library."""
 
 import argparse
-import os
 from collections.abc import Sequence
 from typing import TypeAlias
 
 from app.gemma.config import ModelConfig, QuantizationConfig
 from data_pipeline.config import PrepareConfig
+from data_pipeline.errors import DataError
+from data_pipeline.home import expand_home
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -28,6 +29,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if unparsed:
         arguments.overrides += unparsed
     return arguments
+
+
+def _expand_home(path: str) -> str:
+    try:
+        return expand_home(path)
+    except DataError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -62,7 +70,7 @@ def _build_parser() -> argparse.ArgumentParser:
         "runs", nargs="+", metavar="RUN", help="folder or URI of a job, such as outputs/demo/demo"
     )
     report.add_argument(
-        "--out", required=True, type=os.path.expanduser, help="new file that ends in .html"
+        "--out", required=True, type=_expand_home, help="new file that ends in .html"
     )
 
     demo = _add_command(
@@ -85,7 +93,7 @@ def _add_evaluate(commands: Commands) -> None:
     evaluate.add_argument("overrides", nargs="*", help="section.field=value")
     evaluate.add_argument(
         "--adapter",
-        type=os.path.expanduser,
+        type=_expand_home,
         help="folder or URI of a checkpoint of the job of a config (default: its best one, or its "
         "newest one)",
     )
@@ -95,7 +103,7 @@ def _add_evaluate(commands: Commands) -> None:
         default="validation",
         help="split whose drawings are captioned (default: validation)",
     )
-    evaluate.add_argument("--json", type=os.path.expanduser, help="write the report to this file")
+    evaluate.add_argument("--json", type=_expand_home, help="write the report to this file")
 
 
 def _add_command(commands: Commands, name: str, text: str) -> argparse.ArgumentParser:
@@ -124,13 +132,13 @@ def _add_caption(commands: Commands) -> None:
     caption.add_argument(
         "--model",
         required=True,
-        type=os.path.expanduser,
+        type=_expand_home,
         help="folder or URI of a job, a checkpoint or a PEFT adapter, or models:/NAME@ALIAS",
     )
     caption.add_argument(
         "--out",
         required=True,
-        type=os.path.expanduser,
+        type=_expand_home,
         help="new file that ends in .jsonl or .parquet; the same command continues a killed run",
     )
     caption.add_argument("--config", help="config of the training, for an adapter without one")
@@ -145,7 +153,7 @@ def _add_promote(commands: Commands) -> None:
     )
     promote.add_argument(
         "challenger",
-        type=os.path.expanduser,
+        type=_expand_home,
         help="folder or URI of a job, a checkpoint or a PEFT adapter, or models:/NAME/VERSION",
     )
     promote.add_argument("overrides", nargs="*", help="section.field=value, for both models")
@@ -175,7 +183,7 @@ def _add_prepare(commands: Commands) -> None:
         help="clean drawings on the Ray cluster at RAY_ADDRESS (default if the variable is set), "
         "or on a private Ray",
     )
-    prepare.add_argument("--json", type=os.path.expanduser, help="write the counts to this file")
+    prepare.add_argument("--json", type=_expand_home, help="write the counts to this file")
 
 
 def _add_export(commands: Commands) -> None:
@@ -184,12 +192,12 @@ def _add_export(commands: Commands) -> None:
     )
     export.add_argument(
         "model",
-        type=os.path.expanduser,
+        type=_expand_home,
         help="folder or URI of a job, a checkpoint or a PEFT adapter, or models:/NAME@ALIAS",
     )
     export.add_argument("overrides", nargs="*", help="section.field=value")
     export.add_argument(
-        "--out", required=True, type=os.path.expanduser, help="new folder, on this machine"
+        "--out", required=True, type=_expand_home, help="new folder, on this machine"
     )
     kinds = export.add_mutually_exclusive_group(required=True)
     for kind, text in (
@@ -238,7 +246,7 @@ def _add_quantize(commands: Commands) -> None:
     quantize.add_argument(
         "--out",
         required=True,
-        type=os.path.expanduser,
+        type=_expand_home,
         help="new folder; use it, or the URI of a copy, as model.name later",
     )
     quantize.add_argument("--revision", help=ModelConfig.model_fields["revision"].description)
@@ -253,7 +261,7 @@ def _add_serve(commands: Commands) -> None:
     serve.add_argument(
         "--model",
         required=True,
-        type=os.path.expanduser,
+        type=_expand_home,
         help="folder or URI of a job, a checkpoint or a PEFT adapter, or models:/NAME@ALIAS",
     )
     serve.add_argument("overrides", nargs="*", help="section.field=value")

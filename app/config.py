@@ -19,6 +19,7 @@ from app.overrides import parse_override
 from app.tracking import REGISTRY_SCHEME, TrackingConfig, resolve_uri
 from app.training.config import OptimConfig, ParallelConfig, ScalingConfig, TrainConfig
 from data_pipeline.config import DataConfig
+from data_pipeline.home import expand_home
 from data_pipeline.masking import mask_secrets
 from tune.config import Choice, Domain, LogUniform, SearchConfig
 
@@ -155,9 +156,10 @@ def make_paths_absolute(config: Config) -> Config:
 def make_absolute(path: str, *, only_folder: bool = False) -> str:
     """Return the absolute path, with `~` expanded; a URI as it is.
 
-    With `only_folder`, a relative path that is no folder is a name.
+    With `only_folder`, a relative path that is no folder is a name. Raises DataError if `~user`
+    names no user.
     """
-    expanded = os.path.expanduser(path)
+    expanded = expand_home(path)
     is_uri = "://" in path or path.startswith(REGISTRY_SCHEME)
     if is_uri or (only_folder and expanded == path and not os.path.isdir(path)):
         return path
@@ -233,7 +235,7 @@ def _read_yaml(source: str | Path, children: tuple[Path, ...] = ()) -> dict[str,
 
 def _find_file(source: str | Path, folder: Path) -> Path:
     """Return the file of a config: a path relative to the folder, or the name of a shipped one."""
-    path = folder / os.path.expanduser(source)
+    path = folder / expand_home(str(source))
     shipped = {file.stem: file for file in sorted(CONFIGS.glob("*.yaml"))}
     if path.is_file():
         return path

@@ -10,16 +10,17 @@ import pyarrow as pa
 import pyarrow.fs
 
 from data_pipeline.errors import DataError
+from data_pipeline.home import expand_home
 
 
 def open_filesystem(folder: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """Return the file system of a local path or URI, and the path inside that file system.
 
     A URI looks like `s3://bucket/key` or `hf://datasets/owner/name`. Raises DataError if pyarrow
-    cannot open it.
+    cannot open it, or if `~user` names no user.
     """
     if "://" not in folder:
-        return pyarrow.fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(folder))
+        return pyarrow.fs.LocalFileSystem(), os.path.abspath(expand_home(folder))
     try:
         fs, path = pyarrow.fs.FileSystem.from_uri(folder)
     # fsspec raises ValueError and ImportError.

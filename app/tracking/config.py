@@ -5,6 +5,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from data_pipeline.home import expand_home
+
 
 class TrackingConfig(BaseModel):
     """MLflow tracking server or database that records the job."""
@@ -31,5 +33,5 @@ def resolve_uri(config: TrackingConfig) -> TrackingConfig:
     """
     if config.uri is None or not config.uri.startswith("sqlite:///"):
         return config
-    path = os.path.abspath(os.path.expanduser(config.uri.removeprefix("sqlite:///")))
+    path = os.path.abspath(expand_home(config.uri.removeprefix("sqlite:///")))
     return config.model_copy(update={"uri": f"sqlite:///{path}"})
