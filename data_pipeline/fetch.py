@@ -1,5 +1,6 @@
 """Copy a remote folder, such as a model, to the disk of this machine: once for all processes."""
 
+import errno
 import fcntl
 import functools
 import hashlib
@@ -55,9 +56,11 @@ def fetch_folder(uri: str) -> str:
                 partial.rename(folder)
     except OSError as error:
         reason = " ".join(str(error).split())
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        fix = "free some space there" if is_full else "correct its cause and start again"
         raise DataError(
-            f"cannot copy {uri!r} to {cache} ({reason}): free some space, or set XDG_CACHE_HOME "
-            "to another disk"
+            f"cannot copy {uri!r} to {cache} ({reason}): {fix}, or set XDG_CACHE_HOME to a folder "
+            "on another disk"
         ) from error
     return str(folder)
 

@@ -109,5 +109,25 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(DataError, match=r"cannot copy .*Not a directory.*set XDG_CACHE_HOME"):
+    with pytest.raises(
+        DataError, match=r"cannot copy .*Not a directory.*set XDG_CACHE_HOME"
+    ) as error:
         fetch_folder(f"file://{remote}")
+    assert "space" not in str(error.value)
+
+
+def test_a_full_disk_is_named_where_the_disk_is_full(
+    remote: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount a small disk")
+    (remote / "large.bin").write_bytes(bytes(100_000))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(disk))
+    try:
+        with pytest.raises(DataError, match=r"cannot copy .*No space left.*: free some space"):
+            fetch_folder(f"file://{remote}")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

@@ -468,6 +468,42 @@ def test_a_hub_that_cannot_be_reached_is_named() -> None:
         read_source("fsspec+unreachable://a/b", config())
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("metadata.csv", "file_name,caption\n", "without rows: write a row for each drawing"),
+        ("metadata.csv", "file_name,caption,caption\na.svg,x,y\n", "2 columns named 'caption'"),
+        ("metadata.jsonl", '{"file_name":"a"}\n{"text":1,"text":2}', "line 2: two .* 'text'; keep"),
+        ("captions.jsonl", '[{"id":"a","text":1,"text":2}]', "row 1: two .* 'text'; keep"),
+    ],
+)
+def test_a_table_of_captions_has_rows_and_each_column_once(
+    tmp_path: Path, file: str, text: str, message: str
+) -> None:
+    (tmp_path / "a.svg").write_text(SVG)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(DataError, match=message) as error:
+        list(read_source(str(tmp_path), config()))
+    assert file in str(error.value)
+
+
+def test_a_parquet_column_of_captions_occurs_once(tmp_path: Path) -> None:
+    """Other columns may: they are not read."""
+    columns = [pa.array(["a"]), pa.array([SVG]), *[pa.array(["x"])] * 4]
+    for names in (["text", "text", "c", "d"], ["text", "c", "c", "d"]):
+        table = pa.table(columns, names=["file_name", "svg", *names])
+        pq.write_table(table, tmp_path / f"{names.count('text')}.parquet")
+    assert len(list(read_source(str(tmp_path / "1.parquet"), config()))) == 1
+    with pytest.raises(DataError, match="2 columns named 'text': rename or remove"):
+        read_source(str(tmp_path / "2.parquet"), config())
+
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.svg").write_text(SVG)
+    (tmp_path / "2.parquet").rename(tmp_path / "folder" / "metadata.parquet")
+    with pytest.raises(DataError, match=r"metadata\.parquet has 2 columns named 'text'"):
+        list(read_source(str(tmp_path / "folder"), config()))
+
+
 def test_wrong_inputs_are_named_before_the_first_record(tmp_path: Path) -> None:
     for name in ("empty", "mute", "list", "nameless", "vacant", "long"):
         (tmp_path / name).mkdir()

@@ -76,10 +76,22 @@ def find_columns(found: Sequence[str], config: PrepareConfig, where: str) -> Col
     is_named = config.svg_column is not None or config.caption_column is not None
     has_svg = bool(spelling.keys() & set(SVG_COLUMNS))
     if not is_named and not has_svg and spelling.keys() >= set(PAIR):
-        return Columns(spelling["input"], (spelling["output"],), id_, split, pair=True)
+        columns = Columns(spelling["input"], (spelling["output"],), id_, split, pair=True)
+    else:
+        svg = _find_svg(found, config, where)
+        columns = Columns(svg, _find_captions(found, config, where), id_, split)
+    require_single(columns.names(), found, where)
+    return columns
 
-    svg = _find_svg(found, config, where)
-    return Columns(svg, _find_captions(found, config, where), id_, split)
+
+def require_single(names: Iterable[str], found: Sequence[str], where: str) -> None:
+    """Raise DataError if several of the columns in the file `where` have one of the names."""
+    for name in names:
+        if found.count(name) > 1:
+            raise DataError(
+                f"{where} has {found.count(name)} columns named {name!r}: rename or remove all "
+                "but one"
+            )
 
 
 def _map_lower_case(names: Sequence[str]) -> dict[str, str]:

@@ -21,7 +21,13 @@ from data_pipeline.sources.captions import (
     decode_caption,
     make_records,
 )
-from data_pipeline.sources.columns import check_head, find_columns, read_id, read_split
+from data_pipeline.sources.columns import (
+    check_head,
+    find_columns,
+    read_id,
+    read_split,
+    require_single,
+)
 from data_pipeline.sources.files import SourceFile, normalise_name
 from data_pipeline.sources.json_parser import load_json, parse_json_objects
 from data_pipeline.sources.parquet import read_rows, read_schema
@@ -155,7 +161,10 @@ def _read_table(
     """Read a table with a column of files, columns of captions, and perhaps one of splits."""
     rows = _read_table_rows(file)
     if not rows:
-        raise DataError(f"{file.path} is empty")
+        raise DataError(
+            f"{file.path} is empty, or has a header without rows: write a row for each drawing, or "
+            "remove the file"
+        )
 
     # find_columns requires a column of drawings, but the drawings are in files of their own:
     # name any column for them.
@@ -184,13 +193,18 @@ def _read_table(
 def _read_table_rows(file: SourceFile) -> list[dict[str, object]]:
     name = file.name.lower()
     if name.endswith(".parquet"):
-        return list(read_rows(file, read_schema(file).names))
+        names = read_schema(file).names
+        require_single(names, names, file.path)
+        return list(read_rows(file, names))
     return list(parse_json_objects(file)) if name.endswith(".jsonl") else _read_csv(file)
 
 
 def _read_csv(file: SourceFile) -> list[dict[str, object]]:
     try:
         with file.open_text() as lines:
-            return list(csv.DictReader(lines, restkey=""))
+            reader = csv.DictReader(lines, restkey="")
+            names = reader.fieldnames or []
+            require_single(filter(None, names), names, file.path)
+            return list(reader)
     except csv.Error as error:
         raise DataError(f"{file.path} is not CSV: {error}") from None

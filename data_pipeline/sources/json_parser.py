@@ -15,6 +15,19 @@ _MAX_OBJECT_CHARS = 1 << 26  # in an array; a longer object counts as broken
 _SEPARATOR = re.compile(r"[\s,]*")
 
 
+class _RepeatedNameError(Exception):
+    """An object has two values of one name, and a reader would silently keep the last."""
+
+
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _RepeatedNameError(f"two values are named {twice!r}; keep one of them")
+    return row
+
+
 def load_json(file: SourceFile) -> Any:
     """Return the value of the whole file. Raises DataError if it is not JSON."""
     try:
@@ -46,9 +59,11 @@ def _parse_lines(first: str, stream: TextIO, where: str) -> Iterator[dict[str, A
 
 def _parse_line(line: str, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=_make_object)
     except (ValueError, RecursionError):
         row = None
+    except _RepeatedNameError as error:
+        raise DataError(f"{where}: {error}") from None
     if not isinstance(row, dict):
         raise DataError(f"{where}: not a JSON object")
     return row
@@ -56,7 +71,7 @@ def _parse_line(line: str, where: str) -> dict[str, Any]:
 
 def _parse_array(buffer: str, stream: TextIO, where: str) -> Iterator[dict[str, Any]]:
     """Yield the objects of an array that may exceed the memory, each as soon as it is complete."""
-    decode = json.JSONDecoder().raw_decode
+    decode = json.JSONDecoder(object_pairs_hook=_make_object).raw_decode
     position, number = buffer.index("[") + 1, 1
     while True:
         # skip separators: the pattern also matches an empty string, so it always matches
@@ -69,6 +84,8 @@ def _parse_array(buffer: str, stream: TextIO, where: str) -> Iterator[dict[str, 
             row, position = decode(buffer, position)
         except RecursionError:
             raise DataError(f"{where}, row {number}: nested too deeply") from None
+        except _RepeatedNameError as error:
+            raise DataError(f"{where}, row {number}: {error}") from None
         except ValueError:
             is_broken = len(buffer) - position >= _MAX_OBJECT_CHARS
             more = "" if is_broken else stream.read(_CHUNK_CHARS)
