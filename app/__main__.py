@@ -76,11 +76,15 @@ def _run_command(arguments: argparse.Namespace) -> int:
         print(f"svgscribe: {error}", file=sys.stderr)
         return 2
     except Exception as error:
-        full = find_full_disk(error)
-        if full is None:
+        known = find_full_disk(error)
+        if known is None and "ray" in sys.modules:
+            from app.jobs.failures import find_lasting_error, find_lost_process
+
+            known = find_lasting_error(error) or find_lost_process(error)
+        if known is None:
             traceback.print_exc()
             return 1
-        print(f"svgscribe: {full}", file=sys.stderr)
+        print(f"svgscribe: {known}", file=sys.stderr)
         return 2
 
 

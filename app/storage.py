@@ -7,10 +7,12 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from app.errors import UserError
 from data_pipeline.masking import mask_secrets
+
+T = TypeVar("T")
 
 
 def join_uri(uri: str, *parts: str) -> str:
@@ -24,10 +26,36 @@ def join_uri(uri: str, *parts: str) -> str:
 
 
 def read_json(uri: str) -> dict[str, Any] | None:
-    """Return the object stored at a local path or URI, or None if there is no such file."""
-    text = read_text(uri)
-    value: dict[str, Any] | None = None if text is None else json.loads(text)
+    """Return the object stored at a local path or URI, or None if there is no such file.
+
+    Raises UserError if the file does not hold a JSON object.
+    """
+    try:
+        text = read_text(uri)
+        value: Any = {} if text is None else json.loads(text)
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise _make_damage_error(uri, " ".join(str(error).split())) from None
+    if not isinstance(value, dict):
+        raise _make_damage_error(uri, f"it holds a {type(value).__name__}, not an object")
+    return None if text is None else value
+
+
+def read_value(uri: str, values: dict[str, Any], name: str, kind: type[T]) -> T:
+    """Return a value of the object that was read from a file.
+
+    Raises UserError if it is absent or of another type.
+    """
+    value = values.get(name)
+    if not isinstance(value, kind):
+        raise _make_damage_error(uri, f"its {name} is {value!r}, not a {kind.__name__}")
     return value
+
+
+def _make_damage_error(uri: str, reason: str) -> UserError:
+    return UserError(
+        f"cannot read {uri} ({reason}): the file is damaged; restore it, or remove it to begin "
+        "without its records"
+    )
 
 
 def read_text(uri: str) -> str | None:

@@ -1,17 +1,19 @@
 """Errors that last end a job at once, on all workers; other errors restart the workers."""
 
 import errno
+import os
 import subprocess
 
 import pytest
 import ray
+import ray.exceptions
 import ray.train
 import ray.train.torch
 
 from app.config import load_config, make_paths_absolute
 from app.errors import UserError
 from app.full_disk import find_full_disk
-from app.jobs.failures import StopAtLastingErrors, find_lasting_error
+from app.jobs.failures import StopAtLastingErrors, find_lasting_error, find_lost_process
 from app.jobs.lease import hold_lease
 from app.jobs.train import train_job
 from app.training.checkpoint import save_checkpoint
@@ -54,6 +56,34 @@ def test_only_a_lasting_error_is_not_tried_again(ray_local, tmp_path, error, num
     assert sorted((tmp_path / "starts").read_text().split()) == sorted("01" * num_attempts)
     lasting = find_lasting_error(failed.value)
     assert str(lasting) == (str(error) if num_attempts == 1 else "None")
+
+
+def die(_: object) -> None:
+    os._exit(9)
+
+
+def test_a_process_that_ray_loses_is_named_in_one_sentence(ray_local):
+    @ray.remote(num_cpus=0.1, max_retries=0)
+    def fail():
+        raise RuntimeError("a fault of our own")
+
+    deaths = [ray.remote(num_cpus=0.1, max_retries=0)(die).remote(0)]
+    actor = ray.remote(num_cpus=0.1)(type("Actor", (), {"die": die})).remote()
+    deaths.append(actor.die.remote())
+    for death in deaths:
+        with pytest.raises(ray.exceptions.RayError) as raised:
+            ray.get(death)
+        try:
+            raise RuntimeError("wrapped") from raised.value
+        except RuntimeError as error:
+            sentence = str(find_lost_process(error))
+        assert sentence.startswith("Ray lost a process of this command (")
+        assert "start it again" in sentence
+        assert "\n" not in sentence
+
+    with pytest.raises(ray.exceptions.RayTaskError) as raised:
+        ray.get(fail.remote())
+    assert find_lost_process(raised.value) is None
 
 
 def test_a_shard_that_disappears_ends_the_job_with_one_sentence(ray_local, tmp_path):

@@ -13,6 +13,7 @@ from app.errors import UserError
 from app.jobs import precision
 from app.jobs.job_dir import SNAPSHOT, find_adapter, get_job_dir, read_step
 from app.jobs.precision import resolve_precision
+from app.tracking.mlflow_client import read_run_id
 
 
 @pytest.fixture
@@ -100,6 +101,34 @@ def test_a_job_folder_that_cannot_be_read_is_named_in_one_sentence(
         message = capsys.readouterr().err
         assert message.startswith(f"svgscribe: cannot read {config.train.output_dir}")
         assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["{}", '{"run_id": 3}', '{"run_id": ""', "[]", "", "null"])
+def test_a_damaged_name_of_the_mlflow_run_is_one_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "mlflow_run.json").write_text(text)
+    with pytest.raises(UserError, match=r"^cannot read .*mlflow_run\.json \(.*restore it"):
+        read_run_id(str(tmp_path))
+    assert (tmp_path / "mlflow_run.json").read_text() == text
+    assert read_run_id(str(tmp_path / "absent")) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *((SNAPSHOT, text) for text in ("[]", "", '{"latest_checkpoint_result": 3}')),
+        (SNAPSHOT, '{"latest_checkpoint_result": {"checkpoint_dir_name": "a"}}'),
+        (SNAPSHOT, '{"latest_checkpoint_result": {"checkpoint_dir_name": "a", "metrics": {}}}'),
+        *(("result.json", text) for text in ("[]", "", '{"step": "a"}', '{"adapter": 3}')),
+    ],
+)
+def test_a_damaged_list_of_checkpoints_is_one_sentence(
+    config: Config, name: str, text: str
+) -> None:
+    folder = Path(get_job_dir(config))
+    folder.mkdir()
+    (folder / name).write_text(text)
+    with pytest.raises(UserError, match=rf"^cannot read .*{name} \(.*restore it"):
+        find_adapter(config)
 
 
 def test_a_job_without_a_checkpoint_is_named_before_torch_and_ray_are_imported(

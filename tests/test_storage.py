@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from app.errors import UserError
 from app.storage import join_uri, read_json, write_json, write_text
 from data_pipeline.masking import mask_secrets
 
@@ -57,11 +58,16 @@ def test_a_reader_never_sees_half_a_file_while_writers_are_killed(tmp_path: Path
         assert len(read_json(str(file))["items"]) in (0, 20_000)  # type: ignore[index]
 
 
-def test_a_damaged_file_is_not_taken_for_an_absent_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", [b'{"run_id": ', b"", b"[]", b"null", b"3", b'"a"', b'"\xff"'])
+def test_a_damaged_file_is_named_and_not_taken_for_an_absent_one(
+    tmp_path: Path, text: bytes
+) -> None:
     file = tmp_path / "run.json"
-    file.write_text('{"run_id": ')
-    with pytest.raises(json.JSONDecodeError):
+    file.write_bytes(text)
+    with pytest.raises(UserError, match=r"^cannot read .*run\.json \(.*restore it") as error:
         read_json(str(file))
+    assert "\n" not in str(error.value)
+    assert file.read_bytes() == text
 
 
 @pytest.mark.parametrize(

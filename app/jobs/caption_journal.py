@@ -78,7 +78,10 @@ class Journal:
         with self.path.open("rb") as lines:
             next(lines)  # header
             for line in lines:
-                yield CaptionedDrawing(**json.loads(line))
+                try:
+                    yield CaptionedDrawing(**json.loads(line))
+                except (ValueError, TypeError):
+                    raise self._make_damage_error() from None
 
     def append(self, drawings: Iterable[CaptionedDrawing]) -> None:
         """Write drawings to the disk: they are kept when this process or the machine dies."""
@@ -101,6 +104,12 @@ class Journal:
         finally:
             partial.unlink(missing_ok=True)
         self.path.unlink()
+
+    def _make_damage_error(self) -> UserError:
+        return UserError(
+            f"{self.path} is not a journal of `caption`, or is damaged: remove it to caption all "
+            "drawings again, or give another --out"
+        )
 
     def _lock(self) -> None:
         try:
@@ -139,7 +148,10 @@ class Journal:
             return
 
         self._file.seek(0)
-        saved = json.loads(self._file.readline())
+        try:
+            saved = dict(json.loads(self._file.readline()))
+        except (ValueError, TypeError):
+            raise self._make_damage_error() from None
         changes = [
             f"{name} was {saved.get(name)!r} and is {header[name]!r}"
             for name in header

@@ -1,5 +1,6 @@
 """Errors that would occur again after every restart of the workers: they end the job at once."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,6 +10,8 @@ from ray.train import UserCallback
 from app.errors import UserError
 from app.full_disk import find_full_disk
 from data_pipeline.errors import DataError
+
+_EXIT_DETAIL = re.compile(r"Worker exit detail: ([^\n.]+)")
 
 
 def find_lasting_error(error: BaseException) -> UserError | None:
@@ -26,6 +29,25 @@ def find_lasting_error(error: BaseException) -> UserError | None:
         full = find_full_disk(cause)
         if full is not None:
             return full
+    return None
+
+
+def find_lost_process(error: BaseException) -> UserError | None:
+    """Return the error of a process, node or object that Ray lost, among an error and its causes.
+
+    An exception that our own code raised in a task is none.
+    """
+    for cause in _iterate_causes(error, set()):
+        is_ours = isinstance(cause, ray.exceptions.RayTaskError)
+        if is_ours or not isinstance(cause, ray.exceptions.RayError):
+            continue
+        lines = str(cause).strip().splitlines() or [type(cause).__name__]
+        detail = _EXIT_DETAIL.search(str(cause))
+        reason = lines[0].rstrip(".") + (f"; {detail[1]}" if detail else "")
+        return UserError(
+            f"Ray lost a process of this command ({reason}): start it again; if it is lost again, "
+            "give the workers more memory, or set smaller batches (`plan` shows the memory)"
+        )
     return None
 
 

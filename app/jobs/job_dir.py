@@ -5,7 +5,8 @@ from typing import Any
 
 from app.config import Config, make_absolute
 from app.errors import UserError
-from app.storage import join_uri, read_json
+from app.storage import join_uri, read_json, read_value
+from data_pipeline.errors import DataError
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 """File in the run's folder in which Ray Train 2.60 keeps its list of checkpoints."""
@@ -36,21 +37,24 @@ def read_job_file(folder: str, name: str) -> dict[str, Any] | None:
     file = join_uri(folder, name)
     try:
         return read_json(file)
-    except (OSError, ValueError) as error:
+    except (OSError, DataError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"cannot read {file} ({reason}): correct train.output_dir or its credentials, or "
-            "restore the file"
+            f"cannot read {file} ({reason}): correct train.output_dir or its credentials"
         ) from error
 
 
 def read_newest_checkpoint(job_dir: str) -> SavedCheckpoint | None:
     """Return the newest checkpoint of a job that runs, was interrupted or has ended."""
     snapshot = read_job_file(job_dir, SNAPSHOT) or {}
-    newest = snapshot.get("latest_checkpoint_result")
-    if newest is None:
+    if snapshot.get("latest_checkpoint_result") is None:
         return None
-    return SavedCheckpoint(join_uri(job_dir, newest["checkpoint_dir_name"]), newest["metrics"])
+    file = join_uri(job_dir, SNAPSHOT)
+    newest = read_value(file, snapshot, "latest_checkpoint_result", dict)
+    folder = read_value(file, newest, "checkpoint_dir_name", str)
+    metrics = read_value(file, newest, "metrics", dict)
+    read_value(file, metrics, "step", int)
+    return SavedCheckpoint(join_uri(job_dir, folder), metrics)
 
 
 def find_adapter(config: Config, given: str | None = None) -> str:
@@ -62,7 +66,7 @@ def find_adapter(config: Config, given: str | None = None) -> str:
     adapter = find_job_adapter(get_job_dir(config)) if given is None else make_absolute(given)
     try:
         reason = None if read_json(join_uri(adapter, ADAPTER_FILE)) else f"no {ADAPTER_FILE} in it"
-    except (OSError, ValueError) as error:
+    except (OSError, UserError, DataError) as error:
         reason = str(error).splitlines()[0]
     if reason:
         raise UserError(
@@ -76,13 +80,15 @@ def find_job_adapter(job_dir: str) -> str:
 
     Raises UserError if there is none.
     """
-    result = read_job_file(job_dir, "result.json") or {}
+    file = join_uri(job_dir, "result.json")
+    result = {"step": -1, "adapter": None, **(read_job_file(job_dir, "result.json") or {})}
+    result_step = read_value(file, result, "step", int)
     newest = read_newest_checkpoint(job_dir)
 
     # a finished job that was continued has checkpoints that are newer than its result
-    is_current = newest is None or newest.metrics["step"] <= result.get("step", -1)
-    best: str | None = result.get("adapter") if is_current else None
-    if best is not None:
+    is_current = newest is None or newest.metrics["step"] <= result_step
+    if result["adapter"] and is_current:
+        best = read_value(file, result, "adapter", str)
         # result.json names the checkpoint without the credentials of train.output_dir
         path = best.partition("?")[0] if "://" in best else best
         adapter = join_uri(job_dir, path.rpartition("/")[2])

@@ -126,7 +126,7 @@ class _Lease:
         """Renew the file until `stop` is set, or until the lease is lost."""
         renewed_at = time.time()
         while self._loss is None and not stop.wait(RENEW_SECONDS):
-            with contextlib.suppress(OSError):  # the next turn tries again
+            with contextlib.suppress(OSError, UserError):  # the next turn tries again
                 if read_json(self._locate(self._claim["token"])) is None:
                     self._loss = "another process has removed it"
                 elif time.time() - renewed_at <= EXPIRE_SECONDS:
@@ -176,15 +176,17 @@ class _Lease:
         return others
 
     def _read_claim(self, token: str) -> dict[str, Any] | None:
-        """Return a claim, None if its file is gone or stays incomplete.
+        """Return a claim, None if its file is gone, or stays incomplete or damaged.
 
         Outside local disks and object stores, a file is visible while it is written.
         """
         for _ in range(_READ_TRIES):
             try:
-                return read_json(self._locate(token))
-            except ValueError:
+                claim = read_json(self._locate(token))
+            except UserError:
                 time.sleep(_POLL_SECONDS)
+                continue
+            return claim if claim is not None and claim.keys() >= self._claim.keys() else None
         return None
 
     def _is_dead(self, claim: dict[str, Any]) -> bool:

@@ -1,7 +1,6 @@
 """Read finished or running jobs, and write one page about them."""
 
 import argparse
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from app.evaluation.report_style import MAX_RUNS
 from app.evaluation.report_views import CaptionView, DrawingView, RunView
 from app.jobs.job_dir import read_job_file, read_newest_checkpoint
 from app.jobs.trained_model import find_model
-from app.storage import write_text
+from app.storage import join_uri, read_value, write_text
 from app.tracking import TrackingConfig
 from app.tracking.history import RunHistory, read_history
 from data_pipeline.masking import mask_secrets
@@ -56,7 +55,7 @@ def write_report(folders: Sequence[str], out: Path) -> None:
     """
     if len(folders) > MAX_RUNS:
         raise UserError(f"report takes at most {MAX_RUNS} jobs, not {len(folders)}: name fewer")
-    jobs = [_read_job(make_absolute(os.path.expanduser(folder))) for folder in folders]
+    jobs = [_read_job(make_absolute(folder)) for folder in folders]
     _note_different_data(jobs)
     names = _name_jobs(jobs)
     runs = [_view_run(job, name) for job, name in zip(jobs, names, strict=True)]
@@ -106,8 +105,10 @@ def _read_run(folder: str, config: Config | None) -> RunHistory | None:
     if run is None:
         return None
     tracking = TrackingConfig() if config is None else config.tracking
-    tracking = tracking.model_copy(update={"uri": run["tracking_uri"]})
-    return read_history(tracking, run["run_id"], [*CURVES, *_STEP_SECONDS, "memory/peak_mib"])
+    file = join_uri(folder, "mlflow_run.json")
+    uri, run_id = (read_value(file, run, name, str) for name in ("tracking_uri", "run_id"))
+    tracking = tracking.model_copy(update={"uri": uri})
+    return read_history(tracking, run_id, [*CURVES, *_STEP_SECONDS, "memory/peak_mib"])
 
 
 def _note_different_data(jobs: Sequence[_Job]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from app.storage import join_uri, read_json, read_value
 from data_pipeline.masking import mask_secrets
 
 if TYPE_CHECKING:
@@ -68,3 +69,10 @@ def is_refusal(error: Exception) -> bool:
 def print_notice(text: str) -> None:
     """Print a line about tracking to stderr."""
     print(f"tracking: {text}", file=sys.stderr, flush=True)
+
+
+def read_run_id(job_dir: str) -> str | None:
+    """Return the id of the job's run, None if it has none. Raises UserError for a damaged file."""
+    run_file = join_uri(job_dir, "mlflow_run.json")
+    saved = read_json(run_file)
+    return None if saved is None else read_value(run_file, saved, "run_id", str)

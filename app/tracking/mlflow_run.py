@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import UserError
-from app.storage import join_uri, read_json, write_json
+from app.storage import join_uri, read_json, read_value, write_json
 from app.tracking.mlflow_client import describe_error, is_refusal, print_notice
 from app.tracking.mlflow_operations import MlflowOperations, Point
 from data_pipeline.masking import mask_secrets
@@ -199,9 +199,9 @@ class MlflowRun:
         kept = (read_json(self._unsent_file) if self._unsent_file else None) or {}
         if kept.get("run_id") != self.run_id:
             return
-        self._unsent.extendleft(
-            entry for entry in reversed(kept["unsent"]) if entry not in self._unsent
-        )
+        assert self._unsent_file is not None
+        unsent = read_value(self._unsent_file, kept, "unsent", list)
+        self._unsent.extendleft(entry for entry in reversed(unsent) if entry not in self._unsent)
         self._is_kept = True
 
 

@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 from app.errors import UserError
 from app.free_port import require_free_port
-from app.storage import join_uri, read_json, write_json
+from app.storage import join_uri, write_json
 from app.tracking.config import TrackingConfig, resolve_uri
-from app.tracking.mlflow_client import describe_error, make_client
+from app.tracking.mlflow_client import describe_error, make_client, read_run_id
 from app.tracking.mlflow_run import MlflowRun
 from app.tracking.tracker import NullTracker, Status, Tracker
 from data_pipeline.masking import mask_secrets
@@ -78,7 +78,7 @@ def open_run(
         return NullTracker()
     client = make_client(config.uri, config.timeout_seconds)
     run_file = join_uri(job_dir, "mlflow_run.json")
-    run_id = (read_json(run_file) or {}).get("run_id")
+    run_id = read_run_id(job_dir)
 
     # continue or create
     if run_id is not None and _is_active(client, run_id):
@@ -103,7 +103,7 @@ def reopen_run(config: TrackingConfig, *, job_dir: str) -> Tracker | None:
     """
     if config.uri is None:
         return NullTracker()
-    run_id = (read_json(join_uri(job_dir, "mlflow_run.json")) or {}).get("run_id")
+    run_id = read_run_id(job_dir)
     client = make_client(config.uri, config.timeout_seconds)
     if run_id is None or not _is_active(client, run_id):
         return None
