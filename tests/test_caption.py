@@ -249,6 +249,21 @@ def test_a_journal_refuses_other_settings_other_inputs_and_a_second_process(
         caption._skip_captioned(records, journal, caption.CaptionProgress(None))
 
 
+@pytest.mark.parametrize(
+    "text", [b"x\n{}\n", b"3\n{}\n", b'{"a": 1}\n{"a": 1}\n', b'{"a": 1}\n]\n']
+)
+def test_a_file_that_is_no_journal_is_named_and_stays(tmp_path: Path, text: bytes) -> None:
+    with Journal(tmp_path / "a.jsonl", {"a": 1}) as journal:
+        journal.append(ROWS)
+    journal.path.write_bytes(text)
+    with (
+        pytest.raises(UserError, match="is not a journal of `caption`, or is damaged: remove it"),
+        Journal(tmp_path / "a.jsonl", {"a": 1}) as journal,
+    ):
+        list(journal.read())
+    assert journal.path.read_bytes() == text
+
+
 @given(cut=st.integers(0, 400))
 def test_a_journal_cut_anywhere_keeps_whole_lines(
     tmp_path_factory: pytest.TempPathFactory, cut: int
