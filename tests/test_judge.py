@@ -5,8 +5,12 @@ import re
 import numpy as np
 import pytest
 
+from app.config import load_config
+from app.errors import UserError
 from app.evaluation.behaviour import Output
+from app.evaluation.config import SCORES
 from app.evaluation.facts import score_facts
+from app.evaluation.instructions import build_instruction_prompts
 from app.evaluation.judge import find_faults, score_captions, score_model
 from app.evaluation.metrics import find_best_constant_caption
 from app.evaluation.nearest import copy_nearest_captions
@@ -97,3 +101,22 @@ def test_only_a_score_above_both_baselines_is_said_to_beat_them(judged) -> None:
     assert judged["wrong_colour"]["facts_colour_precision"]["beats_baselines"] is False
     assert judged["echo"]["rouge_l"]["beats_baselines"] is False
     assert judged["reference"]["valid_output"]["beats_baselines"] is None
+
+
+def test_every_score_may_have_a_target_and_no_other_name() -> None:
+    instructions = build_instruction_prompts(SVGS, seed=0)
+    losses, texts = np.ones((len(SVGS), 2)), REFERENCES
+    scores = {
+        **score_model(losses, [[]] * len(SVGS), instructions, [""] * len(instructions)),
+        **score_captions(texts, texts, {"size": ("big",)}, score_facts(texts, SVGS), losses[:, 0]),
+    }
+    optional = {"meteor", "embedding_cosine"}  # their packages may be missing here
+    assert {*scores} | optional == {*SCORES, "size_accuracy"}
+
+    fields = {"evaluate.fields": {"size": ["big"]}}
+    targets = {name: 0.5 for name in [*SCORES, "size_accuracy"]}
+    config = load_config(None, {**fields, "evaluate.targets": targets})
+    assert targets.items() <= config.evaluate.targets.items()
+    for name in ("bleu_4", "size_accuracy"):
+        with pytest.raises(UserError, match=rf"evaluate\.targets: {name} is not a score; .*bleu4"):
+            load_config(None, {"evaluate.targets": {name: None}})

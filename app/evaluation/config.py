@@ -1,8 +1,9 @@
 """Configuration section `evaluate`."""
 
+import difflib
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 TARGETS: dict[str, float | None] = {
     "bleu4": 0.18,
@@ -10,6 +11,20 @@ TARGETS: dict[str, float | None] = {
     "instruction_following": 0.85,
 }
 """The users' targets. Their "CLIP Score" is the cosine: CLIPScore is 2.5 times as large."""
+
+SCORES = (
+    *("eval_loss", "perplexity", "valid_output"),
+    *("instruction_following", "instruction_following_loose"),
+    *("single_instruction", "single_instruction_loose"),
+    *("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider_d", "meteor", "embedding_cosine"),
+    *("clip_cosine", "clip_score", "facts_precision", "facts_recall"),
+    *(
+        f"facts_{kind}_{part}"
+        for kind in ("colour", "count", "shape", "side", "size")
+        for part in ("precision", "recall")
+    ),
+)
+"""Names of all scores, without the accuracy of `evaluate.fields`."""
 
 Phrase = Annotated[str, Field(min_length=1)]
 
@@ -78,3 +93,17 @@ class EvaluateConfig(BaseModel):
     @classmethod
     def _add_default_targets(cls, given: Any) -> Any:
         return {**TARGETS, **given} if isinstance(given, dict) else given
+
+    @field_validator("targets")
+    @classmethod
+    def _require_known_scores(
+        cls, targets: dict[str, float | None], info: ValidationInfo
+    ) -> dict[str, float | None]:
+        scores = [*SCORES, *(f"{field}_accuracy" for field in info.data.get("fields", {}))]
+        for name in targets:
+            if name not in scores:
+                nearest = difflib.get_close_matches(name, scores, 1, 0)[0]
+                raise ValueError(
+                    f"{name} is not a score; did you mean {nearest}? All: {', '.join(scores)}"
+                )
+        return targets
