@@ -265,6 +265,32 @@ def test_a_driver_logs_the_best_checkpoint_after_its_worker(
     assert [(m.key, m.value, m.step) for m in model.metrics] == [("eval/loss", 0.0, 20)]
 
 
+def test_later_scores_are_those_of_the_run_and_of_the_models_of_their_step(
+    config: TrackingConfig, tmp_path: Path
+) -> None:
+    client, job = MlflowClient(config.uri), open_job(config, tmp_path)
+    for step, name in ((10, "step-10"), (20, "step-20"), (20, "best")):
+        job.log_metrics(step, {"loss": 1.0})
+        job.log_checkpoint(step, tmp_path, name=name, metrics={"loss": 1.0}, files=False)
+    for value in (0.25, 0.5):  # the second time, the run keeps its first value
+        later = reopen_run(config, job_dir=str(tmp_path))
+        assert later is not None
+        later.log_scores(20, {"test/bleu4": value, "test/bleu4_low": 0.125})
+    later.log_scores(30, {"test/bleu4": 0.75})  # a step without a model
+
+    models = [
+        client.get_logged_model(output.model_id)
+        for output in stored(config, job).outputs.model_outputs
+    ]
+    scores = {"loss": 1.0, "test/bleu4": 0.25, "test/bleu4_low": 0.125}
+    assert {model.name: {m.key: m.value for m in model.metrics} for model in models} == {
+        "step-10": {"loss": 1.0},
+        "step-20": scores,
+        "best": scores,
+    }
+    assert history(config, job, "test/bleu4") == [(20, 0.25), (30, 0.75)]
+
+
 def test_a_checkpoint_left_half_logged_is_completed(config: TrackingConfig, tmp_path: Path) -> None:
     tracker = open_job(config, tmp_path)
     client, experiment_id = MlflowClient(config.uri), stored(config, tracker).info.experiment_id

@@ -83,7 +83,7 @@ def evaluate_job(
     with _track_evaluation(config, job_dir) as tracker:
         prefix = "held_out" if split == "validation" else split
         metrics = {f"{prefix}/{key}": value for key, value in numbers.items()}
-        tracker.log_metrics(read_step(adapter), metrics | _list_values(report, prefix))
+        tracker.log_scores(read_step(adapter), metrics | _list_values(report, prefix))
         tracker.log_text(page, f"evaluation/gallery{suffix}.html")
     return report
 

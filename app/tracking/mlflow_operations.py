@@ -51,6 +51,7 @@ class MlflowOperations:
             "params": self._send_params,
             "tags": self._send_tags,
             "metrics": self._send_metrics,
+            "scores": self._send_scores,
             "dataset": self._send_dataset,
             "checkpoint": self._send_checkpoint,
             "artifact": self._send_artifact,
@@ -97,6 +98,16 @@ class MlflowOperations:
         self._client.log_batch(self._run_id, metrics=new, synchronous=True)
         self._last = last
 
+    def _send_scores(self, step: int, points: list[Point]) -> None:
+        self._send_metrics(points)
+        for model in self._find_models(f"tags.step = '{step}'"):
+            self._send_model_metrics(model, step, points)
+
+    def _find_models(self, condition: str) -> list["LoggedModel"]:
+        """Return the models of the run that fulfil a condition."""
+        of_run = f"source_run_id = '{self._run_id}' AND {condition}"
+        return list(self._client.search_logged_models([self._experiment_id], filter_string=of_run))
+
     def _send_dataset(
         self, name: str, digest: str, num_records: int, context: str, source: str
     ) -> None:
@@ -124,8 +135,7 @@ class MlflowOperations:
         from mlflow.entities import LoggedModelStatus
 
         # find or create the model
-        same = f"name = '{name}' AND source_run_id = '{self._run_id}' AND tags.step = '{step}'"
-        found = self._client.search_logged_models([self._experiment_id], filter_string=same)
+        found = self._find_models(f"name = '{name}' AND tags.step = '{step}'")
         if found and found[0].status == LoggedModelStatus.READY:
             return
         new = (self._experiment_id, name, self._run_id, {"step": str(step)}, params)
@@ -157,8 +167,8 @@ class MlflowOperations:
         from mlflow.entities import Metric
 
         # points that the run has at this step
-        known: dict[str, Point] = {}
-        for name, *_ in points:
+        known = {name: point for name, point in self._last.items() if point[3] == step}
+        for name in {name for name, *_ in points} - known.keys():
             for stored in self._client.get_metric_history(self._run_id, name):
                 if stored.step == step:
                     known[name] = [name, stored.value, stored.timestamp, step]

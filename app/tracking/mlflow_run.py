@@ -69,6 +69,9 @@ class MlflowRun:
         else:
             self._enqueue("metrics", points)
 
+    def log_scores(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._enqueue("scores", step, _make_points(step, metrics))
+
     def log_dataset(
         self, name: str, *, digest: str, num_records: int, context: str, source: str
     ) -> None:

@@ -35,6 +35,9 @@ class Tracker(Protocol):
         The steps of each metric increase: a step that the run already has is skipped.
         """
 
+    def log_scores(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log metrics of the run, and of the models of this step that `log_checkpoint` logged."""
+
     def log_dataset(
         self, name: str, *, digest: str, num_records: int, context: str, source: str
     ) -> None:
@@ -87,6 +90,7 @@ class NullTracker:
     def log_params(self, params: Mapping[str, Any]) -> None: ...
     def set_tags(self, tags: Mapping[str, str]) -> None: ...
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def log_scores(self, step: int, metrics: Mapping[str, float]) -> None: ...
     def log_dataset(
         self, name: str, *, digest: str, num_records: int, context: str, source: str
     ) -> None: ...
