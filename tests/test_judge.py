@@ -114,7 +114,7 @@ def test_every_score_may_have_a_target_and_no_other_name() -> None:
     assert {*scores} | optional == {*SCORES, "size_accuracy"}
 
     fields = {"evaluate.fields": {"size": ["big"]}}
-    targets = {name: 0.5 for name in [*SCORES, "size_accuracy"]}
+    targets = dict.fromkeys([*SCORES, "size_accuracy"], 0.5)
     config = load_config(None, {**fields, "evaluate.targets": targets})
     assert targets.items() <= config.evaluate.targets.items()
     for name in ("bleu_4", "size_accuracy"):

@@ -13,15 +13,17 @@ from mlflow import MlflowClient
 
 from app.__main__ import main
 from app.config import Config, load_config
+from app.errors import UserError
 from app.gemma.config import LoraConfig, ModelConfig, QuantizationConfig
 from app.gemma.load import add_lora, load_base_model
 from app.jobs.materials import describe_code
 from app.jobs.open_captioner import open_captioner
+from app.jobs.promote import promote
 from app.jobs.trained_model import find_model, save_config
 from app.tracking import TrackingConfig, check_tracking, find_champion
 from data_pipeline.config import PrepareConfig
 from data_pipeline.prepare.dataset import prepare_dataset
-from data_pipeline.shards import Shards, open_shards
+from data_pipeline.shards import ShardRecord, Shards, open_shards
 from data_pipeline.stream.encode import IGNORE_INDEX, PromptEncoder
 
 # MLflow's use of SQLAlchemy
@@ -207,6 +209,35 @@ def test_a_difference_that_may_be_chance_promotes_nothing(
     assert report["low"] < 0 < report["high"]
     assert (code, report["promoted"], report["champion"]) == (1, False, "models:/svgscribe/1")
     assert "is not better" in line
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_comparison_with_a_champion_of_before_moves_nothing(
+    config: Config, shards: Shards, tmp_path: Path, force: bool
+) -> None:
+    adapters = [
+        save_adapter(tmp_path / name, config, noise=noise)
+        for name, noise in (("first", 0.1), ("other", 0.05), ("slow", 0))
+    ]
+    first, other, slow = (find_model(adapter) for adapter in adapters)
+    moved = []
+
+    class SlowShards(Shards):
+        """Shards that are read after another process has promoted its model."""
+
+        def read(self, split: str, start: int, stop: int) -> list[ShardRecord]:
+            moved.append(promote(other, shards, config.tracking)["champion"])
+            return super().read(split, start, stop)
+
+    promote(first, shards, config.tracking)
+    slow_shards = SlowShards(**vars(shards))
+    with pytest.raises(UserError, match=r"svgscribe/1 to \S+/2 during .* `promote \S+/3`"):
+        promote(slow, slow_shards, config.tracking, force=force)
+    assert moved == [find_champion(config.tracking)] == ["models:/svgscribe/2"]
+
+    # the advice
+    report = promote(find_model("models:/svgscribe/3", config.tracking), shards, config.tracking)
+    assert (report["champion"], report["champion_before"]) == ("models:/svgscribe/3", moved[0])
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def promote(
     model only if it is promoted. Prints the result in one sentence.
 
     Raises IsChampionError if the challenger is the champion, and UserError if the two cannot be
-    compared.
+    compared, or if the alias has moved since the comparison began.
     """
     from app.jobs.materials import list_materials  # this and the next import torch
     from app.jobs.open_captioner import find_adapter_folder
@@ -126,7 +126,7 @@ def promote(
         if promoted is None:
             materials = list_materials(folder) | {"adapter.sha256": adapter_sha256}
             promoted = _register(tracking, folder, challenger.config, materials)
-        set_champion(tracking, promoted, tags)
+        set_champion(tracking, promoted, tags, before=version)
 
     print(_describe(challenger.name, version, promoted, compared), file=sys.stderr)
     return {

@@ -168,12 +168,26 @@ def register_model(config: TrackingConfig, folder: Path, materials: Mapping[str,
     return f"{REGISTRY_SCHEME}{MODEL_NAME}/{version.version}"
 
 
-def set_champion(config: TrackingConfig, version: str, tags: Mapping[str, Any]) -> None:
-    """Move the alias `champion` to `models:/svgscribe/VERSION`, and set tags of the version."""
+def set_champion(
+    config: TrackingConfig, version: str, tags: Mapping[str, Any], *, before: str | None
+) -> None:
+    """Move the alias `champion` to `models:/svgscribe/VERSION`, and set tags of the version.
+
+    `before` is the version that the new one was compared with. Raises UserError if the alias is not
+    there any more. MLflow cannot compare and move in one request: two processes whose requests
+    meet within milliseconds could both move it.
+    """
     client = make_client(str(config.uri), config.timeout_seconds)
     number = version.rpartition("/")[2]
     for key, value in to_params(tags).items():
         client.set_model_version_tag(MODEL_NAME, number, key, value)
+
+    champion = find_champion(config)
+    if champion != before:
+        raise UserError(
+            f"another process moved the champion from {before or 'none'} to {champion or 'none'} "
+            f"during the comparison: compare again with `promote {version}`"
+        )
     client.set_registered_model_alias(MODEL_NAME, CHAMPION, number)
 
 
