@@ -169,6 +169,18 @@ def test_verdicts_agree_with_hand_made_labels_on_icons() -> None:
     assert share >= 0.95, misses
 
 
+@pytest.mark.parametrize("width", [6, 12, 20, 24, 28, 32, 36, 60])
+@pytest.mark.parametrize("tag", ['circle cx="128" cy="128" r="90"', 'path d="M128 30L220 220H36Z"'])
+def test_a_drawing_in_outlines_is_not_filled_and_a_filled_one_not_in_outlines(
+    tag: str, width: int
+) -> None:
+    svg = f'{HEAD}<{tag} fill="none" stroke="black" stroke-width="{width}"/></svg>'
+    (outlined,) = _verdicts("an outlined house", svg)
+    (filled,) = _verdicts("a filled house", svg)
+    opposite = {"right": "wrong", "wrong": "right", "cannot_tell": "cannot_tell"}
+    assert filled[2] == opposite[outlined[2]]
+
+
 @pytest.mark.parametrize("source", ["own", "phosphor"])
 def test_the_painted_page_equals_that_of_resvg(source: str) -> None:
     """Compare the colours of the pixels; of gradients, we keep the mean."""

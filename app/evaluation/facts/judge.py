@@ -167,7 +167,7 @@ def judge_drawing_style(picture: Picture, style: str) -> Verdict:
     outlined = judge_range(picture.thickness, (0.0, 0.0, *OUTLINES))
     if style == "outlined":
         return outlined
-    filled = judge_number(picture.thickness, 20.0, OUTLINES[1])
+    filled = judge_number(picture.thickness, *OUTLINES)
     # A solid drawing of lines only is as thin as one in outlines, but has no rims.
     return "cannot_tell" if filled == "wrong" and (has_tint or not picture.has_rims) else filled
 
