@@ -144,6 +144,12 @@ def _add_caption(commands: Commands) -> None:
     caption.add_argument("--config", help="config of the training, for an adapter without one")
     caption.add_argument("--svg-column", help=PrepareConfig.model_fields["svg_column"].description)
     caption.add_argument("--id-column", help=PrepareConfig.model_fields["id_column"].description)
+    caption.add_argument(
+        "--ray",
+        action="store_true",
+        help="caption on the Ray cluster at RAY_ADDRESS (default if the variable is set), or on a "
+        "private Ray",
+    )
     caption.set_defaults(overrides=[])
 
 

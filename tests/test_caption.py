@@ -23,6 +23,7 @@ from app.config import Config, load_config
 from app.errors import UserError
 from app.jobs import caption
 from app.jobs.caption_journal import CaptionedDrawing, Journal, require_new_file
+from app.jobs.caption_windows import MAX_WINDOW_BYTES, Drawing, split_into_windows
 from app.tracking import check_tracking, open_run
 from data_pipeline.config import DrawingsConfig
 from data_pipeline.sources.phosphor import read_phosphor
@@ -64,6 +65,12 @@ def icons(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{record.id.replace('/', '-')}.svg").write_bytes(record.svg)
     assert len(list(folder.iterdir())) == NUM_ICONS
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Caption in this process: the Ray that all tests share sets RAY_ADDRESS."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
 def run(*arguments: object) -> int:
@@ -241,7 +248,7 @@ def test_a_journal_refuses_other_settings_other_inputs_and_a_second_process(
     with pytest.raises(UserError, match=r"data\.too_long was 'drop' and is 'truncate'"):
         Journal(out, {"data.too_long": "truncate"})
 
-    records = iter([caption._Drawing("in", "0", SVG), caption._Drawing("in", "new", SVG)])
+    records = iter([Drawing("in", "0", SVG), Drawing("in", "new", SVG)])
     with (
         Journal(out, {"data.too_long": "drop"}) as journal,
         pytest.raises(UserError, match="drawing 2 is 'new', but '1' in"),
@@ -319,7 +326,7 @@ def test_drawings_of_every_format_need_no_captions(tmp_path: Path, write: Any, p
 @given(sizes=st.lists(st.integers(0, 3_000_000), max_size=30), num_drawings=st.integers(1, 8))
 def test_windows_hold_every_drawing_once_and_few_bytes(sizes: list[int], num_drawings: int) -> None:
     body = "x" * 3_000_000
-    drawings = [caption._Drawing("in", str(i), body[:size]) for i, size in enumerate(sizes)]
+    drawings = [Drawing("in", str(i), body[:size]) for i, size in enumerate(sizes)]
     pulled = 0
 
     def pull() -> Any:
@@ -329,11 +336,11 @@ def test_windows_hold_every_drawing_once_and_few_bytes(sizes: list[int], num_dra
             yield drawing
 
     seen = []
-    for window in caption._split_into_windows(pull(), num_drawings):
+    for window in split_into_windows(pull(), num_drawings):
         seen += window
         assert pulled == len(seen)  # nothing is read ahead
         assert len(window) <= num_drawings
-        assert sum(len(drawing.svg) for drawing in window[:-1]) < caption.MAX_WINDOW_BYTES
+        assert sum(len(drawing.svg) for drawing in window[:-1]) < MAX_WINDOW_BYTES
     assert seen == drawings
 
 

@@ -1,7 +1,7 @@
 """Configuration section `evaluate`."""
 
 import difflib
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -54,6 +54,11 @@ class EvaluateConfig(BaseModel):
         128,
         description="length limit of a generated caption (tokens)",
         json_schema_extra={"counterpart": "GenerationConfig.max_new_tokens"},
+    )
+    caption_engine: Literal["own", "vllm"] = Field(
+        "own",
+        description="program that computes the captions of `caption` and `serve`; vllm: on GPU "
+        "nodes where it is installed, as `model.name` with the adapter",
     )
     max_gallery_items: Annotated[int, Field(ge=0, le=5000)] = Field(
         60, description="largest number of drawings in the gallery (drawings)"

@@ -1,41 +1,35 @@
-"""Caption drawings of any source with a trained model, one window of drawings after another.
+"""Caption drawings of any source with a trained model, on this machine or on a Ray cluster.
 
-Memory holds one window, whatever the number of drawings. A run that was killed continues after its
-last window.
+Memory holds a few windows, whatever the number of drawings. A run that was killed continues after
+its last window.
 """
 
 import argparse
 import hashlib
+import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from app.config import Config
 from app.errors import UserError
 from app.jobs.caption_journal import CaptionedDrawing, Journal, require_new_file
+from app.jobs.caption_windows import (
+    BATCHES_PER_WINDOW,
+    Drawing,
+    caption_window,
+    read_drawings,
+    split_into_windows,
+)
 from app.jobs.trained_model import TrainedModel, find_configured_model
 from app.overrides import is_override
-from data_pipeline.config import DataConfig, DrawingsConfig
+from data_pipeline.config import DrawingsConfig
 from data_pipeline.masking import mask_secrets
-from data_pipeline.sources.read import count_drawings, read_source
-from data_pipeline.svg import SVGRefused, canonicalise
-
-if TYPE_CHECKING:
-    from app.evaluation.captioner import Captioner
-
-BATCHES_PER_WINDOW = 4
-"""A longer window sorts more drawings by length, and a kill loses at most one window."""
-MAX_WINDOW_BYTES = 1 << 22
-"""A window ends at about this size of its raw drawings."""
-
-
-class _Drawing(NamedTuple):
-    source: str
-    id: str
-    svg: str | bytes
+from data_pipeline.sources.read import count_drawings
 
 
 class CaptionProgress:
@@ -94,43 +88,56 @@ def run_caption(arguments: argparse.Namespace) -> dict[str, Any]:
 
     model = find_configured_model(arguments.model, arguments.config, overrides)
     drawings = DrawingsConfig(svg_column=arguments.svg_column, id_column=arguments.id_column)
-    return caption_drawings(inputs, drawings, model, out)
+    on_ray = arguments.ray or bool(os.environ.get("RAY_ADDRESS"))
+    return caption_drawings(inputs, drawings, model, out, on_ray=on_ray)
 
 
 def caption_drawings(
-    inputs: Sequence[str], drawings: DrawingsConfig, model: TrainedModel, out: Path
+    inputs: Sequence[str],
+    drawings: DrawingsConfig,
+    model: TrainedModel,
+    out: Path,
+    *,
+    on_ray: bool = False,
 ) -> dict[str, Any]:
     """Write the captions of all drawings to a new file; return counts and seconds.
 
     `inputs` are files, folders or URIs that `read_source` reads. The same call continues a run that
-    was killed. A drawing that is refused or too long gets its reason instead of a caption.
+    was killed, `on_ray` or not. A drawing that is refused or too long gets its reason instead of a
+    caption.
 
     Raises UserError or DataError if the inputs, the model or the output cannot be used, and
     UserError if no drawing got a caption.
     """
     started = time.monotonic()
-    records = _read_drawings(inputs, drawings)
+    records = read_drawings(inputs, drawings)
     counts = [count_drawings(spec) for spec in inputs]
     total = None if None in counts else sum(count or 0 for count in counts)
     progress = CaptionProgress(total)
 
     # seconds: after the checks of the inputs
-    from app.jobs.open_captioner import find_adapter_folder, open_captioner
+    from app.jobs.open_captioner import find_adapter_folder, require_engine
 
+    require_engine(model.config, model.adapter)
     header = _describe_run(inputs, model, find_adapter_folder(model.adapter))
     with Journal(out, header) as journal:
         _skip_captioned(records, journal, progress)
-        captioner = open_captioner(model.config, model.adapter)
+        if on_ray:
+            from app.jobs.caption_on_ray import caption_on_ray
+
+            progress.start()
+            windows = caption_on_ray(inputs, drawings, model, num_done=progress.num_drawings)
+        else:
+            windows = _caption_here(records, model, progress)
 
         # windows
-        progress.start()
-        size = BATCHES_PER_WINDOW * model.config.evaluate.generation_batch_size
         try:
-            for window in _split_into_windows(records, size):
-                captioned = caption_window(captioner, window, model.config.data, progress)
-                journal.append(captioned)
-                for drawing in captioned:
-                    progress.add(drawing)
+            with closing(windows):
+                for captioned in windows:
+                    journal.append(captioned)
+                    for drawing in captioned:
+                        progress.add(drawing)
+                    progress.print()
         except KeyboardInterrupt:
             print(
                 f"{progress.num_drawings} drawings are in {journal.path}: the same command "
@@ -154,47 +161,18 @@ def caption_drawings(
     }
 
 
-def caption_window(
-    captioner: "Captioner", window: Sequence[_Drawing], data: DataConfig, progress: CaptionProgress
-) -> list[CaptionedDrawing]:
-    """Return the caption of each drawing, or the reason why it has none, in their order."""
-    canonical: dict[int, str] = {}
-    errors: dict[int, str] = {}
-    for i, drawing in enumerate(window):
-        try:
-            svg = canonicalise(drawing.svg)
-            _require_fit(captioner.count_prompt_tokens(svg), data)
-        except SVGRefused as refusal:
-            errors[i] = str(refusal).encode("utf-8", "replace").decode()
-        else:
-            canonical[i] = svg
+def _caption_here(
+    records: Iterator[Drawing], model: TrainedModel, progress: CaptionProgress
+) -> Iterator[list[CaptionedDrawing]]:
+    """Yield the captions of each window of drawings, by a model in this process."""
+    from app.jobs.open_captioner import open_engine
 
-    captions = captioner.caption(list(canonical.values()), on_progress=progress.print)
-    by_number = dict(zip(canonical, captions, strict=True))
-    return [
-        CaptionedDrawing(drawing.source, drawing.id, by_number.get(i), errors.get(i))
-        for i, drawing in enumerate(window)
-    ]
-
-
-def _require_fit(num_tokens: int, data: DataConfig) -> None:
-    """Raise SVGRefused if the model was trained without drawings of this length."""
-    if num_tokens > data.sequence_tokens and data.too_long == "drop":
-        raise SVGRefused(
-            "too_long",
-            f"its prompt has {num_tokens} tokens, more than data.sequence_tokens="
-            f"{data.sequence_tokens}; data.too_long=truncate would cut it",
-        )
-
-
-def _read_drawings(inputs: Sequence[str], config: DrawingsConfig) -> Iterator[_Drawing]:
-    """Return the drawings of all inputs. Raises DataError now if an input cannot be read."""
-    sources = [(mask_secrets(spec), read_source(spec, config)) for spec in inputs]
-    return (
-        _Drawing(name, record.id.encode("utf-8", "replace").decode(), record.svg)
-        for name, records in sources
-        for record in records
-    )
+    config = model.config
+    captioner = open_engine(config, model.adapter)
+    progress.start()
+    size = BATCHES_PER_WINDOW * config.evaluate.generation_batch_size
+    for window in split_into_windows(records, size):
+        yield caption_window(captioner, window, config.data, on_progress=progress.print)
 
 
 def _describe_run(inputs: Sequence[str], model: TrainedModel, adapter: Path) -> dict[str, Any]:
@@ -213,12 +191,13 @@ def _describe_run(inputs: Sequence[str], model: TrainedModel, adapter: Path) -> 
         "data.system_prompt": config.data.system_prompt,
         "data.sequence_tokens": config.data.sequence_tokens,
         "data.too_long": config.data.too_long,
+        "evaluate.caption_engine": config.evaluate.caption_engine,
         "evaluate.max_new_tokens": config.evaluate.max_new_tokens,
     }
 
 
 def _skip_captioned(
-    records: Iterator[_Drawing], journal: Journal, progress: CaptionProgress
+    records: Iterator[Drawing], journal: Journal, progress: CaptionProgress
 ) -> None:
     """Skip the drawings in the journal. Raises UserError if the inputs have changed."""
     for captioned in journal.read():
@@ -233,16 +212,3 @@ def _skip_captioned(
         progress.add(captioned)
     if progress.num_drawings:
         print(f"{progress.num_drawings} drawings are done already", file=sys.stderr)
-
-
-def _split_into_windows(records: Iterator[_Drawing], num_drawings: int) -> Iterator[list[_Drawing]]:
-    window: list[_Drawing] = []
-    num_bytes = 0
-    for record in records:
-        window.append(record)
-        num_bytes += len(record.svg)
-        if len(window) == num_drawings or num_bytes >= MAX_WINDOW_BYTES:
-            yield window
-            window, num_bytes = [], 0
-    if window:
-        yield window

@@ -40,6 +40,7 @@ from app.gemma.load import (
 from app.jobs.job_dir import find_adapter
 from app.jobs.worker import configure_device
 from app.training.checkpoint import require_same_base_model
+from app.training.config import ScalingConfig
 from data_pipeline.errors import DataError
 from data_pipeline.stream.ray_dataset import SchedulerPause
 from data_pipeline.stream.token_stream import Stream
@@ -74,19 +75,31 @@ def evaluate_models(
 
     There are at most `scaling.num_workers` actors; each takes the resources of a training worker.
     """
-    scaling, units = config.scaling, make_units(config, prompts)
+    units = make_units(config, prompts)
     dataset = ray.data.from_items(units, override_num_blocks=len(units))
+    rows = map_by_actors(dataset, Evaluator, (config, stream, adapter), config.scaling)
+    return collect_rows(rows, len(prompts))
+
+
+def map_by_actors(
+    dataset: ray.data.Dataset, actor: Any, arguments: tuple[Any, ...], scaling: ScalingConfig
+) -> Iterator[Row]:
+    """Yield the rows that `actor(*arguments)(row)` returns for each row of the dataset.
+
+    `actor` is a callable class. There are at most `scaling.num_workers` of it; each takes the
+    resources of a training worker.
+    """
     dataset.context.enable_progress_bars = dataset.context.print_on_execution_start = False
     dataset.context.custom_execution_callback_classes = [SchedulerPause]
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it warns that there is no progress bar
     rows = dataset.flat_map(
-        Evaluator,
-        fn_constructor_args=(config, stream, adapter),
+        actor,
+        fn_constructor_args=arguments,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=scaling.num_workers),
         num_cpus=scaling.cpus_per_worker,
         num_gpus=1 if scaling.use_gpu else 0,
     )
-    return collect_rows(rows.iter_rows(), len(prompts))
+    yield from rows.iter_rows()
 
 
 def make_units(config: Config, prompts: Sequence[list[int]]) -> list[Row]:

@@ -2,16 +2,46 @@
 
 import sys
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 
 from app.config import Config
 from app.errors import UserError
 from app.evaluation.captioner import Captioner, load_captioner
+from app.evaluation.vllm_captioner import VllmCaptioner, build_engine_arguments
 from app.gemma.base_model import pin_base_model
 from app.jobs.precision import can_multiply_bf16
 from app.training.checkpoint import require_same_base_model
 from data_pipeline.fetch import fetch_folder
+
+CaptionEngine: TypeAlias = Captioner | VllmCaptioner
+
+
+def require_engine(config: Config, adapter: str) -> None:
+    """Raise UserError if `evaluate.caption_engine` cannot hold the adapter. Loads no model."""
+    if config.evaluate.caption_engine == "vllm":
+        build_engine_arguments(find_adapter_folder(adapter), **_list_vllm_settings(config))
+
+
+def open_engine(config: Config, adapter: str) -> CaptionEngine:
+    """Load the model as `open_captioner` does, in the program of `evaluate.caption_engine`."""
+    if config.evaluate.caption_engine == "own":
+        return open_captioner(config, adapter)
+    folder = find_adapter_folder(adapter)
+    require_same_base_model(folder, pin_base_model(config.model, config.quantization))
+    return VllmCaptioner(folder, **_list_vllm_settings(config))
+
+
+def _list_vllm_settings(config: Config) -> dict[str, Any]:
+    precision = config.train.precision
+    return {
+        "model": config.model,
+        "quantization": config.quantization,
+        "data": config.data,
+        "evaluate": config.evaluate,
+        "precision": "bf16" if precision == "auto" else precision,
+    }
 
 
 def open_captioner(config: Config, adapter: str | None) -> Captioner:

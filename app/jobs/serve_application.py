@@ -17,7 +17,7 @@ from ray import serve
 from app.errors import UserError
 from app.gemma.base_model import load_model_config
 from app.jobs.cluster import connect_ray, is_ray_private
-from app.jobs.open_captioner import open_captioner
+from app.jobs.open_captioner import open_engine, require_engine
 from app.jobs.serve_api import build_api
 from app.jobs.trained_model import TrainedModel
 
@@ -44,7 +44,7 @@ class CaptionServer:
 
     def __init__(self, model: TrainedModel) -> None:
         self.model = describe_model(model)
-        self._captioner = open_captioner(model.config, model.adapter)
+        self._captioner = open_engine(model.config, model.adapter)
         is_cut = model.config.data.too_long == "truncate"
         self.max_prompt_tokens = None if is_cut else self._captioner.max_prompt_tokens
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
@@ -86,6 +86,7 @@ def serve_model(model: TrainedModel, *, host: str, port: int) -> None:
     """
     if is_ray_private():
         load_model_config(model.config.model)  # raises UserError before Ray starts
+    require_engine(model.config, model.adapter)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     with connect_ray() as cluster:
         running = serve.status()

@@ -9,7 +9,7 @@ packs a block has no count of the sequences before its own. It copies 12 bytes a
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import ray
@@ -39,15 +39,26 @@ def build_dataset(
 
     A row of the dataset is one share of a `Dealer`. The shares of the workers take turns.
     """
+    return build_ordered_dataset(
+        partial(_deal_shares, stream, start, micro_batch_size, num_workers)
+    )
+
+
+def build_ordered_dataset(
+    read: Callable[[], Iterator[Block]], *, on_this_node: bool = False
+) -> ray.data.Dataset:
+    """Return the rows that one read task yields, each in a block of its own, in their order.
+
+    The task takes no CPU: it waits for other tasks. `on_this_node` keeps it on the node of this
+    process.
+    """
     dataset: ray.data.Dataset = ray.data.read_datasource(
-        _Shares(stream, start, micro_batch_size, num_workers),
-        num_cpus=0,  # it waits for the tasks that pack
-        override_num_blocks=1,
+        _OneTask(read, on_this_node), num_cpus=0, override_num_blocks=1
     )
     dataset.context.execution_options = ExecutionOptions(preserve_order=True)
 
     # Ray cuts the output of a task as soon as it has more bytes than this. With 1 byte it cuts
-    # after every row of the dataset, so the workers receive shares in turn.
+    # after every row of the dataset, so the readers receive rows in turn.
     dataset.context.target_max_block_size = 1
     dataset.context.enable_progress_bars = dataset.context.print_on_execution_start = False
     dataset.context.custom_execution_callback_classes = [SchedulerPause]
@@ -83,14 +94,17 @@ class SchedulerPause(ExecutionCallback):
         time.sleep(0.02)
 
 
-class _Shares(Datasource):
-    """Source with one read task, which deals the whole stream."""
+class _OneTask(Datasource):
+    """Source with one read task."""
 
-    def __init__(
-        self, stream: Stream, start: Position, micro_batch_size: int, num_workers: int
-    ) -> None:
+    def __init__(self, read: Callable[[], Iterator[Block]], on_this_node: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._deal = partial(_deal_shares, stream, start, micro_batch_size, num_workers)
+        self._read = read
+        self._on_this_node = on_this_node
+
+    @property
+    def supports_distributed_reads(self) -> bool:
+        return not self._on_this_node
 
     def get_read_tasks(
         self,
@@ -99,10 +113,10 @@ class _Shares(Datasource):
         data_context: DataContext | None = None,
     ) -> list[ReadTask]:
         unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-        return [ReadTask(self._deal, unknown)]
+        return [ReadTask(self._read, unknown)]
 
     def estimate_inmemory_data_size(self) -> None:
-        """Return None, because the size is unknown before the blocks are packed."""
+        """Return None, because the size is unknown before the task has read all."""
 
 
 def _deal_shares(
