@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -129,22 +129,8 @@ def caption_drawings(
             windows = caption_on_ray(inputs, drawings, model, num_done=progress.num_drawings)
         else:
             windows = _caption_here(records, model, progress)
-
-        # windows
-        try:
-            with closing(windows):
-                for captioned in windows:
-                    journal.append(captioned)
-                    for drawing in captioned:
-                        progress.add(drawing)
-                    progress.print()
-        except KeyboardInterrupt:
-            print(
-                f"{progress.num_drawings} drawings are in {journal.path}: the same command "
-                "continues after them",
-                file=sys.stderr,
-            )
-            raise
+        with closing(windows):
+            _write_windows(windows, journal, progress)
         journal.finish()
 
     refused = dict(progress.refused.most_common())
@@ -163,7 +149,7 @@ def caption_drawings(
 
 def _caption_here(
     records: Iterator[Drawing], model: TrainedModel, progress: CaptionProgress
-) -> Iterator[list[CaptionedDrawing]]:
+) -> Generator[list[CaptionedDrawing], None, None]:
     """Yield the captions of each window of drawings, by a model in this process."""
     from app.jobs.open_captioner import open_engine
 
@@ -173,6 +159,25 @@ def _caption_here(
     size = BATCHES_PER_WINDOW * config.evaluate.generation_batch_size
     for window in split_into_windows(records, size):
         yield caption_window(captioner, window, config.data, on_progress=progress.print)
+
+
+def _write_windows(
+    windows: Iterator[list[CaptionedDrawing]], journal: Journal, progress: CaptionProgress
+) -> None:
+    """Write each window to the journal when it is captioned, and count its drawings."""
+    try:
+        for captioned in windows:
+            journal.append(captioned)
+            for drawing in captioned:
+                progress.add(drawing)
+            progress.print()
+    except KeyboardInterrupt:
+        print(
+            f"{progress.num_drawings} drawings are in {journal.path}: the same command continues "
+            "after them",
+            file=sys.stderr,
+        )
+        raise
 
 
 def _describe_run(inputs: Sequence[str], model: TrainedModel, adapter: Path) -> dict[str, Any]:

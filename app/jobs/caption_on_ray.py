@@ -7,7 +7,7 @@ need the base model and the adapter.
 import os
 import pickle
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import chdir
 from functools import cached_property, partial
 from itertools import islice
@@ -40,7 +40,7 @@ COLUMN = "pickled"
 
 def caption_on_ray(
     inputs: Sequence[str], drawings: DrawingsConfig, model: TrainedModel, *, num_done: int
-) -> Iterator[list[CaptionedDrawing]]:
+) -> Generator[list[CaptionedDrawing], None, None]:
     """Yield the captions of each window of drawings in their order, without the first `num_done`.
 
     Connects to Ray (see `connect_workers`) until the last window. There are at most
