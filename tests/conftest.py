@@ -42,7 +42,7 @@ SECONDS = {
     "test_train.py": 250,
     "test_search.py": 60,
     "test_caption.py": 30,
-    "test_caption_on_ray.py": 75,
+    "test_caption_on_ray.py": 60,
     "test_trained_model.py": 12,
     "test_tracking.py": 80,
     "test_launch.py": 100,
