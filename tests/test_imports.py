@@ -99,8 +99,9 @@ def test_the_leaves_import_neither_app_nor_each_other():
 def test_each_library_is_imported_in_its_own_room_only():
     stream = "data_pipeline.stream.ray_dataset"
     assert importers("mlflow", "app.tracking") == []
-    assert importers("ray", "app.jobs", "tune.search", stream) == []
-    assert importers("ray.tune", "tune.search", "app.jobs.train") == []
+    tune = ("tune.search", "tune.search_algorithm", "tune.schedule")
+    assert importers("ray", "app.jobs", *tune, stream) == []
+    assert importers("ray.tune", *tune, "app.jobs.train") == []
     assert importers("ray.train", "app.jobs", stream) == []
     rooms = ("app.jobs.worker_job", "app.jobs.evaluation_actors", stream)
     assert importers("ray.data", *rooms) == []

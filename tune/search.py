@@ -12,18 +12,14 @@ import pyarrow.fs
 import ray.tune
 from ray.tune.experiment import Trial
 from ray.tune.integration.ray_train import TuneReportCallback
-from ray.tune.schedulers import ASHAScheduler
-from ray.tune.search import Searcher
 
 from tune.config import SearchConfig
 from tune.errors import SearchError
+from tune.keys import METRIC_KEY, OVERRIDES_KEY, STEP_KEY
 from tune.outcome import SearchResult, Status, TrialOutcome, find_best, format_outcome
-from tune.space import build_optuna_distributions, sample_space
+from tune.schedule import build_scheduler
+from tune.search_algorithm import build_search_algorithm
 
-METRIC_KEY = "eval_loss"
-STEP_KEY = "step"
-# The only key of a trial's Tune config. Tune would interpret the dots of config paths as keys.
-_OVERRIDES = "overrides"
 _FINISHED = "finished"
 
 RunTrial = Callable[[dict[str, Any], str], dict[str, Any]]
@@ -89,7 +85,7 @@ def _build_tuner(
     run_config: ray.tune.RunConfig,
     trial_steps: int,
 ) -> ray.tune.Tuner:
-    search_algorithm, param_space = _build_search_algorithm(config)
+    search_algorithm, param_space = build_search_algorithm(config)
 
     return ray.tune.Tuner(
         # The nested trainer reserves the resources of its workers, so the trial itself takes almost
@@ -100,7 +96,7 @@ def _build_tuner(
             num_samples=config.num_trials if search_algorithm else 1,
             max_concurrent_trials=config.max_concurrent,
             search_alg=search_algorithm,
-            scheduler=_build_scheduler(config, trial_steps),
+            scheduler=build_scheduler(config, trial_steps),
             trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
         ),
         run_config=run_config,
@@ -111,7 +107,7 @@ def _make_trainable(run_trial: RunTrial) -> Callable[[dict[str, Any]], None]:
     """Return the function that Tune runs for each trial."""
 
     def trainable(trial_config: dict[str, Any]) -> None:
-        final = run_trial(trial_config[_OVERRIDES], ray.tune.get_context().get_trial_id())
+        final = run_trial(trial_config[OVERRIDES_KEY], ray.tune.get_context().get_trial_id())
 
         # Report through the queue of the intermediate reports. `ray.tune.report` would deadlock if
         # Tune has not yet fetched the last of them. `done` makes Tune stop this trial: wait for it.
@@ -126,49 +122,6 @@ def _make_trainable(run_trial: RunTrial) -> Callable[[dict[str, Any]], None]:
         threading.Event().wait()
 
     return trainable
-
-
-def _build_search_algorithm(
-    config: SearchConfig,
-) -> tuple[Searcher | None, dict[str, Any] | None]:
-    """Return Tune's search algorithm and its parameter space.
-
-    A random search has no algorithm: its draws are a grid. OptunaSearch has its own space.
-    """
-    if config.algorithm == "random":
-        draws = sample_space(config.space, config.num_trials, seed=config.seed)
-        return None, {_OVERRIDES: ray.tune.grid_search(draws)}
-    try:
-        import optuna
-        from ray.tune.search.optuna import OptunaSearch
-
-        distributions = build_optuna_distributions(config.space)
-    except ImportError as error:
-        raise SearchError(
-            "search.algorithm=optuna needs the package optuna: pip install 'optuna>=5,<6', "
-            "or set search.algorithm=random"
-        ) from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    space = {f"{_OVERRIDES}/{path}": distribution for path, distribution in distributions.items()}
-    return OptunaSearch(space, metric=METRIC_KEY, mode="min", seed=config.seed), None
-
-
-def _build_scheduler(config: SearchConfig, trial_steps: int) -> ASHAScheduler | None:
-    """Return ASHA, or None if its first rung would not be before the last step.
-
-    The last rung is before the last step, so a trial that reaches the last step has completed.
-    """
-    if config.grace_steps >= trial_steps:
-        return None
-    return ASHAScheduler(
-        time_attr=STEP_KEY,
-        metric=METRIC_KEY,
-        mode="min",
-        max_t=trial_steps - 1,
-        grace_period=config.grace_steps,
-        reduction_factor=config.reduction_factor,
-        stop_last_trials=False,
-    )
 
 
 class _Progress(ray.tune.Callback):
@@ -221,7 +174,7 @@ class _Progress(ray.tune.Callback):
         self._running.pop(trial.trial_id, None)
         outcome = TrialOutcome(
             trial_id=trial.trial_id,
-            overrides=trial.config[_OVERRIDES],
+            overrides=trial.config[OVERRIDES_KEY],
             status=status,
             step=self._steps.get(trial.trial_id, 0),
             eval_loss=self._losses.get(trial.trial_id),

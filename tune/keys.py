@@ -1,0 +1,6 @@
+"""Keys of a trial's reports and of its Tune config."""
+
+METRIC_KEY = "eval_loss"
+STEP_KEY = "step"
+# The only key of a trial's Tune config. Tune would interpret the dots of config paths as keys.
+OVERRIDES_KEY = "overrides"
