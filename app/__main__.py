@@ -126,9 +126,11 @@ def _tune(arguments: argparse.Namespace) -> int:
     config = _load_job_config(arguments)
     from app.jobs.check import check_before_ray
     from app.jobs.job import connect_workers
+    from app.jobs.search_facts import check_search
     from app.jobs.tune import tune_job
     from data_pipeline.shards import open_shards
 
+    check_search(config)
     shards = open_shards(config.data.shards)
     check_before_ray(config, shards)
     per_trial = config.search.workers_per_trial

@@ -21,7 +21,8 @@ from app.training.config import OptimConfig, ParallelConfig, ScalingConfig, Trai
 from data_pipeline.config import DataConfig
 from data_pipeline.home import expand_home
 from data_pipeline.masking import mask_secrets
-from tune.config import Choice, Domain, LogUniform, SearchConfig
+from tune.config import SearchConfig
+from tune.space import list_corners
 
 M = TypeVar("M", bound=BaseModel)
 CONFIGS = Path(__file__).parent / "configs"
@@ -81,7 +82,7 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _check_search_space(self) -> Self:
-        """Check that every choice, and both ends of every range, make a valid config."""
+        """Check that the corners of the space make valid configs, also together."""
         steps = self.search.trial_steps or self.train.max_steps
         if self.search.space and steps is None:
             raise ValueError(
@@ -89,20 +90,25 @@ class Config(BaseModel):
                 "set one to the length of a trial (steps)"
             )
 
-        without_search = self.model_dump(exclude={"search"})
-        for path, domain in self.search.space.items():
+        for path in self.search.space:
             if path.startswith("search."):
                 raise ValueError(
                     f"search.space.{path}: a search cannot search over its own settings; "
                     "name a path of another section"
                 )
-            for value in _list_extremes(domain):
-                if (path, value) == ("train.precision", "auto"):
-                    raise ValueError(f"search.space.{path}: name the precisions, without auto")
-                try:
-                    Config.model_validate(_set_path(without_search, path, value))
-                except ValidationError as error:
-                    raise ValueError(f"search.space: {explain_error(error, Config)}") from None
+        without_search = self.model_dump(exclude={"search"})
+        for corner in list_corners(self.search.space):
+            if corner.get("train.precision") == "auto":
+                raise ValueError("search.space.train.precision: name the precisions, without auto")
+            raw = without_search
+            for path, value in corner.items():
+                raw = _set_path(raw, path, value)
+            try:
+                Config.model_validate(raw)
+            except ValidationError as error:
+                reason = explain_error(error, Config)
+                values = ", ".join(f"{path}={value}" for path, value in corner.items())
+                raise ValueError(f"search.space: {reason} (with {values})") from None
         return self
 
 
@@ -255,13 +261,6 @@ def _merge_dicts(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any
         if isinstance(parent[key], dict) and isinstance(child[key], dict):
             merged[key] = _merge_dicts(parent[key], child[key])
     return merged
-
-
-def _list_extremes(domain: Domain) -> Sequence[Any]:
-    """Return all choices, or both ends of a range."""
-    if isinstance(domain, Choice):
-        return domain.choice
-    return domain.loguniform if isinstance(domain, LogUniform) else domain.uniform
 
 
 def _set_path(raw: Any, path: str, value: Any) -> dict[str, Any]:

@@ -59,7 +59,11 @@ def render_reference(root: type[BaseModel]) -> str:
 
 def explain_error(error: ValidationError, root: type[BaseModel]) -> str:
     """Return one sentence for the first error: path, value, allowed values, nearest valid name."""
-    first = error.errors(include_url=False)[0]
+    errors = error.errors(include_url=False)
+    first = errors[0]
+    if first["loc"][:2] == ("search", "space"):
+        # There is an error for each kind of range: the value error is of the kind that was meant.
+        first = next((each for each in errors if each["type"] == "value_error"), first)
     parts = [str(part) for part in first["loc"]]
     path = ".".join(parts)
 
@@ -176,6 +180,6 @@ def _describe_mapping(schema: dict[str, Any], definitions: dict[str, Any]) -> st
     if "properties" not in schema:
         return f"mapping of {_describe_domain(schema['additionalProperties'], definitions)}"
     return " ".join(
-        f"{{{key}: {_describe_domain(value, definitions)}}}"
-        for key, value in schema["properties"].items()
+        f"{{{key}: {_describe_domain(schema['properties'][key], definitions)}}}"
+        for key in schema["required"]
     )

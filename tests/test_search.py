@@ -15,7 +15,8 @@ from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from app.jobs.cluster import ConnectedRay
-from tune.config import Choice, LogUniform, SearchConfig
+from tune.config import SearchConfig
+from tune.domain import Choice, LogUniform
 from tune.errors import SearchError
 from tune.outcome import TrialOutcome
 from tune.search import run_search

@@ -21,7 +21,7 @@ class TrialOutcome:
     eval_loss: float | None
     """Lowest reported finite loss (nats per token); None if there was none."""
     error: str | None
-    """Error of a failed trial in one line; otherwise None."""
+    """Error of a failed trial, or the budget that interrupted it, in one line; otherwise None."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class SearchResult:
     """All trials, in the order in which they ended."""
     best: TrialOutcome
     """The trial with the lowest eval_loss among those that did not fail."""
+    ended_by: str
+    """The budget that ended the search, or the number of its trials, in words."""
 
 
 def find_best(outcomes: Sequence[TrialOutcome]) -> TrialOutcome:

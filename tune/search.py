@@ -4,7 +4,8 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,31 @@ import ray.tune
 from ray.tune.experiment import Trial
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from tune.budget import Budget
 from tune.config import SearchConfig
 from tune.errors import SearchError
 from tune.keys import METRIC_KEY, OVERRIDES_KEY, STEP_KEY
 from tune.outcome import SearchResult, Status, TrialOutcome, find_best, format_outcome
 from tune.schedule import build_scheduler
-from tune.search_algorithm import build_search_algorithm
+from tune.search_algorithm import build_search_algorithm, count_trials
+from tune.space import Overrides
 
 _FINISHED = "finished"
 
 RunTrial = Callable[[dict[str, Any], str], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class TrialFacts:
+    """Facts about the trials of a search that only the caller knows."""
+
+    count_warmup_steps: Callable[[Overrides], int] = lambda _overrides: 0
+    """Return the warm-up of a trial (optimizer steps), in which no scheduler judges it."""
+    pinned_paths: Collection[str] = ()
+    """Paths with whose values a checkpoint is bound: a trial cannot continue with others."""
+    gpus_per_trial: float = 0.0
+    earlier: Sequence[tuple[Overrides, float]] = ()
+    """Overrides and losses of trials of earlier searches."""
 
 
 def run_search(
@@ -34,6 +50,7 @@ def run_search(
     trial_steps: int,
     filesystem: pyarrow.fs.FileSystem | None = None,
     on_trial_end: Callable[[TrialOutcome], None] | None = None,
+    facts: TrialFacts = TrialFacts(),
 ) -> SearchResult:
     """Run `config.num_trials` trials, `config.max_concurrent` at a time, and stop bad ones early.
 
@@ -47,6 +64,8 @@ def run_search(
     `on_trial_end` runs in the caller's process as soon as the outcome of a trial is known. The
     workers of a pruned trial may be alive for some seconds after that.
 
+    A budget that is spent ends the running trials as interrupted.
+
     Raises SearchError if the search cannot start or no trial reported a loss. A
     KeyboardInterrupt ends the outcomes of the running trials as interrupted; the caller disconnects
     Ray, which stops the trials.
@@ -58,16 +77,18 @@ def run_search(
         )
 
     _silence_tune()
-    progress = _Progress(config.num_trials, on_trial_end)
+    progress = _Progress(count_trials(config), on_trial_end)
+    budget = Budget(config, gpus_per_trial=facts.gpus_per_trial)
     trainable = _make_trainable(run_trial)
     run_config = ray.tune.RunConfig(
         name=name,
         storage_path=storage_path,
         storage_filesystem=filesystem,
         verbose=0,
-        callbacks=[progress],
+        callbacks=[progress, budget],
+        stop=budget,
     )
-    tuner = _build_tuner(config, trainable, run_config, trial_steps)
+    tuner = _build_tuner(config, trainable, run_config, trial_steps, facts)
 
     # run
     try:
@@ -75,8 +96,12 @@ def run_search(
     except KeyboardInterrupt:
         progress.interrupt_running()
         raise
+    if budget.spent:
+        progress.interrupt_running(budget.spent)
+
     outcomes = tuple(progress.outcomes)
-    return SearchResult(outcomes, find_best(outcomes))
+    ended_by = budget.spent or f"all {len(outcomes)} trials have ended"
+    return SearchResult(outcomes, find_best(outcomes), ended_by)
 
 
 def _build_tuner(
@@ -84,8 +109,15 @@ def _build_tuner(
     trainable: Callable[[dict[str, Any]], None],
     run_config: ray.tune.RunConfig,
     trial_steps: int,
+    facts: TrialFacts,
 ) -> ray.tune.Tuner:
-    search_algorithm, param_space = build_search_algorithm(config)
+    search_algorithm, param_space = build_search_algorithm(config, facts.earlier)
+    scheduler = build_scheduler(
+        config,
+        trial_steps,
+        count_warmup_steps=facts.count_warmup_steps,
+        pinned_paths=facts.pinned_paths,
+    )
 
     return ray.tune.Tuner(
         # The nested trainer reserves the resources of its workers, so the trial itself takes almost
@@ -94,9 +126,10 @@ def _build_tuner(
         param_space=param_space,
         tune_config=ray.tune.TuneConfig(
             num_samples=config.num_trials if search_algorithm else 1,
-            max_concurrent_trials=config.max_concurrent,
+            # Tune counts paused trials: none could start while others are paused.
+            max_concurrent_trials=None if config.pauses_trials else config.max_concurrent,
             search_alg=search_algorithm,
-            scheduler=build_scheduler(config, trial_steps),
+            scheduler=scheduler,
             trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
         ),
         run_config=run_config,
@@ -165,10 +198,10 @@ class _Progress(ray.tune.Callback):
     ) -> None:
         self._end(trial, "failed", error=_read_last_line(trial.error_file))
 
-    def interrupt_running(self) -> None:
+    def interrupt_running(self, reason: str | None = None) -> None:
         """End the running trials as interrupted."""
         for trial in list(self._running.values()):
-            self._end(trial, "interrupted")
+            self._end(trial, "interrupted", error=reason)
 
     def _end(self, trial: Trial, status: Status, error: str | None = None) -> None:
         self._running.pop(trial.trial_id, None)

@@ -10,6 +10,7 @@ from app.jobs.initial_adapter import require_one_adapter
 from app.jobs.job import track_run
 from app.jobs.job_dir import get_job_dir
 from app.jobs.lease import hold_lease
+from app.jobs.search_facts import find_trial_facts
 from app.jobs.stop import kill_private_ray
 from app.jobs.train import train_trial
 from app.storage import join_uri, write_text
@@ -48,6 +49,7 @@ class TuneResult:
             "eval_loss": best.eval_loss,
             "config": self.best_config,
             "trials": len(self.result.trials),
+            "ended_by": self.result.ended_by,
             "run_id": self.run_id,
         }
 
@@ -126,7 +128,7 @@ def _search(
 
     def on_trial_end(outcome: TrialOutcome) -> None:
         """Set the true status of the trial's run, which a trial stopped by Tune cannot set."""
-        if outcome.status == "interrupted":
+        if outcome.status == "interrupted" and outcome.error is None:  # by the user
             kill_private_ray()  # before kill_running_children: a starting trial opens its run
             return
         trial = _trial_config(config, job_dir, outcome.overrides, outcome.trial_id)
@@ -152,6 +154,7 @@ def _search(
             filesystem=filesystem,
             trial_steps=_get_trial_steps(config),
             on_trial_end=on_trial_end,
+            facts=find_trial_facts(config, _get_trial_steps(config)),
         )
     except KeyboardInterrupt:
         tags = {"trial_status": "interrupted", "pruned": "false"}

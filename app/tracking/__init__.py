@@ -1,6 +1,7 @@
 """Tracking of a job as one MLflow run. Other packages import these names and nothing else."""
 
 from app.tracking.config import TrackingConfig, resolve_uri
+from app.tracking.earlier_trials import read_completed_trials
 from app.tracking.mlflow_store import (
     attach_run,
     build_ui_command,
@@ -36,6 +37,7 @@ __all__ = [
     "get_final_status",
     "kill_running_children",
     "open_run",
+    "read_completed_trials",
     "register_model",
     "reopen_run",
     "resolve_uri",
