@@ -175,8 +175,11 @@ def test_a_trainers_checkpoint_of_the_whole_model_is_the_same_adapter(base, save
 
 def test_rank_stabilised_lora_of_the_same_scale_is_trained_on(base, tmp_path):
     _, its_loss = train_with_peft(base, tmp_path / "adapter", use_rslora=True, lora_alpha=4)
-    loss = start(config_of(base, tmp_path / "adapter"))  # 4 / √4 = 8 / 4
-    assert compute_our_loss(loss).item() == pytest.approx(its_loss, rel=1e-6)
+    for settings in ({}, {"lora.use_rslora": True, "lora.alpha": 4}):  # 8 / 4 = 4 / √4
+        loss = start(config_of(base, tmp_path / "adapter", **settings))
+        assert compute_our_loss(loss).item() == pytest.approx(its_loss, rel=1e-6)
+    with pytest.raises(UserError, match=r"lora\.alpha of the adapter is 4\.0 and of the job 8\.0"):
+        start(config_of(base, tmp_path / "adapter", **{"lora.use_rslora": True}))
 
 
 def test_our_own_checkpoint_is_an_adapter_too(base, tmp_path):

@@ -61,6 +61,7 @@ def check(config):
 CHANGES = {
     "lora.rank": (16, 8),
     "lora.alpha": (32.0, 16.0),
+    "lora.use_rslora": (False, True),
     "lora.dropout": (0.0, 0.1),
     "lora.target_modules": (None, ["q_proj", "v_proj"]),
     "lora.train_embeddings": (True, False),

@@ -250,13 +250,16 @@ def _has_embeddings(adapter: SavedAdapter) -> bool:
 
 
 def _get_alpha(adapter: SavedAdapter, rank: int, lora: LoraConfig) -> float:
-    """Return the alpha that gives the adapter's scale as alpha / rank.
+    """Return the alpha with which the job has the adapter's scale.
 
-    Rank-stabilised LoRA scales by alpha / √rank. Without adapter_config.json it is the job's.
+    Rank-stabilised LoRA scales by alpha / √rank, LoRA by alpha / rank. Without adapter_config.json
+    it is the job's alpha.
     """
-    alpha = float(adapter.options.get("lora_alpha", lora.alpha))
-    if adapter.options.get("use_rslora"):
-        alpha *= math.sqrt(rank)
+    if "lora_alpha" not in adapter.options:
+        return lora.alpha
+    alpha = float(adapter.options["lora_alpha"])
+    if bool(adapter.options.get("use_rslora")) != lora.use_rslora:
+        alpha *= 1 / math.sqrt(rank) if lora.use_rslora else math.sqrt(rank)
     return lora.alpha if math.isclose(alpha, lora.alpha) else alpha
 
 

@@ -1,5 +1,6 @@
 """Config sections `model`, `quantization`, `lora` and `memory`."""
 
+import math
 import os
 from typing import Annotated, Literal, Self, get_args
 
@@ -88,8 +89,15 @@ class LoraConfig(BaseModel):
     )
     alpha: Annotated[float, Field(gt=0)] = Field(
         32.0,
-        description="scale of the update, which is alpha / rank · B·A",
+        description="scale of the update, which is alpha / rank · B·A, or alpha / √rank · B·A with "
+        "use_rslora",
         json_schema_extra={"counterpart": "LoraConfig.lora_alpha"},
+    )
+    use_rslora: bool = Field(
+        False,
+        description="divide alpha by √rank instead of rank (rank-stabilised LoRA, Kalajdzievski "
+        "2023, arXiv:2312.03732), so that one learning rate suits more ranks",
+        json_schema_extra={"counterpart": "LoraConfig.use_rslora"},
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0,
@@ -116,6 +124,11 @@ class LoraConfig(BaseModel):
         "error",
         description="if init_from is not there: stop, or start from a new adapter",
     )
+
+    @property
+    def scale(self) -> float:
+        """Factor of the update B·A."""
+        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
 
 class MemoryConfig(BaseModel):

@@ -147,6 +147,7 @@ def add_lora(base_model: Gemma2ForCausalLM, lora: LoraConfig, *, seed: int) -> P
             r=lora.rank,
             lora_alpha=lora.alpha,  # type: ignore[arg-type]
             lora_dropout=lora.dropout,
+            use_rslora=lora.use_rslora,
             target_modules=list(lora.target_modules),
             modules_to_save=embeddings,
             ensure_weight_tying=lora.train_embeddings,

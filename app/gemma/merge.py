@@ -21,7 +21,7 @@ def merge_weights(
 ) -> None:
     """Write the base model's weights with the adapter added into the existing folder `out`.
 
-    The files and dtypes are those of the base model. A sum W + alpha / rank · B·A is computed in
+    The files and dtypes are those of the base model. A sum W + scale · B·A is computed in
     fp32 and rounded once. `adapter` has PEFT's names. The largest file is in memory.
     """
     modules = {name.removesuffix(".lora_A.weight") for name in adapter if ".lora_A." in name}
@@ -32,7 +32,7 @@ def merge_weights(
             for name in stored.keys():  # noqa: SIM118 — it is no dict
                 weight, module = stored.get_tensor(name), PREFIX + name.removesuffix(".weight")
                 if module in modules:
-                    weight = _add_update(weight, adapter, module, lora.alpha / lora.rank)
+                    weight = _add_update(weight, adapter, module, lora.scale)
                     num_merged += 1
                 elif name in ("model.embed_tokens.weight", "lm_head.weight"):
                     weight = adapter.get(EMBEDDING, weight).to(weight.dtype)

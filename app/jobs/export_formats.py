@@ -117,7 +117,7 @@ def _write_gguf(config: Config, adapter: SavedAdapter, out: Path) -> None:
     write_gguf_adapter(
         out / GGUF_FILE,
         adapter.weights,
-        alpha=config.lora.alpha,
+        alpha=config.lora.scale * config.lora.rank,  # llama.cpp has no rank-stabilised LoRA
         num_layers=load_model_config(config.model).num_hidden_layers,
         name=config.train.run_name,
     )

@@ -27,6 +27,7 @@ from data_pipeline.masking import mask_secrets
 ADAPTER_SETTINGS = (
     "lora.rank",
     "lora.alpha",
+    "lora.use_rslora",
     "lora.target_modules",
     "lora.train_embeddings",
 )

@@ -17,6 +17,7 @@ from data_pipeline.stream.token_stream import Stream
 PINNED = (
     "lora.rank",
     "lora.alpha",
+    "lora.use_rslora",
     "lora.dropout",
     "lora.target_modules",
     "lora.train_embeddings",
