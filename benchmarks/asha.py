@@ -45,7 +45,7 @@ SEARCH = {
 Curve = list[tuple[int, float]]
 
 
-class ReplayTrial(ray.tune.Trainable):  # type: ignore[misc]  # Ray's class is not typed
+class ReplayTrial(ray.tune.Trainable):
     """A trial that reports a recorded curve. Its checkpoint is its place in the curve."""
 
     def setup(self, config: dict[str, Any], curves: list[Curve] | None = None) -> None:

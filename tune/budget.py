@@ -12,7 +12,7 @@ from tune.config import SearchConfig
 from tune.keys import METRIC_KEY, STEP_KEY
 
 
-class Budget(Callback, Stopper):  # type: ignore[misc]  # Ray's classes are not typed
+class Budget(Callback, Stopper):
     """Count what a search uses, and end it when a budget is spent.
 
     Give the same object to Tune as a callback, which counts, and as the stopper, which ends all

@@ -22,7 +22,7 @@ def list_rungs(first: float, factor: float, last: float) -> list[float]:
     return rungs
 
 
-class PausingAsha(FIFOScheduler):  # type: ignore[misc]  # Ray's class is not typed
+class PausingAsha(FIFOScheduler):
     """Asynchronous successive halving with promotions (Li et al. 2020, arXiv:1810.05934).
 
     A trial pauses at each rung, unless it is already among the best 1/factor of that rung. Of the
@@ -37,7 +37,7 @@ class PausingAsha(FIFOScheduler):  # type: ignore[misc]  # Ray's class is not ty
     _supports_buffered_results = False
 
     def __init__(self, rungs: list[float], factor: float, grace: Callable[[Trial], int]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._factor = factor
         self._grace = grace
         self._losses: dict[float, dict[str, float]] = {rung: {} for rung in rungs}  # by trial id
@@ -66,7 +66,7 @@ class PausingAsha(FIFOScheduler):  # type: ignore[misc]  # Ray's class is not ty
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         """Return the trial to start or to continue; end the paused trials at the end."""
-        trials = {trial.trial_id: trial for trial in tune_controller.get_trials()}
+        trials: dict[str, Trial] = {trial.trial_id: trial for trial in tune_controller.get_trials()}
         paused = {key: trial for key, trial in trials.items() if trial.status == Trial.PAUSED}
         for rung in reversed(self._losses):
             for trial_id in self._list_best(rung):

@@ -15,7 +15,7 @@ _RESAMPLE_PROBABILITY = 0.25  # both as in Ray and in the paper
 _FACTORS = (0.8, 1.2)
 
 
-class Population(PopulationBasedTraining):  # type: ignore[misc]  # Ray's class is not typed
+class Population(PopulationBasedTraining):
     """Population-based training (Jaderberg et al. 2017, arXiv:1711.09846) over a space.
 
     Every `interval_steps` a trial of the worst quarter takes the checkpoint and the values of one
@@ -64,7 +64,9 @@ class Population(PopulationBasedTraining):  # type: ignore[misc]  # Ray's class 
             return
 
         # Without a checkpoint, Tune starts the paused trial anew.
-        trial.run_metadata.checkpoint_manager._latest_checkpoint_result = None
+        checkpoints = trial.run_metadata.checkpoint_manager
+        assert checkpoints is not None
+        checkpoints._latest_checkpoint_result = None
         state = self._trial_state[trial]
         state.last_perturbation_time = state.last_train_time = 0
         state.last_score = None

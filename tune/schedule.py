@@ -54,7 +54,7 @@ def build_scheduler(
             )
 
 
-class _Asha(ASHAScheduler):  # type: ignore[misc]  # Ray's class is not typed
+class _Asha(ASHAScheduler):
     """ASHA whose first rung for a trial is the first one after the trial's own warm-up."""
 
     def __init__(self, grace: Grace, config: SearchConfig, rungs: list[float]) -> None:
@@ -79,7 +79,7 @@ class _Asha(ASHAScheduler):  # type: ignore[misc]  # Ray's class is not typed
         return super().on_trial_result(tune_controller, trial, result)
 
 
-class _Median(MedianStoppingRule):  # type: ignore[misc]  # Ray's class is not typed
+class _Median(MedianStoppingRule):
     """The median stopping rule with each trial's own grace."""
 
     def __init__(self, grace: Grace, config: SearchConfig, trial_steps: int) -> None:
@@ -88,7 +88,8 @@ class _Median(MedianStoppingRule):  # type: ignore[misc]  # Ray's class is not t
             metric=METRIC_KEY,
             mode="min",
             grace_period=config.grace_steps,
-            min_time_slice=float("inf"),  # otherwise it pauses trials while others wait
+            # otherwise it pauses trials while others wait
+            min_time_slice=float("inf"),  # type: ignore[arg-type]
         )
         self._grace = grace
         self._trial_steps = trial_steps

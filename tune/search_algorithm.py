@@ -1,13 +1,14 @@
 """Search algorithms: they choose the values of the next trial."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray.tune
 from ray.tune.search import Searcher
 
 from tune.config import SearchConfig
+from tune.domain import Drawn
 from tune.errors import SearchError
 from tune.keys import OVERRIDES_KEY
 from tune.space import (
@@ -63,19 +64,21 @@ def count_trials(config: SearchConfig) -> int:
 def draw_trials(config: SearchConfig) -> list[Overrides]:
     """Return the overrides of all trials of a random search or a grid; the points come first."""
     generator = random.Random(config.seed)
-    points = []
-    for point in config.points:
-        known = read_point(config.space, point)
-        points.append(
-            build_overrides(
-                config.space,
-                lambda path, domain, known=known: (
-                    known[path] if path in known else draw_value(domain, generator)
-                ),
-            )
-        )
+    points = [_complete_point(config, point, generator) for point in config.points]
     if config.algorithm == "grid":
         combinations = list_combinations(config.space, config.num_trials)
         return points + [values for values in combinations if values not in points]
     num_draws = config.num_trials - len(points)
     return points + sample_space(config.space, num_draws, seed=config.seed)
+
+
+def _complete_point(
+    config: SearchConfig, point: Mapping[str, Any], generator: random.Random
+) -> Overrides:
+    """Return the overrides of a point; paths that it does not name are drawn."""
+    known = read_point(config.space, point)
+
+    def draw(path: str, domain: Drawn) -> Any:
+        return known[path] if path in known else draw_value(domain, generator)
+
+    return build_overrides(config.space, draw)

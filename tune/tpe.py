@@ -24,7 +24,7 @@ from tune.space import Overrides, build_overrides, read_point
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-class TpeSearcher(Searcher):  # type: ignore[misc]  # Ray's class is not typed
+class TpeSearcher(Searcher):
     """Suggest values with the multivariate TPE of Optuna, first those of `points`.
 
     Each suggestion comes from a study that is built from the lowest loss of every trial so far.

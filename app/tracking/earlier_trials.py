@@ -70,7 +70,8 @@ def _list_completed(client: "MlflowClient", parent: "Run") -> "list[Run]":
     completed = (
         f"tags.mlflow.parentRunId = '{parent.info.run_id}' AND tags.trial_status = 'completed'"
     )
-    runs, token = [], None
+    runs: list[Run] = []
+    token = None
     while True:
         page = client.search_runs([parent.info.experiment_id], completed, page_token=token)
         runs += page
