@@ -221,6 +221,22 @@ def test_the_gguf_file_holds_the_factors_under_llama_cpps_names(trained, tmp_pat
     assert shapes["blk.3.ffn_down.weight.lora_b"] == (4, 192)
 
 
+@pytest.mark.parametrize("form", ["adapter", "gguf-lora"])
+def test_rank_stabilised_lora_keeps_its_scale(save, form, tmp_path):
+    report = export_model(save(use_rslora=True), form, tmp_path / "out", max_drift=1e-6)
+    assert report["changed_captions"] == []
+
+
+def test_merged_rank_stabilised_lora_is_that_of_peft(save, tmp_path):
+    trained = save(use_rslora=True)
+    export_model(trained, "merged", tmp_path / "out", max_drift=10)
+    name = "model.layers.0.mlp.up_proj.weight"
+    merged = load_file(tmp_path / "out" / "model.safetensors")[name].float()
+    peft = PeftModel.from_pretrained(load_plainly(TINY), trained.adapter).merge_and_unload()
+    expected = peft.state_dict()[name]
+    assert bool(((merged - expected).abs() <= expected.abs() * 2**-8 + 1e-7).all())
+
+
 def test_the_chat_template_gives_the_prompt_of_the_training(trained, exported, drawings):
     tokenizer = AutoTokenizer.from_pretrained(exported)
     system_prompt = trained.config.data.system_prompt

@@ -4,12 +4,14 @@ import math
 import random
 from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray.tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher, SearchGenerator
 from toy_trainable import ToyTrial
 
 from app.jobs.cluster import ConnectedRay
@@ -194,6 +196,16 @@ def test_an_exploited_trial_continues_from_the_checkpoint_of_another(
     for history in last.values():
         if pinned_paths:
             assert len(set(history)) == 1  # no trial went on with another value of x
+
+
+def test_a_population_takes_trials_that_a_search_algorithm_lists() -> None:
+    scheduler = build_scheduler(read_config([1.0], scheduler="pbt"), NUM_STEPS)
+    assert scheduler is not None
+    controller = SimpleNamespace(search_alg=SearchGenerator(Searcher()))
+    trial = Trial("toy", stub=True, config={OVERRIDES_KEY: {"x": 1.0}})
+    scheduler.on_trial_add(controller, trial)
+    report = {STEP_KEY: 1, METRIC_KEY: 1.0}
+    assert scheduler.on_trial_result(controller, trial, report) == TrialScheduler.CONTINUE
 
 
 def test_explored_values_stay_in_the_space_and_ties_follow() -> None:

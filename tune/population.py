@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Collection, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from ray.tune.experiment import Trial
@@ -46,6 +47,13 @@ class Population(PopulationBasedTraining):
         self._grace = grace
         self._pinned_paths = pinned_paths
         self._generator = random.Random(seed)
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Add a trial to the population.
+
+        Ray refuses every search algorithm here, also one that only lists draws.
+        """
+        super().on_trial_add(SimpleNamespace(search_alg=None), trial)  # type: ignore[arg-type]
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Exploit another trial at each interval, after the trial's own grace."""
