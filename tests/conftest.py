@@ -41,6 +41,9 @@ def free_port() -> int:
 SECONDS = {
     "test_train.py": 250,
     "test_search.py": 60,
+    "test_schedule.py": 40,
+    "test_budget.py": 15,
+    "test_earlier_trials.py": 10,
     "test_caption.py": 30,
     "test_caption_on_ray.py": 60,
     "test_trained_model.py": 12,

@@ -97,7 +97,7 @@ def config_of(base, adapter, **changes):
 
 def start(config):
     """Return our loss module with the initial adapter of the config."""
-    lora = config.lora.model_dump(include={*OURS, "train_embeddings", "dropout"})
+    lora = config.lora.model_dump(include={*OURS, "use_rslora", "train_embeddings", "dropout"})
     loss = objective(config.model.name, kind="none", **lora)
     weights = read_initial_adapter(config).weights
     checkpoint.load_weights(

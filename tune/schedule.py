@@ -38,7 +38,7 @@ def build_scheduler(
     rungs = list_rungs(config.grace_steps, config.reduction_factor, trial_steps - 1)
     match config.scheduler:
         case "asha":
-            return _Asha(grace, config, rungs)
+            return _Asha(grace, config, rungs, trial_steps)
         case "asha_pause":
             return PausingAsha(rungs, config.reduction_factor, grace)
         case "median":
@@ -57,26 +57,29 @@ def build_scheduler(
 class _Asha(ASHAScheduler):
     """ASHA whose first rung for a trial is the first one after the trial's own warm-up."""
 
-    def __init__(self, grace: Grace, config: SearchConfig, rungs: list[float]) -> None:
+    def __init__(
+        self, grace: Grace, config: SearchConfig, rungs: list[float], trial_steps: int
+    ) -> None:
         super().__init__(
             time_attr=STEP_KEY,
             metric=METRIC_KEY,
             mode="min",
-            max_t=int(rungs[-1]),
+            max_t=trial_steps,
             grace_period=config.grace_steps,
             reduction_factor=config.reduction_factor,
             stop_last_trials=False,
         )
         self._grace = grace
         self._rungs = rungs
+        self._trial_steps = trial_steps
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Judge a trial at its rungs."""
         grace = self._grace(trial)
-        first_rung = next((rung for rung in self._rungs if rung >= grace), None)
-        if first_rung is None or result[STEP_KEY] < first_rung:
-            return TrialScheduler.CONTINUE
-        return super().on_trial_result(tune_controller, trial, result)
+        first_rung = next((rung for rung in self._rungs if rung >= grace), self._trial_steps)
+        if first_rung <= result[STEP_KEY] < self._trial_steps:
+            return super().on_trial_result(tune_controller, trial, result)
+        return TrialScheduler.CONTINUE
 
 
 class _Median(MedianStoppingRule):
