@@ -49,11 +49,10 @@ class ReplayTrial(ray.tune.Trainable):
     """A trial that reports a recorded curve. Its checkpoint is its place in the curve."""
 
     def setup(self, config: dict[str, Any], curves: list[Curve] | None = None) -> None:
-        """Start at the first report."""
+        """Keep all curves, and start the first trial."""
         assert curves is not None
         self.curves = curves
-        self.curve = curves[config[OVERRIDES_KEY]["trial"]]
-        self.place = 0
+        self.reset_config(config)
 
     def step(self) -> dict[str, Any]:
         """Return the next report."""
@@ -70,8 +69,9 @@ class ReplayTrial(ray.tune.Trainable):
         self.place = checkpoint["place"]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Become another trial."""
-        self.setup(new_config, self.curves)
+        """Start a trial at its first report."""
+        self.curve = self.curves[new_config[OVERRIDES_KEY]["trial"]]
+        self.place = 0
         return True
 
 

@@ -98,7 +98,6 @@ def run_search(
         raise
     if budget.spent:
         progress.interrupt_running(budget.spent)
-
     outcomes = tuple(progress.outcomes)
     ended_by = budget.spent or f"all {len(outcomes)} trials have ended"
     return SearchResult(outcomes, find_best(outcomes), ended_by)
