@@ -122,7 +122,8 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _tune(arguments: argparse.Namespace) -> int:
-    """Search over `search.space`. Print the best trial as JSON."""
+    """Search over `search.space`, or continue. Print the best trial as JSON."""
+    check_json_file(arguments.json)
     config = _load_job_config(arguments)
     from app.jobs.check import check_before_ray
     from app.jobs.job import connect_workers
@@ -134,10 +135,13 @@ def _tune(arguments: argparse.Namespace) -> int:
     shards = open_shards(config.data.shards)
     check_before_ray(config, shards)
     per_trial = config.search.workers_per_trial
-    num_workers = config.search.max_concurrent * per_trial
+    num_workers = (config.search.max_concurrent or 1) * per_trial
     with connect_workers(config, num_workers, workers_per_trial=per_trial):
         searched = tune_job(config, shards)
 
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump(searched.list_trials(), file, indent=2)
     print(json.dumps(searched.describe()))
     return 0
 

@@ -49,9 +49,10 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_quantize(commands)
 
     _add_command_with_config(commands, "train", "train the job of a config, or continue it")
-    _add_command_with_config(
-        commands, "tune", "search over search.space; ASHA stops bad trials early"
+    tune = _add_command_with_config(
+        commands, "tune", "search over search.space, or continue; ASHA stops bad trials early"
     )
+    tune.add_argument("--json", type=os.path.expanduser, help="write all trials to this file")
     _add_evaluate(commands)
     _add_caption(commands)
     _add_promote(commands)

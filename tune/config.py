@@ -51,10 +51,16 @@ class SearchConfig(BaseModel):
         description="training workers of one trial; gradient accumulation keeps the job's "
         "global batch, its steps rounded down, at least 1",
     )
-    max_concurrent: Annotated[int, Field(ge=1, le=10_000)] = Field(
-        1,
-        description="number of trials that run at the same time",
+    max_concurrent: Annotated[int, Field(ge=1, le=10_000)] | None = Field(
+        None,
+        description="number of trials that run at the same time; null: as many as the free CPUs "
+        "and GPUs hold",
         json_schema_extra={"counterpart": "TuneConfig.max_concurrent_trials"},
+    )
+    retry_out_of_memory: bool = Field(
+        True,
+        description="start a trial of one worker that runs out of memory once more, with half the "
+        "micro-batch and twice the accumulation",
     )
     scheduler: Literal["asha", "asha_pause", "median", "pbt", "none"] = Field(
         "asha",

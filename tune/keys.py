@@ -4,3 +4,7 @@ METRIC_KEY = "eval_loss"
 STEP_KEY = "step"
 # The only key of a trial's Tune config. Tune would interpret the dots of config paths as keys.
 OVERRIDES_KEY = "overrides"
+FINISHED_KEY = "finished"
+"""True in the last report of a trial that reached its end."""
+FAILURE_KEY = "failure"
+"""Reason in the last report of a trial that cannot go on."""

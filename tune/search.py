@@ -1,29 +1,32 @@
 """A search with Ray Tune over a callable that runs one trial."""
 
+import copy
 import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Collection, Sequence
+import uuid
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow.fs
 import ray.tune
-from ray.tune.experiment import Trial
 from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.search import Searcher
 
 from tune.budget import Budget
 from tune.config import SearchConfig
 from tune.errors import SearchError
-from tune.keys import METRIC_KEY, OVERRIDES_KEY, STEP_KEY
-from tune.outcome import SearchResult, Status, TrialOutcome, find_best, format_outcome
+from tune.keys import FINISHED_KEY, METRIC_KEY, OVERRIDES_KEY, STEP_KEY
+from tune.numbered_trials import ListSearcher, NumberedTrials
+from tune.outcome import SearchResult, TrialOutcome, find_best
+from tune.progress import Progress
+from tune.record import CampaignRecord, TrialRecord
 from tune.schedule import build_scheduler
 from tune.search_algorithm import build_search_algorithm, count_trials
 from tune.space import Overrides
-
-_FINISHED = "finished"
+from tune.warm import WarmTrials, build_warm_trainable
 
 RunTrial = Callable[[dict[str, Any], str], dict[str, Any]]
 
@@ -43,7 +46,7 @@ class TrialFacts:
 
 def run_search(
     config: SearchConfig,
-    run_trial: RunTrial,
+    trials: RunTrial | WarmTrials,
     *,
     name: str,
     storage_path: str,
@@ -52,14 +55,19 @@ def run_search(
     on_trial_end: Callable[[TrialOutcome], None] | None = None,
     facts: TrialFacts = TrialFacts(),
 ) -> SearchResult:
-    """Run `config.num_trials` trials, `config.max_concurrent` at a time, and stop bad ones early.
+    """Run or continue `config.num_trials` trials, and stop bad ones early.
 
-    Ray Tune calls `run_trial(overrides, trial_id)` in a process of its own, so it must be
-    picklable. `overrides` is {config path: plain value}. `run_trial` fits a TorchTrainer whose
-    RunConfig has a `TuneReportCallback`. Rank 0 reports `step` and `eval_loss` of every evaluation,
-    and `run_trial` returns the last of them. A trial that raises has failed; the others continue.
+    `config.max_concurrent` trials run at a time, or one if it is None. Their ids are 0000, 0001, …
+    A trial that fails does not end the others.
 
-    `storage_path` is a path of `filesystem`; without one, a local path or a URI without a query.
+    `trials` is a callable or WarmTrials. Ray Tune calls `trials(overrides, trial_id)` in a process
+    of its own, so it must be picklable. `overrides` is {config path: plain value}. The callable
+    fits a TorchTrainer whose RunConfig has a `TuneReportCallback`. Rank 0 reports `step` and
+    `eval_loss` of every evaluation, and the callable returns the last of them.
+
+    `storage_path` is a path of `filesystem`; without one, an absolute local path or a URI without a
+    query. The record of the trials is in its folder `name`. A search with a record continues: a
+    trial that has ended stays as it is, and the others continue from their checkpoints.
 
     `on_trial_end` runs in the caller's process as soon as the outcome of a trial is known. The
     workers of a pruned trial may be alive for some seconds after that.
@@ -76,10 +84,19 @@ def run_search(
             "e.g. optim.learning_rate: {loguniform: [1e-5, 1e-3]}"
         )
 
+    # read the record
     _silence_tune()
-    progress = _Progress(count_trials(config), on_trial_end)
+    if filesystem is None:
+        filesystem, storage_path = pyarrow.fs.FileSystem.from_uri(storage_path)
+    num_trials = count_trials(config)
+    record = CampaignRecord(filesystem, f"{storage_path}/{name}/record")
     budget = Budget(config, gpus_per_trial=facts.gpus_per_trial)
-    trainable = _make_trainable(run_trial)
+    progress = Progress(num_trials, record, budget, on_trial_end)
+    if record.trials:
+        num_ended = sum(trial.status is not None for trial in record.trials.values())
+        print(f"the search continues: {num_ended} of {num_trials} trials have ended", flush=True)
+
+    # run
     run_config = ray.tune.RunConfig(
         name=name,
         storage_path=storage_path,
@@ -87,10 +104,16 @@ def run_search(
         verbose=0,
         callbacks=[progress, budget],
         stop=budget,
+        failure_config=ray.tune.FailureConfig(
+            max_failures=trials.max_failures if isinstance(trials, WarmTrials) else 0
+        ),
+        checkpoint_config=ray.tune.CheckpointConfig(
+            num_to_keep=2,  # the best ones, besides the newest
+            checkpoint_score_attribute=METRIC_KEY,
+            checkpoint_score_order="min",
+        ),
     )
-    tuner = _build_tuner(config, trainable, run_config, trial_steps, facts)
-
-    # run
+    tuner = _build_tuner(config, trials, record, run_config, trial_steps, facts)
     try:
         tuner.fit()
     except KeyboardInterrupt:
@@ -105,123 +128,78 @@ def run_search(
 
 def _build_tuner(
     config: SearchConfig,
-    trainable: Callable[[dict[str, Any]], None],
+    trials: RunTrial | WarmTrials,
+    record: CampaignRecord,
     run_config: ray.tune.RunConfig,
     trial_steps: int,
     facts: TrialFacts,
 ) -> ray.tune.Tuner:
-    search_algorithm, param_space = build_search_algorithm(config, facts.earlier)
+    records = copy.deepcopy(record.trials)  # as an earlier driver left them
+    if isinstance(trials, WarmTrials):
+        trainable = build_warm_trainable(trials, records, record.filesystem)
+        resources = dict(trials.resources)
+    else:
+        # The nested trainer reserves the resources of its workers, so the trial itself takes almost
+        # none. Ray refuses 0 CPU, and 1 CPU for each trial would leave too few for the workers.
+        trainable, resources = _make_nested_trainable(trials, records), {"CPU": 0.01}
+    # Tune counts paused trials: none could start while others are paused.
+    max_concurrent = None if config.pauses_trials else config.max_concurrent or 1
     scheduler = build_scheduler(
         config,
         trial_steps,
         count_warmup_steps=facts.count_warmup_steps,
         pinned_paths=facts.pinned_paths,
     )
+    attempt = uuid.uuid4().hex[:6]  # the folders of an earlier driver have its checkpoints
 
     return ray.tune.Tuner(
-        # The nested trainer reserves the resources of its workers, so the trial itself takes almost
-        # none. Ray refuses 0 CPU, and 1 CPU for each trial would leave too few for the workers.
-        ray.tune.with_resources(trainable, {"CPU": 0.01}),
-        param_space=param_space,
+        ray.tune.with_resources(trainable, resources),
         tune_config=ray.tune.TuneConfig(
-            num_samples=config.num_trials if search_algorithm else 1,
-            # Tune counts paused trials: none could start while others are paused.
-            max_concurrent_trials=None if config.pauses_trials else config.max_concurrent,
-            search_alg=search_algorithm,
+            num_samples=count_trials(config),
+            search_alg=NumberedTrials(_build_searcher(config, facts), records, max_concurrent),
             scheduler=scheduler,
-            trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
+            reuse_actors=isinstance(trials, WarmTrials),
+            trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}_{attempt}",
         ),
         run_config=run_config,
     )
 
 
-def _make_trainable(run_trial: RunTrial) -> Callable[[dict[str, Any]], None]:
-    """Return the function that Tune runs for each trial."""
+def _build_searcher(config: SearchConfig, facts: TrialFacts) -> Searcher:
+    """Return the search algorithm. Draws that do not depend on results are a list."""
+    algorithm, param_space = build_search_algorithm(config, facts.earlier)
+    if algorithm is not None:
+        return algorithm
+    assert param_space is not None
+    return ListSearcher(param_space[OVERRIDES_KEY]["grid_search"])
+
+
+def _make_nested_trainable(
+    run_trial: RunTrial, records: Mapping[str, TrialRecord]
+) -> Callable[[dict[str, Any]], None]:
+    """Return the function that Tune runs for each trial with a TorchTrainer of its own."""
 
     def trainable(trial_config: dict[str, Any]) -> None:
-        final = run_trial(trial_config[OVERRIDES_KEY], ray.tune.get_context().get_trial_id())
+        trial_id = ray.tune.get_context().get_trial_id()
+        record = records.get(trial_id) or TrialRecord(trial_id, {})
+        callback: Any = TuneReportCallback()
+        last: dict[str, Any] = {STEP_KEY: 0, METRIC_KEY: math.nan}
+
+        # repeat the recorded reports, for the scheduler
+        for step, loss in record.reports:
+            last = {STEP_KEY: step, METRIC_KEY: loss}
+            callback.after_report(None, [last], None)
+
+        if record.status is None:
+            final = run_trial(trial_config[OVERRIDES_KEY], trial_id)
+            last = {STEP_KEY: final[STEP_KEY], METRIC_KEY: final[METRIC_KEY], FINISHED_KEY: True}
 
         # Report through the queue of the intermediate reports. `ray.tune.report` would deadlock if
         # Tune has not yet fetched the last of them. `done` makes Tune stop this trial: wait for it.
-        last = {
-            STEP_KEY: final[STEP_KEY],
-            METRIC_KEY: final[METRIC_KEY],
-            _FINISHED: True,
-            "done": True,
-        }
-        callback: Any = TuneReportCallback()
-        callback.after_report(None, [last], None)
+        callback.after_report(None, [{**last, "done": True}], None)
         threading.Event().wait()
 
     return trainable
-
-
-class _Progress(ray.tune.Callback):
-    """Follow the reports of all trials, and print the outcome of each trial in one line."""
-
-    def __init__(
-        self, num_trials: int, on_trial_end: Callable[[TrialOutcome], None] | None
-    ) -> None:
-        self.outcomes: list[TrialOutcome] = []
-        self._num_trials = num_trials
-        self._on_trial_end = on_trial_end
-        self._losses: dict[str, float] = {}  # lowest loss by trial id
-        self._steps: dict[str, int] = {}  # last step by trial id
-        self._running: dict[str, Trial] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Tune pickles its callbacks to restore a search later. We never restore one, and
-        # on_trial_end may hold a tracking client, which cannot be pickled.
-        return {**self.__dict__, "_on_trial_end": None}
-
-    def on_trial_start(
-        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
-    ) -> None:
-        self._running[trial.trial_id] = trial
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
-    ) -> None:
-        self._steps[trial.trial_id] = result[STEP_KEY]
-        if math.isfinite(result[METRIC_KEY]):
-            lowest = self._losses.get(trial.trial_id, math.inf)
-            self._losses[trial.trial_id] = min(lowest, result[METRIC_KEY])
-
-    def on_trial_complete(
-        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
-    ) -> None:
-        self._end(trial, "completed" if trial.last_result.get(_FINISHED) else "pruned")
-
-    def on_trial_error(
-        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
-    ) -> None:
-        self._end(trial, "failed", error=_read_last_line(trial.error_file))
-
-    def interrupt_running(self, reason: str | None = None) -> None:
-        """End the running trials as interrupted."""
-        for trial in list(self._running.values()):
-            self._end(trial, "interrupted", error=reason)
-
-    def _end(self, trial: Trial, status: Status, error: str | None = None) -> None:
-        self._running.pop(trial.trial_id, None)
-        outcome = TrialOutcome(
-            trial_id=trial.trial_id,
-            overrides=trial.config[OVERRIDES_KEY],
-            status=status,
-            step=self._steps.get(trial.trial_id, 0),
-            eval_loss=self._losses.get(trial.trial_id),
-            error=error,
-        )
-        self.outcomes.append(outcome)
-        num_left = self._num_trials - len(self.outcomes)
-        print(f"{format_outcome(outcome)}; {num_left} left", flush=True)
-        if self._on_trial_end is not None:
-            self._on_trial_end(outcome)
-
-
-def _read_last_line(error_file: str) -> str:
-    """Return the last line of a traceback, which names the error."""
-    return Path(error_file).read_text(encoding="utf-8").strip().splitlines()[-1].strip()
 
 
 def _silence_tune() -> None:

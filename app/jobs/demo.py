@@ -66,7 +66,7 @@ def run_demo(config: Config) -> int:
 
     with phases("connect", "start a private Ray on this machine"):
         connection = ExitStack()
-        num_workers = max(config.scaling.num_workers, config.search.max_concurrent)
+        num_workers = max(config.scaling.num_workers, config.search.max_concurrent or 1)
         connection.enter_context(connect_workers(config, num_workers))
 
     with connection:

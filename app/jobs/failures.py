@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ray.exceptions
+import torch
 from ray.train import UserCallback
 
 from app.errors import UserError
@@ -30,6 +31,12 @@ def find_lasting_error(error: BaseException) -> UserError | None:
         if full is not None:
             return full
     return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True if memory of the GPU or of the host did not suffice for a tensor."""
+    is_named = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return is_named or "can't allocate memory" in str(error)  # torch's RuntimeError on the host
 
 
 def find_lost_process(error: BaseException) -> UserError | None:

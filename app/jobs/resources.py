@@ -60,6 +60,24 @@ def count_fitting_workers(
     return sum(count(*size) for size in sizes) - min(displaced) if displaced else 0
 
 
+def count_concurrent_trials(
+    workers_per_trial: int, cpus_per_worker: float, use_gpu: bool, cpus_per_task: float
+) -> tuple[int, str]:
+    """Return how many trials run at once on the free resources of the cluster, and why.
+
+    Each trial has room for its workers and for one data task, so that no trial waits for resources
+    that another one holds. At least one trial runs: `require_resources` has waited for its room.
+    """
+    # the data task of a trial, as a part of each of its workers
+    cpus = cpus_per_worker + cpus_per_task / workers_per_trial
+    free: Resources = ray.available_resources()
+    by_nodes = count_fitting_workers(list_node_resources(), cpus, use_gpu, 0.0)
+    by_free = count_fitting_workers([free], cpus, use_gpu, 0.0)
+    trial = f"{cpus * workers_per_trial:g} CPU{f' and {workers_per_trial} GPU' if use_gpu else ''}"
+    reason = f"each needs {trial} of {free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU free"
+    return max(1, min(by_nodes, by_free) // workers_per_trial), reason
+
+
 def describe_shortage(
     nodes: Sequence[Resources],
     num_workers: int,

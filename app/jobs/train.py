@@ -24,7 +24,7 @@ from app.jobs.materials import describe_code, list_materials
 from app.jobs.worker import run_worker
 from app.jobs.worker_job import ResumingDataset, WorkerJob
 from app.storage import join_uri, write_json
-from app.tracking import Tracker, open_run
+from app.tracking import Tracker
 from data_pipeline.filesystem import open_filesystem
 from data_pipeline.shards import Shards
 from data_pipeline.stream.ray_dataset import build_data_config
@@ -79,9 +79,7 @@ def _train(
         return _record_result(metrics, checkpoints, job_dir, tracker)
 
 
-def train_trial(
-    config: Config, shards: Shards, *, parent_run_id: str | None, tags: Mapping[str, str]
-) -> dict[str, Any]:
+def train_trial(config: Config, shards: Shards, tracker: Tracker) -> dict[str, Any]:
     """Run one trial of a search inside its Tune session. Return rank 0's final figures.
 
     Every evaluation goes to Tune as soon as it is reported. When Tune stops the trial, this process
@@ -90,21 +88,17 @@ def train_trial(
     """
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    job_dir = get_job_dir(config)
-    tracker = open_run(
-        config.tracking,
-        run_name=config.train.run_name,
-        job_dir=job_dir,
-        parent_run_id=parent_run_id,
-        tags=tags,
-    )
-    _log_job(tracker, config, shards)
-    stream = check_job(config, shards)
-    sent = _send(read_initial_adapter(config), tracker)
-    job = WorkerJob(config, stream, job_dir, tracker.run_id, describe_code(), sent)
+    job = open_job(config, check_job(config, shards), tracker)
     metrics, _ = _fit(_build_trainer(job, callbacks=[TuneReportCallback()]))
     tracker.flush()
     return metrics
+
+
+def open_job(config: Config, stream: Stream, tracker: Tracker) -> WorkerJob:
+    """Log a checked job to its MLflow run, and return it as its workers need it."""
+    _log_job(tracker, config, stream.shards)
+    sent = _send(read_initial_adapter(config), tracker)
+    return WorkerJob(config, stream, get_job_dir(config), tracker.run_id, describe_code(), sent)
 
 
 def _send(

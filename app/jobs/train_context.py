@@ -59,34 +59,82 @@ class ProgressPrinter:
         )
 
 
-class RayTrainContext:
-    """`app.training.parallel.TrainContext` inside Ray Train."""
+class JobContext:
+    """`app.training.parallel.TrainContext` of a job: metrics to MLflow, the ledger, checkpoints.
 
-    def __init__(self, job: WorkerJob, model: PeftModel, optimizer: torch.optim.Optimizer) -> None:
-        """Hash the base model once per node. Raises UserError if two nodes have different ones."""
-        ray_context = ray.train.get_context()
-        self.rank, self.size = ray_context.get_world_rank(), ray_context.get_world_size()
-        self.device = ray.train.torch.get_device()
+    A subclass reports the evaluations.
+    """
+
+    def __init__(
+        self,
+        job: WorkerJob,
+        model: PeftModel,
+        optimizer: torch.optim.Optimizer,
+        *,
+        rank: int,
+        size: int,
+        device: torch.device,
+        base_pin: BaseModelPin,
+    ) -> None:
+        self.rank, self.size, self.device = rank, size, device
+        self.base_pin = base_pin
         self._job, self._model, self._optimizer = job, model, optimizer
         self._progress = ProgressPrinter()
-
-        # base model
-        own_pin = None
-        if ray_context.get_local_rank() == 0:
-            own_pin = pin_base_model(job.config.model, job.config.quantization)
-        self.base_pin = require_one_base_model(gather_objects(own_pin, self))
 
         # records
         self.ledger: Ledger | None = None
         if job.config.data.ledger:
-            self.ledger = Ledger(join_uri(job.job_dir, "ledger"), job.stream, rank=self.rank)
-        run_id = job.run_id if self.rank == 0 else None
+            self.ledger = Ledger(join_uri(job.job_dir, "ledger"), job.stream, rank=rank)
+        run_id = job.run_id if rank == 0 else None
         self.tracker: Tracker = attach_run(job.config.tracking, run_id, job_dir=job.job_dir)
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log the metrics of one step to MLflow and print the progress."""
         self.tracker.log_metrics(step, metrics)
         self._progress.print_step(step, metrics)
+
+    def report(self, state: TrainState, eval_loss: float, *, save: bool) -> None:
+        """Report an evaluation, and save a checkpoint if `save`."""
+        raise NotImplementedError
+
+    def _save_checkpoint(self, folder: Path | None, state: TrainState, eval_loss: float) -> None:
+        """Write the checkpoint into `folder`; None: only gather."""
+        saved_state = {
+            "state": loop.state_to_json(state),
+            "eval_loss": eval_loss,
+            "base": self.base_pin,
+            "code": self._job.code,
+            "run_id": self._job.run_id,
+        }
+        if self.ledger is not None:
+            gather_objects(None, self)  # the ledger files of all workers are written
+        if folder is not None and self.ledger is not None:
+            saved_state["ledger_sha256"] = self.ledger.compute_digest()
+        if folder is not None:
+            saved_state["job"] = pin_job(self._job.config, self._job.stream)
+            save_config(folder, self._job.config)
+        checkpoint.save_checkpoint(folder, self._model, self._optimizer, saved_state)
+
+
+class RayTrainContext(JobContext):
+    """The context inside Ray Train."""
+
+    def __init__(self, job: WorkerJob, model: PeftModel, optimizer: torch.optim.Optimizer) -> None:
+        """Hash the base model once per node. Raises UserError if two nodes have different ones."""
+        ray_context = ray.train.get_context()
+        own_pin = None
+        if ray_context.get_local_rank() == 0:
+            own_pin = pin_base_model(job.config.model, job.config.quantization)
+        super().__init__(
+            job,
+            model,
+            optimizer,
+            rank=ray_context.get_world_rank(),
+            size=ray_context.get_world_size(),
+            device=ray.train.torch.get_device(),
+            base_pin={},
+        )
+        self.base_pin = require_one_base_model(gather_objects(own_pin, self))
 
     def report(self, state: TrainState, eval_loss: float, *, save: bool) -> None:
         """Report an evaluation to Ray Train, with a checkpoint if `save`.
@@ -110,35 +158,34 @@ class RayTrainContext:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name) if self.rank == 0 else None
             self._save_checkpoint(folder, state, eval_loss)
-            saved = None if folder is None else ray.train.Checkpoint.from_directory(folder)
+            saved = None
+            if folder is not None:
+                self.tracker.log_checkpoint(
+                    state.step,
+                    folder,
+                    name=f"step-{state.step}",
+                    metrics={"eval/loss": eval_loss},
+                    files=False,
+                    materials=list_materials(folder),
+                )
+                saved = ray.train.Checkpoint.from_directory(folder)
             ray.train.report(metrics, checkpoint=saved)
 
-    def _save_checkpoint(self, folder: Path | None, state: TrainState, eval_loss: float) -> None:
-        """Write the checkpoint into `folder` and log it (rank 0); None: only gather."""
-        saved_state = {
-            "state": loop.state_to_json(state),
-            "eval_loss": eval_loss,
-            "base": self.base_pin,
-            "code": self._job.code,
-            "run_id": self._job.run_id,
-        }
+
+class TrialContext(JobContext):
+    """The context of a warm trial: one worker, which Ray Train does not run."""
+
+    def report(self, state: TrainState, eval_loss: float, *, save: bool) -> None:
+        """Keep the evaluation, for `save`. Send all records, or leave them in the job's folder."""
         if self.ledger is not None:
-            gather_objects(None, self)  # the ledger files of all workers are written
-        if folder is not None and self.ledger is not None:
-            saved_state["ledger_sha256"] = self.ledger.compute_digest()
-        if folder is not None:
-            saved_state["job"] = pin_job(self._job.config, self._job.stream)
-            save_config(folder, self._job.config)
-        checkpoint.save_checkpoint(folder, self._model, self._optimizer, saved_state)
-        if folder is not None:
-            self.tracker.log_checkpoint(
-                state.step,
-                folder,
-                name=f"step-{state.step}",
-                metrics={"eval/loss": eval_loss},
-                files=False,
-                materials=list_materials(folder),
-            )
+            self.ledger.write(state.step)
+        self.tracker.flush()
+        self._evaluated = state, eval_loss
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint of the last evaluation into a folder."""
+        state, eval_loss = self._evaluated
+        self._save_checkpoint(folder, state, eval_loss)
 
 
 def require_one_base_model(pins: list[BaseModelPin | None]) -> BaseModelPin:

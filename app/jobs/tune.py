@@ -1,25 +1,29 @@
 """One search: an MLflow run with a child run per trial. Combines `tune.search` with `train`."""
 
+import json
 import sys
 from dataclasses import dataclass
 from typing import Any
 
 from app.config import Config, config_to_yaml, flatten_config, override_config
+from app.errors import UserError
 from app.jobs.check import check_job, describe_length
 from app.jobs.initial_adapter import require_one_adapter
 from app.jobs.job import track_run
-from app.jobs.job_dir import get_job_dir
+from app.jobs.job_dir import get_job_dir, read_job_file
 from app.jobs.lease import hold_lease
+from app.jobs.resources import count_concurrent_trials
 from app.jobs.search_facts import find_trial_facts
 from app.jobs.stop import kill_private_ray
-from app.jobs.train import train_trial
-from app.storage import join_uri, write_text
-from app.tracking import Status, kill_running_children, open_run
+from app.jobs.trials import Campaign, get_trial_steps
+from app.storage import join_uri, write_json, write_text
+from app.tracking import Status, kill_running_children
 from data_pipeline.filesystem import open_filesystem
 from data_pipeline.masking import mask_secrets
-from data_pipeline.shards import Shards, open_shards
+from data_pipeline.shards import Shards
 from tune.outcome import SearchResult, TrialOutcome
 from tune.search import run_search
+from tune.warm import TrialWorker, WarmTrials
 
 MLFLOW_STATUS: dict[str, Status] = {
     "completed": "FINISHED",
@@ -28,6 +32,19 @@ MLFLOW_STATUS: dict[str, Status] = {
     "failed": "FAILED",
 }
 """MLflow status of a trial's run, by the outcome of the trial."""
+
+UNPINNED = (
+    "scaling.",
+    "tracking.",
+    "evaluate.",
+    "search.",
+    "train.output_dir",
+    "train.max_failures",
+    "data.cache_dir",
+)
+"""Settings that may change while a search continues, by the beginnings of their names."""
+PINNED_SEARCH = ("space", "algorithm", "trial_steps", "workers_per_trial", "seed")
+"""Settings of the search that may not change."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +56,8 @@ class TuneResult:
     """File with the best trial's config, ready for `train`."""
     run_id: str | None
     """The parent run on MLflow."""
-    trial_run_ids: tuple[str, ...]
+    trial_run_ids: tuple[str | None, ...]
+    """MLflow runs of the trials, in the order of `result.trials`; None if nothing is tracked."""
 
     def describe(self) -> dict[str, Any]:
         """Return the best trial and the files of the search, for JSON."""
@@ -53,21 +71,47 @@ class TuneResult:
             "run_id": self.run_id,
         }
 
+    def list_trials(self) -> dict[str, Any]:
+        """Return all trials, for `tune --json`."""
+        runs = zip(self.result.trials, self.trial_run_ids, strict=True)
+        trials = [
+            {
+                "trial_id": trial.trial_id,
+                "run_id": run_id,
+                "state": "finished" if trial.status == "completed" else trial.status,
+                "params": trial.overrides,
+                "best_eval_loss": trial.eval_loss,
+                "steps": trial.step,
+            }
+            for trial, run_id in runs
+        ]
+        best = next(one for one in trials if one["trial_id"] == self.result.best.trial_id)
+        return {"parent_run_id": self.run_id, "trials": trials, "best": best}
 
-def tune_job(config: Config, shards: Shards) -> TuneResult:
+
+def tune_job(config: Config, shards: Shards, *, is_warm: bool | None = None) -> TuneResult:
     """Search over `search.space`; each trial is a child of one MLflow run. Needs a connected Ray.
 
+    A search that was interrupted continues: trials that have ended stay as they are. Trials of one
+    worker share processes, unless `is_warm` is False. Then each is a TorchTrainer, as those of
+    several workers are.
+
     Write the best trial's config to best.yaml in the job's folder, and log it to MLflow. Raises
-    UserError if the search varies the shape of the adapter that `lora.init_from` names.
+    UserError if the search varies the shape of the adapter that `lora.init_from` names, or if an
+    earlier search in the folder had other settings.
     """
     require_one_adapter(config)
     job_dir = get_job_dir(config)
     with hold_lease(job_dir), track_run(config, job_dir, {"kind": "search"}) as parent:
         # search
-        trial = _trial_config(config, job_dir, {}, "0")
+        campaign = Campaign(config, shards, job_dir, parent.run_id)
+        trial = campaign.make_config({}, "0000")
         print(f"each trial: {describe_length(trial, check_job(config, shards))}", file=sys.stderr)
+        require_same_search(config, shards, job_dir)
         parent.log_params(flatten_config(config))
-        result, run_ids = _search(config, shards, job_dir, parent.run_id)
+        if is_warm is None:
+            is_warm = config.search.workers_per_trial == 1
+        result = _search(campaign, is_warm=is_warm)
 
         # write the best config
         best = result.best
@@ -83,81 +127,102 @@ def tune_job(config: Config, shards: Shards) -> TuneResult:
         parent.log_text(masked_yaml, "best.yaml")
         parent.log_metrics(best.step, {"search/best_eval_loss": float(best.eval_loss or 0.0)})
         parent.set_tags({"best_trial": best.trial_id})
-        return TuneResult(result, best_file, parent.run_id, tuple(run_ids))
+        run_ids = tuple(campaign.read_run_id(one.trial_id) for one in result.trials)
+        return TuneResult(result, best_file, parent.run_id, run_ids)
 
 
-def _trial_config(config: Config, job_dir: str, overrides: dict[str, Any], trial_id: str) -> Config:
-    """Return the config of one trial.
-
-    Gradient accumulation keeps the job's global batch. Its steps are rounded down, at least 1.
-    """
-    num_workers = config.search.workers_per_trial
-    micro_batches = config.train.gradient_accumulation_steps * config.scaling.num_workers
-    own = {
-        "scaling.num_workers": num_workers,
-        "train.gradient_accumulation_steps": max(1, micro_batches // num_workers),
-        "train.run_name": f"trial-{trial_id}",
-        "train.output_dir": join_uri(job_dir, "trials"),
-        "train.max_steps": _get_trial_steps(config),
-        "train.save_steps": None,
-    }
-    return override_config(config, {**overrides, **own})
-
-
-def _get_trial_steps(config: Config) -> int:
-    trial_steps = config.search.trial_steps or config.train.max_steps
-    assert trial_steps is not None  # Config's validator
-    return trial_steps
-
-
-def _search(
-    config: Config, shards: Shards, job_dir: str, parent_run_id: str | None
-) -> tuple[SearchResult, list[str]]:
-    """Run the search. Return its result and the MLflow run ids of the trials."""
-    run_ids: list[str] = []
-
-    def run_trial(overrides: dict[str, Any], trial_id: str) -> dict[str, Any]:
-        tags = {
-            "kind": "trial",
-            **{f"searched.{path}": str(value) for path, value in overrides.items()},
-        }
-        trial = _trial_config(config, job_dir, overrides, trial_id)
-        is_same = trial.data.shards == shards.folder
-        trial_shards = shards if is_same else open_shards(trial.data.shards)
-        return train_trial(trial, trial_shards, parent_run_id=parent_run_id, tags=tags)
+def _search(campaign: Campaign, *, is_warm: bool) -> SearchResult:
+    """Run or continue the search."""
+    config = campaign.config
 
     def on_trial_end(outcome: TrialOutcome) -> None:
         """Set the true status of the trial's run, which a trial stopped by Tune cannot set."""
         if outcome.status == "interrupted" and outcome.error is None:  # by the user
             kill_private_ray()  # before kill_running_children: a starting trial opens its run
             return
-        trial = _trial_config(config, job_dir, outcome.overrides, outcome.trial_id)
-        tracker = open_run(
-            trial.tracking,
-            run_name=trial.train.run_name,
-            job_dir=get_job_dir(trial),
-            parent_run_id=parent_run_id,
-        )
+        tracker = campaign.open_run(outcome.overrides, outcome.trial_id)
         is_pruned = str(outcome.status == "pruned").lower()
-        tracker.set_tags({"trial_status": outcome.status, "pruned": is_pruned})
+        reason = {"failure": outcome.error} if outcome.error else {}
+        tracker.set_tags({"trial_status": outcome.status, "pruned": is_pruned, **reason})
         tracker.finish(MLFLOW_STATUS[outcome.status])
-        if tracker.run_id is not None:
-            run_ids.append(tracker.run_id)
 
-    filesystem, path = open_filesystem(job_dir)  # Ray would cut the query off a URI
+    max_concurrent = _choose_concurrency(config, is_warm=is_warm)
+    filesystem, path = open_filesystem(campaign.job_dir)  # Ray would cut the query off a URI
     try:
-        result = run_search(
-            config.search,
-            run_trial,
+        return run_search(
+            config.search.model_copy(update={"max_concurrent": max_concurrent}),
+            _make_warm_trials(campaign) if is_warm else campaign.run_nested,
             name="tune",
             storage_path=path,
             filesystem=filesystem,
-            trial_steps=_get_trial_steps(config),
+            trial_steps=get_trial_steps(config),
             on_trial_end=on_trial_end,
-            facts=find_trial_facts(config, _get_trial_steps(config)),
+            facts=find_trial_facts(config, get_trial_steps(config)),
         )
     except KeyboardInterrupt:
         tags = {"trial_status": "interrupted", "pruned": "false"}
-        kill_running_children(config.tracking, parent_run_id, tags)
+        kill_running_children(config.tracking, campaign.parent_run_id, tags)
         raise
-    return result, run_ids
+
+
+def _make_warm_trials(campaign: Campaign) -> WarmTrials:
+    """Return how trials of one worker run: in processes that have the resources of the worker."""
+    scaling = campaign.config.scaling
+
+    def make_worker() -> TrialWorker:
+        from app.jobs.warm_trials import WarmWorker  # torch and MLflow
+
+        return WarmWorker(campaign)
+
+    gpu = {"GPU": 1.0} if scaling.use_gpu else {}
+    resources = {"CPU": scaling.cpus_per_worker, **gpu}
+    return WarmTrials(make_worker, resources, campaign.config.train.max_failures)
+
+
+def _choose_concurrency(config: Config, *, is_warm: bool) -> int:
+    """Return the number of trials that run at the same time, and print it."""
+    search, scaling = config.search, config.scaling
+    number = search.max_concurrent
+    origin = "search.max_concurrent"
+    if number is None:
+        number, origin = count_concurrent_trials(
+            search.workers_per_trial,
+            scaling.cpus_per_worker,
+            scaling.use_gpu,
+            # a warm trial reads its data itself
+            0.0 if is_warm else config.data.cpus_per_task,
+        )
+    number = min(number, search.num_trials)
+    print(f"{search.num_trials} trials, {number} at a time ({origin})", file=sys.stderr)
+    return number
+
+
+def require_same_search(config: Config, shards: Shards, job_dir: str) -> None:
+    """Raise UserError if the search in the folder has other settings or data; store new ones."""
+    values = {
+        name: value
+        for name, value in flatten_config(config).items()
+        if not name.startswith(UNPINNED)
+    }
+    search = config.search.model_dump(mode="json")
+    now = {
+        **values,
+        **{f"search.{name}": search[name] for name in PINNED_SEARCH},
+        "the digest of data.shards": shards.digest,
+    }
+    now = json.loads(mask_secrets(json.dumps(now)))  # as it will be read again
+
+    saved = read_job_file(job_dir, "search.json")
+    if saved is None:
+        write_json(join_uri(job_dir, "search.json"), now)
+        return
+    changes = [
+        f"{name} was {saved.get(name)!r} and is {now.get(name)!r}"
+        for name in sorted({*saved, *now})
+        if saved.get(name) != now.get(name)
+    ]
+    if changes:
+        raise UserError(
+            f"the search {config.train.run_name} cannot continue: {'; '.join(changes)}; restore "
+            "the old value, or set train.run_name to a new search"
+        )

@@ -11,7 +11,7 @@ from app.evaluation.generate import generate_outputs
 from app.evaluation.probes.heat_map import render_heat_map
 from app.evaluation.probes.model import list_metrics, probe_model
 from app.gemma.load import CaptionLoss, autocast, evaluation_mode
-from app.jobs.train_context import RayTrainContext
+from app.jobs.train_context import JobContext
 from app.training.parallel import reshard_model
 from data_pipeline.shards import ShardRecord
 from data_pipeline.stream.encode import Example
@@ -19,7 +19,7 @@ from data_pipeline.stream.token_stream import Stream
 
 
 def build_watch(
-    config: Config, stream: Stream, objective: CaptionLoss, context: RayTrainContext
+    config: Config, stream: Stream, objective: CaptionLoss, context: JobContext
 ) -> Callable[[int], Mapping[str, float]]:
     """Return a function of the step that looks at the model, and returns its metrics.
 

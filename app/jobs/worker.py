@@ -3,6 +3,7 @@
 import gc
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import ray.train
 import ray.train.torch
 import torch
 from peft import PeftModel
+from torch import nn
+from transformers import Gemma2ForCausalLM
 
 from app.config import Config
 from app.gemma.activation_checkpoint import apply_memory_config, compile_model
+from app.gemma.base_model import BaseModelPin
 from app.gemma.load import DTYPES, CaptionLoss, add_lora, count_parameters, load_base_model
-from app.jobs.initial_adapter import InitialAdapter
-from app.jobs.train_context import RayTrainContext
+from app.jobs.train_context import JobContext, RayTrainContext
 from app.jobs.watch import build_watch
 from app.jobs.worker_job import WorkerJob
 from app.training import checkpoint, loop
@@ -44,19 +47,26 @@ def run_worker(arguments: dict[str, WorkerJob]) -> dict[str, Any]:
     configure_device(config, device)
 
     # build the model
-    objective = _build_objective(config, device, num_workers)
-    model = objective.model
-    num_trained, num_parameters = count_parameters(model)
+    loading_device = choose_loading_device(
+        config.parallel.strategy, size=num_workers, device=device
+    )
+    base_model = load_base_model(
+        config.model,
+        config.quantization,
+        device=loading_device,
+        dtype=DTYPES[config.train.precision],
+    )
+    objective = adapt_base_model(base_model, config)
+    num_parameters = count_parameters(objective.model)
     wrapped = wrap_model(objective, config.parallel.strategy, size=num_workers, device=device)
     optimizer = build_optimizer(wrapped, config.optim)
-    context = RayTrainContext(job, model, optimizer)
+    context = RayTrainContext(job, objective.model, optimizer)
 
     # restore
-    state = _restore_newest(model, optimizer, context, job.initial_adapter)
-    if context.rank == 0:
-        _tag_run(context, num_trained, num_parameters)
-        if context.ledger is not None:
-            context.ledger.delete_entries_after(state.step)
+    newest = ray.train.get_checkpoint()
+    with nullcontext() if newest is None else newest.as_directory() as folder:
+        state = restore_state(folder, job, objective.model, optimizer, context.base_pin)
+    start_records(context, num_parameters, state)
 
     # read the validation split
     validation = read_validation_batches(
@@ -68,13 +78,36 @@ def run_worker(arguments: dict[str, WorkerJob]) -> dict[str, Any]:
     own_dropped = torch.tensor(sum(int(batch["num_dropped"].sum()) for batch in validation))
     num_validation_dropped = int(all_reduce_sum(own_dropped, context))
 
+    # train
+    setup = build_setup(job, objective, wrapped, optimizer, validation, context)
+    batches = _iterate_train_batches(config, context, state.position)
+    state = loop.train_model(setup, batches, state)
+
+    # restore the best weights
+    if config.train.save_steps:
+        _restore_best_weights(objective.model)
+    eval_loss = compute_mean_loss(wrapped, validation, context)
+    context.tracker.flush()
+    return _final_figures(state, eval_loss, num_validation_dropped)
+
+
+def build_setup(
+    job: WorkerJob,
+    objective: CaptionLoss,
+    wrapped: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    validation: Sequence[Batch],
+    context: JobContext,
+) -> loop.TrainSetup:
+    """Return the parts of the training loop; `wrapped` is the objective, or contains it."""
+    config = job.config
+
     def after_step(step: int, micro_batches: Sequence[Batch]) -> None:
-        _empty_cache(step, config.memory.empty_cache_steps, device)
+        _empty_cache(step, config.memory.empty_cache_steps, context.device)
         if context.ledger is not None:
             context.ledger.add(step, micro_batches)
 
-    # train
-    setup = loop.TrainSetup(
+    return loop.TrainSetup(
         objective=wrapped,
         optimizer=optimizer,
         validation=validation,
@@ -85,15 +118,6 @@ def run_worker(arguments: dict[str, WorkerJob]) -> dict[str, Any]:
         after_step=after_step,
         watch_model=build_watch(config, job.stream, objective, context),
     )
-    batches = _iterate_train_batches(config, context, state.position)
-    state = loop.train_model(setup, batches, state)
-
-    # restore the best weights
-    if config.train.save_steps:
-        _restore_best_weights(model)
-    eval_loss = compute_mean_loss(wrapped, validation, context)
-    context.tracker.flush()
-    return _final_figures(state, eval_loss, num_validation_dropped)
 
 
 def configure_device(config: Config, device: torch.device) -> None:
@@ -108,45 +132,36 @@ def configure_device(config: Config, device: torch.device) -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / total_bytes), device)
 
 
-def _build_objective(config: Config, device: torch.device, num_workers: int) -> CaptionLoss:
-    """Load the base model, add the LoRA adapter and return the loss module in training mode."""
-    loading_device = choose_loading_device(
-        config.parallel.strategy, size=num_workers, device=device
-    )
-    dtype = DTYPES[config.train.precision]
-    base_model = load_base_model(
-        config.model, config.quantization, device=loading_device, dtype=dtype
-    )
+def adapt_base_model(base_model: Gemma2ForCausalLM, config: Config) -> CaptionLoss:
+    """Add a new LoRA adapter to the base model; return the loss module in training mode."""
     model = add_lora(base_model, config.lora, seed=config.train.seed)
     apply_memory_config(base_model, config.memory)
     if config.train.compile:
         compile_model(base_model)
-    return CaptionLoss(model, dtype).train()
+    return CaptionLoss(model, DTYPES[config.train.precision]).train()
 
 
-def _restore_newest(
+def restore_state(
+    folder: str | None,
+    job: WorkerJob,
     model: PeftModel,
     optimizer: torch.optim.Optimizer,
-    context: RayTrainContext,
-    initial_adapter: "ray.ObjectRef[InitialAdapter] | None",
+    base_pin: BaseModelPin,
 ) -> TrainState:
-    """Load the newest checkpoint in place and return its state.
+    """Load the checkpoint in a folder in place and return its state.
 
     Without a checkpoint load the initial adapter, if there is one, and return a new state.
     """
-    newest = ray.train.get_checkpoint()
-    if newest is None:
-        if initial_adapter is not None:
-            initial = ray.get(initial_adapter)
-            checkpoint.require_same_pin(initial.base, context.base_pin)
+    if folder is None:
+        if job.initial_adapter is not None:
+            initial = ray.get(job.initial_adapter)
+            checkpoint.require_same_pin(initial.base, base_pin)
             weights = {name: torch.tensor(value) for name, value in initial.weights.items()}
             checkpoint.load_weights(weights, model)
         return TrainState()
-    with newest.as_directory() as name:
-        folder = Path(name)
-        checkpoint.require_same_base_model(folder, context.base_pin)
-        restored = checkpoint.restore_checkpoint(folder, model, optimizer)
-        return loop.state_from_json(restored["state"])
+    checkpoint.require_same_base_model(Path(folder), base_pin)
+    restored = checkpoint.restore_checkpoint(Path(folder), model, optimizer)
+    return loop.state_from_json(restored["state"])
 
 
 def _restore_best_weights(model: PeftModel) -> None:
@@ -158,14 +173,22 @@ def _restore_best_weights(model: PeftModel) -> None:
             checkpoint.restore_weights(Path(folder), model)
 
 
-def _tag_run(context: RayTrainContext, num_trained: int, num_parameters: int) -> None:
-    """Write the size and the hash of the model to the MLflow run."""
+def start_records(context: JobContext, num_parameters: tuple[int, int], state: TrainState) -> None:
+    """Write the numbers of parameters and the base model's hash to the MLflow run, on rank 0.
+
+    `num_parameters` is the result of `count_parameters`. Delete the ledger's entries after the step
+    from which the job continues.
+    """
+    if context.rank != 0:
+        return
     tags = {
-        "trained_parameters": str(num_trained),
-        "parameters": str(num_parameters),
+        "trained_parameters": str(num_parameters[0]),
+        "parameters": str(num_parameters[1]),
         "base.sha256": context.base_pin["sha256"],
     }
     context.tracker.set_tags(tags)
+    if context.ledger is not None:
+        context.ledger.delete_entries_after(state.step)
 
 
 def _final_figures(
@@ -201,7 +224,14 @@ def _iterate_train_batches(
     )
     if context.rank == 0:
         batches = check_start(batches, start)
-    if context.device.type != "cuda" or not config.memory.pin_memory:
+    return pin_batches(batches, config, context.device)
+
+
+def pin_batches(
+    batches: Iterator[tuple[Batch, Position]], config: Config, device: torch.device
+) -> Iterator[tuple[Batch, Position]]:
+    """Return the micro-batches, in page-locked memory if configured and the device is a GPU."""
+    if device.type != "cuda" or not config.memory.pin_memory:
         return batches
     return (
         ({name: _pin_column(column) for name, column in batch.items()}, position)

@@ -26,3 +26,11 @@ def is_gain(loss: float, best_loss: float, config: TrainConfig) -> bool:
     lowest loss instead, so that a loss that falls slowly stops the job there.
     """
     return loss < best_loss - config.early_stopping_threshold
+
+
+def is_finished(step: int, num_stale_evaluations: int, config: TrainConfig) -> bool:
+    """Return True after `max_steps`, or after too many evaluations without a gain."""
+    if config.max_steps is not None and step >= config.max_steps:
+        return True
+    patience = config.early_stopping_patience
+    return patience is not None and num_stale_evaluations >= patience

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from app.training.config import OptimConfig, TrainConfig
-from app.training.horizon import compute_progress, is_gain
+from app.training.horizon import compute_progress, is_finished, is_gain
 from app.training.nonfinite import (
     INITIAL_LOSS_SCALE,
     find_nonfinite,
@@ -89,13 +89,22 @@ def train_model(
 
     Each batch comes with the position of the stream after it. `state` is updated in place.
     """
+    for _ in iterate_evaluations(setup, batches, state):
+        pass
+    return state
+
+
+def iterate_evaluations(
+    setup: TrainSetup, batches: Iterator[tuple[Batch, Position]], state: TrainState
+) -> Iterator[float]:
+    """Train as `train_model` does. Yield the loss of each evaluation after its report."""
     config, context = setup.config, setup.context
 
     if state.step == 0:
-        evaluate_model(setup, state, save=False)
+        yield evaluate_model(setup, state, save=False)
     evaluated_step = state.step
 
-    while not is_finished(state, config):
+    while not is_finished(state.step, state.num_stale_evaluations, config):
         # next micro-batches
         wait_started = time.monotonic()
         taken = list(itertools.islice(batches, config.gradient_accumulation_steps))
@@ -136,12 +145,11 @@ def train_model(
         # evaluate and save
         if state.step % config.eval_steps == 0:
             save = config.save_steps is not None and state.step % config.save_steps == 0
-            evaluate_model(setup, state, save=save)
+            yield evaluate_model(setup, state, save=save)
             evaluated_step = state.step
 
     if evaluated_step != state.step:
-        evaluate_model(setup, state, save=config.save_steps is not None)
-    return state
+        yield evaluate_model(setup, state, save=config.save_steps is not None)
 
 
 def _step_or_skip(
@@ -243,14 +251,6 @@ def _compute_metrics(
         "train/skipped_steps": state.num_skipped_steps,
         "memory/peak_mib": measure_peak_memory_mib(device),
     }
-
-
-def is_finished(state: TrainState, config: TrainConfig) -> bool:
-    """Return True after `max_steps`, or after too many evaluations without a gain."""
-    if config.max_steps is not None and state.step >= config.max_steps:
-        return True
-    patience = config.early_stopping_patience
-    return patience is not None and state.num_stale_evaluations >= patience
 
 
 def evaluate_model(setup: TrainSetup, state: TrainState, *, save: bool) -> float:

@@ -1,0 +1,127 @@
+"""Follow the trials of a search: record them, and print how each one ends."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray.tune
+from ray.tune.experiment import Trial
+
+from tune.keys import FAILURE_KEY, FINISHED_KEY, METRIC_KEY, OVERRIDES_KEY, STEP_KEY
+from tune.outcome import Status, TrialOutcome, format_outcome
+from tune.record import CampaignRecord, TrialRecord
+
+
+class Progress(ray.tune.Callback):
+    """Record the reports of all trials, and print the outcome of each trial in one line."""
+
+    def __init__(
+        self,
+        num_trials: int,
+        record: CampaignRecord,
+        on_trial_end: Callable[[TrialOutcome], None] | None,
+    ) -> None:
+        self.outcomes: list[TrialOutcome] = []
+        self._num_trials = num_trials
+        self._record = record
+        self._on_trial_end = on_trial_end
+        self._running: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles its callbacks to restore a search later. A search continues from its record
+        # instead, and on_trial_end may hold a tracking client, which cannot be pickled.
+        return {**self.__dict__, "_on_trial_end": None}
+
+    def on_trial_start(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        name = trial.trial_id
+        self._running.add(name)
+        if name not in self._record.trials:
+            self._record.write(TrialRecord(name, trial.config[OVERRIDES_KEY]))
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        record = self._record.trials[trial.trial_id]
+        step = result[STEP_KEY]
+        # a continued or restarted trial repeats reports
+        if FAILURE_KEY not in result and (not record.reports or step > record.reports[-1][0]):
+            record.reports.append((step, result[METRIC_KEY]))
+            record.overrides = trial.config[OVERRIDES_KEY]
+            self._record.write(record)
+
+    def on_checkpoint(
+        self, iteration: int, trials: list[Trial], trial: Trial, checkpoint: Any, **info: Any
+    ) -> None:
+        record = self._record.trials[trial.trial_id]
+        step, loss = trial.last_result[STEP_KEY], trial.last_result[METRIC_KEY]
+        if not record.reports or record.reports[-1] != (step, loss) or record.status is not None:
+            return  # of a repeated report
+        record.checkpoint = checkpoint.path
+        if loss <= min((loss for step, loss in record.reports if step > 0), default=math.inf):
+            record.best_checkpoint = checkpoint.path
+        self._record.write(record)
+
+    def on_trial_recover(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        reason = _read_last_line(trial.error_file)
+        print(f"trial {trial.trial_id} starts again from its checkpoint: {reason}", flush=True)
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        failure = trial.last_result.get(FAILURE_KEY)
+        if failure is not None:
+            self._end(trial.trial_id, "failed", failure)
+        else:
+            is_finished = trial.last_result.get(FINISHED_KEY)
+            self._end(trial.trial_id, "completed" if is_finished else "pruned")
+
+    def on_trial_error(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        self._end(trial.trial_id, "failed", _read_last_line(trial.error_file))
+
+    def interrupt_running(self) -> None:
+        """End the running trials as interrupted. Their records stay open: they can continue."""
+        for name in sorted(self._running):
+            self._end(name, "interrupted")
+
+    def _end(self, name: str, status: Status, error: str | None = None) -> None:
+        self._running.discard(name)
+        record = self._record.trials[name]
+        if record.status is not None:  # it had ended before this search continued
+            self.outcomes.append(make_outcome(record, record.status))
+            return
+
+        record.error = error
+        outcome = make_outcome(record, status)
+        self.outcomes.append(outcome)
+        num_left = self._num_trials - len(self.outcomes)
+        print(f"{format_outcome(outcome)}; {num_left} left", flush=True)
+        if self._on_trial_end is not None:
+            self._on_trial_end(outcome)
+        if status != "interrupted":
+            record.status = status
+            self._record.write(record)
+
+
+def make_outcome(record: TrialRecord, status: Status) -> TrialOutcome:
+    """Return the outcome of a trial from its record."""
+    losses = [loss for _, loss in record.reports if math.isfinite(loss)]
+    return TrialOutcome(
+        trial_id=record.trial_id,
+        overrides=record.overrides,
+        status=status,
+        step=record.reports[-1][0] if record.reports else 0,
+        eval_loss=min(losses, default=None),
+        error=record.error,
+    )
+
+
+def _read_last_line(error_file: str) -> str:
+    """Return the last line of a traceback, which names the error."""
+    return Path(error_file).read_text(encoding="utf-8").strip().splitlines()[-1].strip()
