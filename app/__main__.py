@@ -6,7 +6,6 @@ that an error in them appears within two seconds.
 
 import argparse
 import atexit
-import dataclasses
 import gc
 import json
 import os
@@ -28,7 +27,6 @@ from app.jobs.trained_model import find_configured_model
 from app.output import mask_output
 from app.storage import check_json_file
 from app.tracking import check_tracking, run_ui
-from data_pipeline.config import PrepareConfig
 from data_pipeline.errors import DataError
 from tune.errors import SearchError
 
@@ -139,9 +137,7 @@ def _tune(arguments: argparse.Namespace) -> int:
     with connect_workers(config, num_workers, workers_per_trial=per_trial):
         searched = tune_job(config, shards)
 
-    if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump(searched.list_trials(), file, indent=2)
+    searched.write_trials(arguments.json)
     print(json.dumps(searched.describe()))
     return 0
 
@@ -170,27 +166,9 @@ def _promote(arguments: argparse.Namespace) -> int:
 
 def _prepare(arguments: argparse.Namespace) -> int:
     """Write Parquet shards of the given sources. Print the counts."""
-    check_json_file(arguments.json)
-    values = {name: getattr(arguments, name) for name in PrepareConfig.model_fields}
-    config = configs.validate_values(PrepareConfig, values)
-    on_ray = arguments.ray or os.environ.get("RAY_ADDRESS")
-    if on_ray and config.processes:
-        raise UserError(
-            f"--processes {config.processes} counts processes of this machine, but Ray uses all "
-            "CPUs of its cluster: leave out --processes, or leave out --ray and unset RAY_ADDRESS"
-        )
+    from app.jobs.prepare_command import run_prepare
 
-    from data_pipeline.prepare.dataset import prepare_dataset
-
-    if on_ray:
-        from app.jobs.prepare import map_on_ray
-
-    map_batches = map_on_ray if on_ray else None
-    report = prepare_dataset(arguments.source, config, map_batches=map_batches)
-    if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump(dataclasses.asdict(report), file, indent=2)
-    print(report)
+    print(run_prepare(arguments))
     return 0
 
 

@@ -52,7 +52,7 @@ def _build_parser() -> argparse.ArgumentParser:
     tune = _add_command_with_config(
         commands, "tune", "search over search.space, or continue; ASHA stops bad trials early"
     )
-    tune.add_argument("--json", type=os.path.expanduser, help="write all trials to this file")
+    tune.add_argument("--json", type=_expand_home, help="write all trials to this file")
     _add_evaluate(commands)
     _add_caption(commands)
     _add_promote(commands)

@@ -19,7 +19,7 @@ def add_search(
     parent = open_run(config, run_name="job", job_dir=f"{folder}/s", tags={"kind": "search"})
     parent.finish("FINISHED")
     for rate, (status, losses) in trials.items():
-        tags = {"kind": "trial", "searched.optim.learning_rate": rate, "trial_status": status}
+        tags = {"kind": "trial", "searched.optim.learning_rate": rate, "trial_state": status}
         trial = open_run(
             config,
             run_name=f"trial-{rate}",
@@ -39,9 +39,9 @@ def test_completed_trials_are_found_by_run_id_and_by_the_newest_run_of_a_name(
 ) -> None:
     config = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="team/icons")
     check_tracking(config)
-    first = {"0.001": ("completed", [3.0, 1.5, 2.0]), "0.1": ("pruned", [9.0])}
+    first = {"0.001": ("finished", [3.0, 1.5, 2.0]), "0.1": ("pruned", [9.0])}
     first_id = add_search(config, tmp_path / "first", first)
-    add_search(config, tmp_path / "second", {"0.002": ("completed", [1.0])})
+    add_search(config, tmp_path / "second", {"0.002": ("finished", [1.0])})
     # a training job of the same name is no search
     open_run(config, run_name="job", job_dir=f"{tmp_path}/train", tags={}).finish("FINISHED")
 

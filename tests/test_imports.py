@@ -13,7 +13,18 @@ FILES = [
     for package in ("app", "data_pipeline", "tune")
     for file in sorted((ROOT / package).rglob("*.py"))
 ]
-TUNE_ON_RAY = ("search", "search_algorithm", "tpe", "schedule", "pause", "population", "budget")
+TUNE_ON_RAY = (
+    "search",
+    "search_algorithm",
+    "tpe",
+    "schedule",
+    "pause",
+    "population",
+    "budget",
+    "numbered_trials",
+    "progress",
+    "warm",
+)
 TORCH_ONLY = ("app.training", "app.gemma", "app.memory_plan", "app.evaluation")
 
 
@@ -194,5 +205,5 @@ def test_a_config_section_loads_no_heavy_library(section):
 
 
 def test_the_parts_that_ray_trains_controller_unpickles_load_no_model_library():
-    heavy = ("torch", "transformers", "peft", "bitsandbytes", "mlflow")
+    heavy = ("transformers", "peft", "bitsandbytes", "mlflow")
     assert list_loaded("app.jobs.worker_job, app.jobs.failures", heavy) == "[]"

@@ -17,9 +17,10 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from app.jobs.cluster import ConnectedRay
 from tune.config import SearchConfig
 from tune.domain import Choice, LogUniform
-from tune.errors import SearchError
+from tune.errors import SearchError, TrialFailed
 from tune.outcome import TrialOutcome
 from tune.search import run_search
+from tune.warm import Evaluation, WarmTrials
 
 TRIAL_STEPS = 8
 NUM_CPUS = 4
@@ -74,30 +75,49 @@ def bare(overrides: dict[str, Any], trial_id: str) -> dict[str, Any]:
     return metrics
 
 
+class ToyWorker:
+    """Warm trials with the losses of `nested`."""
+
+    def start(self, overrides: Any, trial_id: str, folder: Path | None) -> Iterator[Evaluation]:
+        x = overrides["model.x"]
+        if x < 0:
+            raise TrialFailed(f"x is {x}")
+        return (
+            Evaluation(step, loss(x, step), step == TRIAL_STEPS)
+            for step in range(1, TRIAL_STEPS + 1)
+        )
+
+    def save(self, folder: Path) -> None:
+        (folder / "saved").write_text("")
+
+
+@pytest.mark.parametrize("is_warm", [True, False], ids=["warm", "nested"])
 def test_asha_prunes_the_worst_and_a_failing_trial_ends_alone(
-    ray_local: ConnectedRay, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ray_local: ConnectedRay, tmp_path: Path, capfd: pytest.CaptureFixture[str], is_warm: bool
 ) -> None:
-    # In this order, the third trial is the worst at its first rung in any case.
-    draws = [0.6, 0.5, 0.9, -1.0, 0.9]
-    config = SearchConfig(
-        space={"model.x": Choice(choice=(0.6, 0.5, 0.9, -1.0))},
-        num_trials=len(draws),
-        max_concurrent=2,
-        grace_steps=2,
-        seed=194,
+    # One trial at a time: the second one is the worst at its first rung.
+    draws = [0.5, 0.9, -1.0] + [0.9, 0.6, 0.9] * is_warm
+    config = SearchConfig.model_validate(
+        {
+            "space": {"model.x": {"choice": sorted(set(draws))}},
+            "points": [{"model.x": x} for x in draws],
+            "num_trials": len(draws),
+            "max_concurrent": 1,
+            "grace_steps": 2,
+        }
     )
     ended: list[TrialOutcome] = []
     result = run_search(
         config,
-        nested(tmp_path),
-        name="nested",
+        WarmTrials(ToyWorker, {"CPU": 1.9}) if is_warm else nested(tmp_path),
+        name="search",
         storage_path=str(tmp_path),
         trial_steps=TRIAL_STEPS,
         on_trial_end=ended.append,
     )
 
     assert result.trials == tuple(ended)
-    assert sorted(trial.overrides["model.x"] for trial in ended) == sorted(draws)
+    assert [trial.overrides["model.x"] for trial in ended] == draws
     by_status = {
         status: [t for t in ended if t.status == status]
         for status in ("completed", "pruned", "failed")
@@ -105,7 +125,7 @@ def test_asha_prunes_the_worst_and_a_failing_trial_ends_alone(
     assert [(t.overrides["model.x"], t.eval_loss, t.step) for t in by_status["failed"]] == [
         (-1.0, None, 0)
     ]
-    assert by_status["failed"][0].error == "ValueError: x is -1.0"
+    assert str(by_status["failed"][0].error).endswith("x is -1.0")
     assert {t.overrides["model.x"] for t in by_status["pruned"]} >= {0.9}
     assert all(t.step < TRIAL_STEPS for t in by_status["pruned"])
     assert all(t.step == TRIAL_STEPS for t in by_status["completed"])

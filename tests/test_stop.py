@@ -75,4 +75,4 @@ def test_a_signal_ends_all_runs_as_killed_with_one_sentence(
         run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
     ]
     assert [run.info.status for run in (parent, *children)] == ["KILLED"] * (1 + num_trials)
-    assert {run.data.tags["trial_status"] for run in children} <= {"interrupted"}
+    assert {run.data.tags["trial_state"] for run in children} <= {"interrupted"}

@@ -382,10 +382,10 @@ def test_the_running_children_of_a_stopped_search_end_as_killed(
     )
     other = open_job(config, tmp_path / "other")
     done.finish("FINISHED")
-    kill_running_children(config, parent.run_id, {"trial_status": "interrupted"})
+    kill_running_children(config, parent.run_id, {"trial_state": "interrupted"})
     statuses = [stored(config, each).info.status for each in (parent, running, done, other)]
     assert statuses == ["RUNNING", "KILLED", "FINISHED", "RUNNING"]
-    assert stored(config, running).data.tags["trial_status"] == "interrupted"
+    assert stored(config, running).data.tags["trial_state"] == "interrupted"
 
 
 @pytest.mark.parametrize(

@@ -479,7 +479,8 @@ def test_a_search_is_a_parent_run_with_a_true_status_for_every_trial(config):
     expected = {"completed": "FINISHED", "pruned": "KILLED"}
     for trial, run in zip(searched.result.trials, children, strict=True):
         assert run.info.status == expected[trial.status]
-        assert run.data.tags["pruned"] == str(trial.status == "pruned").lower()
+        state = {"completed": "finished", "pruned": "pruned"}[trial.status]
+        assert run.data.tags["trial_state"] == state
     assert (
         load_config(searched.best_config).optim.learning_rate
         == searched.result.best.overrides["optim.learning_rate"]

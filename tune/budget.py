@@ -9,7 +9,7 @@ from ray.tune import Callback, Stopper
 from ray.tune.experiment import Trial
 
 from tune.config import SearchConfig
-from tune.keys import METRIC_KEY, STEP_KEY
+from tune.keys import FAILURE_KEY, METRIC_KEY, STEP_KEY
 
 
 class Budget(Callback, Stopper):
@@ -72,11 +72,13 @@ class Budget(Callback, Stopper):
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         """Count an ended trial; a failed one tells nothing about the space."""
+        if FAILURE_KEY in trial.last_result:
+            return
         self._num_since_gain = 0 if self._has_gain else self._num_since_gain + 1
         self._has_gain = False
 
     def get_state(self) -> dict[str, Any]:
-        """Return the counts."""
+        """Return the hours; a search that continues repeats its reports, which count the rest."""
         return {key: value for key, value in vars(self).items() if key in _COUNTS}
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -97,12 +99,4 @@ class Budget(Callback, Stopper):
         return None
 
 
-_COUNTS = (
-    "_hours",
-    "_gpu_hours",
-    "_num_steps",
-    "_last_steps",
-    "_best_loss",
-    "_num_since_gain",
-    "_has_gain",
-)
+_COUNTS = ("_hours", "_gpu_hours")

@@ -88,13 +88,11 @@ def make_leaderboard(trials: Sequence[Trial]) -> dict[str, list[Any]]:
      'data': [[1, 'trial-a', 'pruned', 1.5, 20, 8, '12ab']]}
     """
     paths = list_paths(trials)
-    rows = [
-        [
-            rank, trial.name, trial.state, trial.loss, trial.step,
-            *(trial.params.get(path) for path in paths), trial.run_id,
-        ]
-        for rank, trial in enumerate(rank_trials(trials), 1)
-    ]  # fmt: skip
+    rows = []
+    for rank, trial in enumerate(rank_trials(trials), 1):
+        loss = None if trial.loss is None else round(trial.loss, 5)
+        values = [trial.params.get(path) for path in paths]
+        rows.append([rank, trial.name, trial.state, loss, trial.step, *values, trial.run_id])
     columns = ["rank", "trial", "state", "eval_loss", "step", *paths, "run_id"]
     return {"columns": columns, "data": rows}
 

@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from tune.campaign import Trial, list_measured
-from tune.config import Domain
-from tune.space import build_optuna_distributions
+from tune.domain import Domain, Equals
 
 _MIN_GOOD = 5
 """Number of best trials that PED-ANOVA needs for a stable result (Optuna's documentation)."""
@@ -19,12 +18,18 @@ def compute_importances(trials: Sequence[Trial], space: Mapping[str, Domain]) ->
     import optuna
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
+    from tune.tpe import to_distribution
+
     measured = list_measured(trials)
     if len(measured) < 2 or len(space) < 2 or len({trial.loss for trial in measured}) < 2:
         return {}
 
     # a study of the measured trials
-    distributions = build_optuna_distributions(space)
+    distributions = {
+        path: to_distribution(domain)
+        for path, domain in space.items()
+        if not isinstance(domain, Equals)
+    }
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="minimize")
     for trial in measured:

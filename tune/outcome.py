@@ -34,6 +34,11 @@ class SearchResult:
     """The trial with the lowest eval_loss among those that did not fail."""
     ended_by: str
     """The budget that ended the search, or the number of its trials, in words."""
+    best_checkpoint: str | None = None
+    """Checkpoint of the best trial with the lowest loss, as a path below the search's folder.
+
+    None for trials of several workers.
+    """
 
 
 def find_best(outcomes: Sequence[TrialOutcome]) -> TrialOutcome:

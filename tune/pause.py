@@ -7,7 +7,7 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from tune.keys import METRIC_KEY, STEP_KEY
+from tune.keys import FAILURE_KEY, FINISHED_KEY, METRIC_KEY, STEP_KEY
 
 
 def list_rungs(first: float, factor: float, last: float) -> list[float]:
@@ -61,8 +61,10 @@ class PausingAsha(FIFOScheduler):
             losses.pop(trial.trial_id, None)
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        """Note that a trial has reached its last step."""
-        self._has_completed = True
+        """Note that a trial has reached its last step, or forget a failed one."""
+        self._has_completed |= bool(result.get(FINISHED_KEY))
+        if FAILURE_KEY in result:
+            self.on_trial_error(tune_controller, trial)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         """Return the trial to start or to continue; end the paused trials at the end."""

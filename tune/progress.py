@@ -8,9 +8,14 @@ from typing import Any
 import ray.tune
 from ray.tune.experiment import Trial
 
+from tune.budget import Budget
+from tune.campaign import get_state
+from tune.config import SearchConfig
 from tune.keys import FAILURE_KEY, FINISHED_KEY, METRIC_KEY, OVERRIDES_KEY, STEP_KEY
 from tune.outcome import Status, TrialOutcome, format_outcome
 from tune.record import CampaignRecord, TrialRecord
+from tune.search_algorithm import count_trials
+from tune.trial_table import TrialTable
 
 
 class Progress(ray.tune.Callback):
@@ -18,15 +23,29 @@ class Progress(ray.tune.Callback):
 
     def __init__(
         self,
-        num_trials: int,
+        config: SearchConfig,
         record: CampaignRecord,
+        budget: Budget,
+        table: TrialTable,
         on_trial_end: Callable[[TrialOutcome], None] | None,
     ) -> None:
+        """Continue the record of an earlier driver, if there is one."""
         self.outcomes: list[TrialOutcome] = []
-        self._num_trials = num_trials
+        self._num_trials = count_trials(config)
+        self._keep_checkpoints = config.scheduler == "pbt"  # other trials may need them
         self._record = record
+        self._budget = budget
+        self._table = table
         self._on_trial_end = on_trial_end
         self._running: set[str] = set()
+
+        budget.set_state(record.budget)
+        if record.trials:
+            num_ended = sum(trial.status is not None for trial in record.trials.values())
+            print(
+                f"the search continues: {num_ended} of {self._num_trials} trials have ended",
+                flush=True,
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks to restore a search later. A search continues from its record
@@ -38,6 +57,7 @@ class Progress(ray.tune.Callback):
     ) -> None:
         name = trial.trial_id
         self._running.add(name)
+        self._table.start(name, trial.config[OVERRIDES_KEY])
         if name not in self._record.trials:
             self._record.write(TrialRecord(name, trial.config[OVERRIDES_KEY]))
 
@@ -46,11 +66,13 @@ class Progress(ray.tune.Callback):
     ) -> None:
         record = self._record.trials[trial.trial_id]
         step = result[STEP_KEY]
+        self._table.report(trial.trial_id, step, result[METRIC_KEY])
         # a continued or restarted trial repeats reports
         if FAILURE_KEY not in result and (not record.reports or step > record.reports[-1][0]):
             record.reports.append((step, result[METRIC_KEY]))
             record.overrides = trial.config[OVERRIDES_KEY]
             self._record.write(record)
+            self._record.write_budget(self._budget.get_state())
 
     def on_checkpoint(
         self, iteration: int, trials: list[Trial], trial: Trial, checkpoint: Any, **info: Any
@@ -59,9 +81,9 @@ class Progress(ray.tune.Callback):
         step, loss = trial.last_result[STEP_KEY], trial.last_result[METRIC_KEY]
         if not record.reports or record.reports[-1] != (step, loss) or record.status is not None:
             return  # of a repeated report
-        record.checkpoint = checkpoint.path
+        record.checkpoint = checkpoint.path.removeprefix(f"{self._record.root}/")
         if loss <= min((loss for step, loss in record.reports if step > 0), default=math.inf):
-            record.best_checkpoint = checkpoint.path
+            record.best_checkpoint = record.checkpoint
         self._record.write(record)
 
     def on_trial_recover(
@@ -85,32 +107,46 @@ class Progress(ray.tune.Callback):
     ) -> None:
         self._end(trial.trial_id, "failed", _read_last_line(trial.error_file))
 
-    def interrupt_running(self) -> None:
+    def interrupt_running(self, reason: str | None = None) -> None:
         """End the running trials as interrupted. Their records stay open: they can continue."""
         for name in sorted(self._running):
-            self._end(name, "interrupted")
+            self._end(name, "interrupted", reason)
 
     def _end(self, name: str, status: Status, error: str | None = None) -> None:
         self._running.discard(name)
         record = self._record.trials[name]
-        if record.status is not None:  # it had ended before this search continued
-            self.outcomes.append(make_outcome(record, record.status))
+        has_ended = record.status is not None  # before this search continued
+        outcome = make_outcome(
+            record, record.status or status, record.error if has_ended else error
+        )
+        self.outcomes.append(outcome)
+        self._table.end(name, get_state(outcome))
+        if has_ended:
             return
 
-        record.error = error
-        outcome = make_outcome(record, status)
-        self.outcomes.append(outcome)
         num_left = self._num_trials - len(self.outcomes)
         print(f"{format_outcome(outcome)}; {num_left} left", flush=True)
         if self._on_trial_end is not None:
             self._on_trial_end(outcome)
         if status != "interrupted":
-            record.status = status
+            record.status, record.error = status, error
             self._record.write(record)
+            if not self._keep_checkpoints:
+                self._delete_checkpoints()
+
+    def _delete_checkpoints(self) -> None:
+        """Keep the checkpoints of the best trial that has ended, and of those that have not."""
+        measured = [
+            outcome
+            for outcome in self.outcomes
+            if outcome.status != "failed" and outcome.eval_loss is not None
+        ]
+        best = min(measured, key=lambda outcome: outcome.eval_loss or 0.0, default=None)
+        self._record.delete_checkpoints(None if best is None else best.trial_id)
 
 
-def make_outcome(record: TrialRecord, status: Status) -> TrialOutcome:
-    """Return the outcome of a trial from its record."""
+def make_outcome(record: TrialRecord, status: Status, error: str | None) -> TrialOutcome:
+    """Return the outcome of a trial from the reports in its record."""
     losses = [loss for _, loss in record.reports if math.isfinite(loss)]
     return TrialOutcome(
         trial_id=record.trial_id,
@@ -118,7 +154,7 @@ def make_outcome(record: TrialRecord, status: Status) -> TrialOutcome:
         status=status,
         step=record.reports[-1][0] if record.reports else 0,
         eval_loss=min(losses, default=None),
-        error=record.error,
+        error=error,
     )
 
 

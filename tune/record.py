@@ -13,6 +13,8 @@ import pyarrow.fs
 
 from tune.outcome import Status
 
+_BUDGET_FILE = "budget.json"
+
 
 @dataclass
 class TrialRecord:
@@ -23,7 +25,7 @@ class TrialRecord:
     reports: list[tuple[int, float]] = field(default_factory=list)
     """(step, eval_loss) of each evaluation, in order of the steps."""
     checkpoint: str | None = None
-    """Newest checkpoint: a path of the storage."""
+    """Newest checkpoint: a path below the folder of the campaign."""
     best_checkpoint: str | None = None
     """Checkpoint with the lowest loss."""
     status: Status | None = None
@@ -32,29 +34,62 @@ class TrialRecord:
 
 
 class CampaignRecord:
-    """Records of all trials, one JSON file a trial in one folder."""
+    """Records of all trials, one JSON file a trial in the folder `record` of the campaign."""
 
-    def __init__(self, filesystem: pyarrow.fs.FileSystem, folder: str) -> None:
+    def __init__(self, filesystem: pyarrow.fs.FileSystem, root: str) -> None:
         """Read the records of an earlier driver, if there are any."""
-        self._filesystem, self._folder = filesystem, folder
+        self.filesystem, self.root = filesystem, root
+        self._folder = folder = f"{root}/record"
         filesystem.create_dir(folder, recursive=True)
         files = filesystem.get_file_info(pyarrow.fs.FileSelector(folder))
         self.trials = {
             file.base_name.removesuffix(".json"): self._read(file.path)
             for file in sorted(files, key=lambda file: file.base_name)
-            if file.base_name.endswith(".json")
+            if file.base_name.endswith(".json") and file.base_name != _BUDGET_FILE
         }
+        has_budget = any(file.base_name == _BUDGET_FILE for file in files)
+        self.budget = self._read_json(f"{folder}/{_BUDGET_FILE}") if has_budget else {}
+        """State of the budget, as it was last written."""
 
     def write(self, trial: TrialRecord) -> None:
         """Write the record of one trial, replacing its file atomically."""
         self.trials[trial.trial_id] = trial
-        path = f"{self._folder}/{trial.trial_id}.json"
-        with self._filesystem.open_output_stream(f"{path}.tmp") as stream:
-            stream.write(json.dumps(dataclasses.asdict(trial), indent=2).encode())
-        self._filesystem.move(f"{path}.tmp", path)
+        self._write_json(f"{trial.trial_id}.json", dataclasses.asdict(trial))
+
+    def write_budget(self, state: dict[str, Any]) -> None:
+        """Write the state of the budget."""
+        self._write_json(_BUDGET_FILE, state)
+
+    def delete_checkpoints(self, keep: str | None) -> None:
+        """Delete the checkpoints of all trials that have ended, except those of the trial `keep`.
+
+        Only folders that the records name are deleted, so a folder is never deleted twice.
+        """
+        for trial in self.trials.values():
+            folders = {
+                path.partition("/")[0] for path in (trial.checkpoint, trial.best_checkpoint) if path
+            }
+            if trial.status is None or trial.trial_id == keep or not folders:
+                continue
+            trial.checkpoint = trial.best_checkpoint = None
+            self.write(trial)
+            for folder in folders:
+                path = f"{self.root}/{folder}"
+                if self.filesystem.get_file_info(path).type == pyarrow.fs.FileType.Directory:
+                    self.filesystem.delete_dir(path)
+
+    def _write_json(self, name: str, value: dict[str, Any]) -> None:
+        path = f"{self._folder}/{name}"
+        with self.filesystem.open_output_stream(f"{path}.tmp") as stream:
+            stream.write(json.dumps(value, indent=2).encode())
+        self.filesystem.move(f"{path}.tmp", path)
+
+    def _read_json(self, path: str) -> dict[str, Any]:
+        with self.filesystem.open_input_stream(path) as stream:
+            value: dict[str, Any] = json.loads(stream.read())
+        return value
 
     def _read(self, path: str) -> TrialRecord:
-        with self._filesystem.open_input_stream(path) as stream:
-            values = json.loads(stream.read())
+        values = self._read_json(path)
         reports = [(step, loss) for step, loss in values.pop("reports")]
         return TrialRecord(**values, reports=reports)

@@ -26,6 +26,7 @@ from tune.record import CampaignRecord, TrialRecord
 from tune.schedule import build_scheduler
 from tune.search_algorithm import build_search_algorithm, count_trials
 from tune.space import Overrides
+from tune.trial_table import TrialTable, show_table
 from tune.warm import WarmTrials, build_warm_trainable
 
 RunTrial = Callable[[dict[str, Any], str], dict[str, Any]]
@@ -66,82 +67,64 @@ def run_search(
     `eval_loss` of every evaluation, and the callable returns the last of them.
 
     `storage_path` is a path of `filesystem`; without one, an absolute local path or a URI without a
-    query. The record of the trials is in its folder `name`. A search with a record continues: a
-    trial that has ended stays as it is, and the others continue from their checkpoints.
+    query. Its folder `name` has the record of the search, from which a search continues.
 
     `on_trial_end` runs in the caller's process as soon as the outcome of a trial is known. The
     workers of a pruned trial may be alive for some seconds after that.
 
-    A budget that is spent ends the running trials as interrupted.
-
-    Raises SearchError if the search cannot start or no trial reported a loss. A
-    KeyboardInterrupt ends the outcomes of the running trials as interrupted; the caller disconnects
-    Ray, which stops the trials.
+    Raises SearchError if the search cannot start or no trial reported a loss. A KeyboardInterrupt,
+    and a budget that is spent, end the outcomes of the running trials as interrupted. After a
+    KeyboardInterrupt, the caller disconnects Ray, which stops the trials.
     """
     if not config.space:
         raise SearchError(
             "search.space is empty: name a config path, "
             "e.g. optim.learning_rate: {loguniform: [1e-5, 1e-3]}"
         )
-
-    # read the record
     _silence_tune()
     if filesystem is None:
         filesystem, storage_path = pyarrow.fs.FileSystem.from_uri(storage_path)
-    num_trials = count_trials(config)
-    record = CampaignRecord(filesystem, f"{storage_path}/{name}/record")
+    record = CampaignRecord(filesystem, f"{storage_path}/{name}")
     budget = Budget(config, gpus_per_trial=facts.gpus_per_trial)
-    progress = Progress(num_trials, record, budget, on_trial_end)
-    if record.trials:
-        num_ended = sum(trial.status is not None for trial in record.trials.values())
-        print(f"the search continues: {num_ended} of {num_trials} trials have ended", flush=True)
+    table = TrialTable(count_trials(config), trial_steps)
+    progress = Progress(config, record, budget, table, on_trial_end)
+    tuner = _build_tuner(config, trials, record, [progress, budget], trial_steps, facts)
 
     # run
-    run_config = ray.tune.RunConfig(
-        name=name,
-        storage_path=storage_path,
-        storage_filesystem=filesystem,
-        verbose=0,
-        callbacks=[progress, budget],
-        stop=budget,
-        failure_config=ray.tune.FailureConfig(
-            max_failures=trials.max_failures if isinstance(trials, WarmTrials) else 0
-        ),
-        checkpoint_config=ray.tune.CheckpointConfig(
-            num_to_keep=2,  # the best ones, besides the newest
-            checkpoint_score_attribute=METRIC_KEY,
-            checkpoint_score_order="min",
-        ),
-    )
-    tuner = _build_tuner(config, trials, record, run_config, trial_steps, facts)
-    try:
-        tuner.fit()
-    except KeyboardInterrupt:
-        progress.interrupt_running()
-        raise
-    if budget.spent:
-        progress.interrupt_running(budget.spent)
+    with show_table(table):
+        try:
+            tuner.fit()
+        except KeyboardInterrupt:
+            progress.interrupt_running()
+            raise
+        if budget.spent:
+            progress.interrupt_running(budget.spent)
+
     outcomes = tuple(progress.outcomes)
     ended_by = budget.spent or f"all {len(outcomes)} trials have ended"
-    return SearchResult(outcomes, find_best(outcomes), ended_by)
+    best = find_best(outcomes)
+    return SearchResult(outcomes, best, ended_by, record.trials[best.trial_id].best_checkpoint)
 
 
 def _build_tuner(
     config: SearchConfig,
     trials: RunTrial | WarmTrials,
     record: CampaignRecord,
-    run_config: ray.tune.RunConfig,
+    callbacks: Sequence[Any],
     trial_steps: int,
     facts: TrialFacts,
 ) -> ray.tune.Tuner:
+    """Return the tuner; the last of the callbacks is the budget that stops all trials."""
     records = copy.deepcopy(record.trials)  # as an earlier driver left them
+    trainable: Any
     if isinstance(trials, WarmTrials):
-        trainable = build_warm_trainable(trials, records, record.filesystem)
-        resources = dict(trials.resources)
+        trainable = build_warm_trainable(trials, records, record)
+        resources, max_failures = dict(trials.resources), trials.max_failures
     else:
         # The nested trainer reserves the resources of its workers, so the trial itself takes almost
         # none. Ray refuses 0 CPU, and 1 CPU for each trial would leave too few for the workers.
-        trainable, resources = _make_nested_trainable(trials, records), {"CPU": 0.01}
+        trainable = _make_nested_trainable(trials, records)
+        resources, max_failures = {"CPU": 0.01}, 0
     # Tune counts paused trials: none could start while others are paused.
     max_concurrent = None if config.pauses_trials else config.max_concurrent or 1
     scheduler = build_scheduler(
@@ -161,7 +144,28 @@ def _build_tuner(
             reuse_actors=isinstance(trials, WarmTrials),
             trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}_{attempt}",
         ),
-        run_config=run_config,
+        run_config=_make_run_config(config, record, callbacks, max_failures),
+    )
+
+
+def _make_run_config(
+    config: SearchConfig, record: CampaignRecord, callbacks: Sequence[Any], max_failures: int
+) -> ray.tune.RunConfig:
+    storage_path, _, name = record.root.rpartition("/")
+    return ray.tune.RunConfig(
+        name=name,
+        storage_path=storage_path,
+        storage_filesystem=record.filesystem,
+        verbose=0,
+        callbacks=list(callbacks),
+        stop=callbacks[-1],
+        failure_config=ray.tune.FailureConfig(max_failures=max_failures),
+        checkpoint_config=ray.tune.CheckpointConfig(
+            # the best one, besides the newest; pbt may need those of other trials
+            num_to_keep=None if config.scheduler == "pbt" else 1,
+            checkpoint_score_attribute=METRIC_KEY,
+            checkpoint_score_order="min",
+        ),
     )
 
 

@@ -65,6 +65,10 @@ class TpeSearcher(Searcher):
         self._trials[trial_id] = overrides
         return {OVERRIDES_KEY: overrides}
 
+    def replace(self, trial_id: str, overrides: Overrides) -> None:
+        """Take these values for those that `suggest` has returned for a trial."""
+        self._trials[trial_id] = overrides
+
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Keep the lowest finite loss of a trial."""
         if math.isfinite(result[METRIC_KEY]):
@@ -102,7 +106,7 @@ class TpeSearcher(Searcher):
             state=TrialState.RUNNING if loss is None else TrialState.COMPLETE,
             value=loss,
             params=drawn,
-            distributions={path: _to_distribution(self._space[path]) for path in drawn},
+            distributions={path: to_distribution(self._space[path]) for path in drawn},
         )
 
 
@@ -118,7 +122,8 @@ def _suggest_value(trial: optuna.Trial, path: str, domain: Drawn) -> Any:
             return trial.suggest_categorical(path, values)
 
 
-def _to_distribution(domain: Domain) -> BaseDistribution:
+def to_distribution(domain: Domain) -> BaseDistribution:
+    """Return the distribution of Optuna for a domain that is drawn."""
     match domain:
         case LogUniform(loguniform=(low, high)):
             return FloatDistribution(low, high, log=True)

@@ -13,7 +13,7 @@ from ray.tune.result import DONE, SHOULD_CHECKPOINT
 
 from tune.errors import TrialFailed
 from tune.keys import FAILURE_KEY, FINISHED_KEY, METRIC_KEY, OVERRIDES_KEY, STEP_KEY
-from tune.record import TrialRecord
+from tune.record import CampaignRecord, TrialRecord
 
 _REPLAY_FILE = "replay.json"
 
@@ -55,7 +55,7 @@ class WarmTrials:
     """Number of restarts of a trial whose process dies, from its newest checkpoint."""
 
 
-class WarmTrainable(ray.tune.Trainable):  # type: ignore[misc]
+class WarmTrainable(ray.tune.Trainable):
     """One trial after another in the actor of Tune, each from its record."""
 
     warm: WarmTrials
@@ -63,6 +63,8 @@ class WarmTrainable(ray.tune.Trainable):  # type: ignore[misc]
     """Records of an earlier driver."""
     filesystem: pyarrow.fs.FileSystem
     """Storage of the recorded checkpoints."""
+    root: str
+    """Folder of the campaign."""
 
     _worker: TrialWorker | None = None
 
@@ -87,7 +89,8 @@ class WarmTrainable(ray.tune.Trainable):  # type: ignore[misc]
             self._num_replayed += 1
             return self._report()
         if self._record.status is not None:
-            return self._report(ended=True)
+            is_finished = self._record.status == "completed"
+            return self._report(ended=True) | {FINISHED_KEY: is_finished}
 
         try:
             if self._evaluations is None:
@@ -130,11 +133,13 @@ class WarmTrainable(ray.tune.Trainable):  # type: ignore[misc]
         """Start training from a checkpoint of Tune, or else from the recorded one."""
         self._worker = self._worker or self.warm.make_worker()
         start, reports = self._worker.start, self._record.reports
+        # pbt may have changed the values, and started the trial again
+        recorded = self._record.checkpoint if self._record.overrides == self._overrides else None
         try:
-            if folder is not None or self._record.checkpoint is None:
+            if folder is not None or recorded is None:
                 evaluations = start(self._overrides, self.trial_id, folder)
             else:
-                saved = ray.tune.Checkpoint(self._record.checkpoint, self.filesystem)
+                saved = ray.tune.Checkpoint(f"{self.root}/{recorded}", self.filesystem)
                 with saved.as_directory() as name:
                     evaluations = start(self._overrides, self.trial_id, Path(name))
         except TrialFailed as error:
@@ -152,7 +157,7 @@ class WarmTrainable(ray.tune.Trainable):  # type: ignore[misc]
 
 
 def build_warm_trainable(
-    warm: WarmTrials, records: Mapping[str, TrialRecord], filesystem: pyarrow.fs.FileSystem
+    warm: WarmTrials, records: Mapping[str, TrialRecord], record: CampaignRecord
 ) -> type[ray.tune.Trainable]:
     """Return the class that Tune runs. Its actor is the process of the trials.
 
@@ -160,8 +165,10 @@ def build_warm_trainable(
     does nothing else, and loads no model.
     """
 
-    class Bound(WarmTrainable):
+    class WarmTrialsOfSearch(WarmTrainable):
         pass
 
-    Bound.warm, Bound.records, Bound.filesystem = warm, records, filesystem
-    return Bound
+    bound = WarmTrialsOfSearch
+    bound.warm, bound.records = warm, records
+    bound.filesystem, bound.root = record.filesystem, record.root
+    return bound

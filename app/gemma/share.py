@@ -1,6 +1,7 @@
 """Copies of a base model's modules over the same frozen weights."""
 
 import copy
+from typing import Any
 
 from bitsandbytes.nn.modules import Linear4bit
 from transformers import Gemma2ForCausalLM
@@ -12,7 +13,7 @@ def copy_modules(base_model: Gemma2ForCausalLM) -> Gemma2ForCausalLM:
     An adapter, patches and hooks of the copy do not change `base_model`, so that another adapter
     can be added to another copy. The copy needs almost no memory.
     """
-    shared = [*base_model.parameters(), *base_model.buffers()]
+    shared: list[Any] = [*base_model.parameters(), *base_model.buffers()]
     for module in base_model.modules():
         if isinstance(module, Linear4bit):
             shared += [module.quant_state, getattr(module.weight, "quant_state", None)]

@@ -8,6 +8,7 @@ from app.errors import UserError
 from app.gemma.base_model import get_tokenizer_source
 from app.jobs.cluster import connect_ray, is_ray_private
 from app.jobs.resources import describe_shortage, get_machine_resources, require_resources
+from app.jobs.run_tags import NOTE, add_result, describe_end
 from app.tracking import Tracker, get_final_status, open_run
 from data_pipeline.shards import Shards
 from data_pipeline.stream.token_stream import Stream
@@ -58,15 +59,19 @@ def connect_workers(
 def track_run(
     config: Config, job_dir: str, tags: Mapping[str, str] | None = None
 ) -> Iterator[Tracker]:
-    """Open or continue the job's one MLflow run, and close it with its true status."""
-    tracker = open_run(
-        config.tracking, run_name=config.train.run_name, job_dir=job_dir, tags=tags or {}
-    )
+    """Open or continue the job's one MLflow run, and close it with its true status.
+
+    The tags are set at its start. An error is added to the description among them.
+    """
+    tags = tags or {}
+    tracker = open_run(config.tracking, run_name=config.train.run_name, job_dir=job_dir, tags=tags)
     error: BaseException | None = None
     try:
         yield tracker
     except BaseException as caught:
         error = caught
+        if NOTE in tags:
+            tracker.set_tags({NOTE: add_result(tags[NOTE], describe_end(caught))})
         raise
     finally:
         tracker.finish(get_final_status(error))

@@ -16,7 +16,7 @@ ADAPTER_FILE = "adapter_config.json"
 
 @dataclass(frozen=True)
 class SavedCheckpoint:
-    """The newest checkpoint of a job."""
+    """A checkpoint of a job."""
 
     folder: str
     """Folder or URI."""
@@ -55,6 +55,32 @@ def read_newest_checkpoint(job_dir: str) -> SavedCheckpoint | None:
     metrics = read_value(file, newest, "metrics", dict)
     read_value(file, metrics, "step", int)
     return SavedCheckpoint(join_uri(job_dir, folder), metrics)
+
+
+def find_lowest_checkpoint(folder: str, run_id: str) -> SavedCheckpoint | None:
+    """Return the checkpoint of an MLflow run with the lowest evaluation loss, None without one.
+
+    It reads all checkpoints below the folder: a trial that was stopped has no list of its own, and
+    Ray Train and Ray Tune keep checkpoints in different folders.
+    """
+    from pyarrow.fs import FileSelector  # this and the next import pyarrow
+
+    from data_pipeline.filesystem import open_filesystem
+
+    filesystem, root = open_filesystem(folder)
+    files = filesystem.get_file_info(FileSelector(root, recursive=True, allow_not_found=True))
+    paths = [file.path.removeprefix(f"{root}/") for file in files]
+    end = f"/{ADAPTER_FILE}"
+    found = []
+    for path in paths:
+        if not path.endswith(end):
+            continue
+        checkpoint = join_uri(folder, path.removesuffix(end))
+        saved = read_job_file(checkpoint, "state.json") or {}
+        if saved.get("run_id") == run_id:
+            metrics = {"step": saved["state"]["step"], "eval_loss": saved["eval_loss"]}
+            found.append(SavedCheckpoint(checkpoint, metrics))
+    return min(found, key=lambda each: float(each.metrics["eval_loss"]), default=None)
 
 
 def find_adapter(config: Config, given: str | None = None) -> str:

@@ -24,6 +24,7 @@ from app.tracking import (
     TrackingConfig,
     check_tracking,
     find_champion,
+    find_registered_version,
     register_model,
     resolve_uri,
     set_champion,
@@ -99,8 +100,7 @@ def promote(
     Raises IsChampionError if the challenger is the champion, and UserError if the two cannot be
     compared, or if the alias has moved since the comparison began.
     """
-    from app.jobs.materials import list_materials  # this and the next import torch
-    from app.jobs.open_captioner import find_adapter_folder
+    from app.jobs.open_captioner import find_adapter_folder  # imports torch
 
     # compare
     version = find_champion(tracking)
@@ -124,8 +124,7 @@ def promote(
     if is_promoted:
         promoted = _find_own_version(challenger)
         if promoted is None:
-            materials = list_materials(folder) | {"adapter.sha256": adapter_sha256}
-            promoted = _register(tracking, folder, challenger.config, materials)
+            promoted = register_checkpoint(tracking, folder, challenger.config)
         set_champion(tracking, promoted, tags, before=version)
 
     print(_describe(challenger.name, version, promoted, compared), file=sys.stderr)
@@ -221,10 +220,18 @@ def _find_own_version(challenger: TrainedModel) -> str | None:
     return challenger.name if is_version else None
 
 
-def _register(
-    tracking: TrackingConfig, folder: Path, config: Config, materials: dict[str, Any]
-) -> str:
-    """Register the files that a user of the model needs; the optimizer's moments are not among."""
+def register_checkpoint(tracking: TrackingConfig, folder: Path, config: Config) -> str:
+    """Register the files of a checkpoint that a user of the model needs. Return the version.
+
+    The optimizer's moments are not among them. An adapter of the same run that is registered
+    already keeps its version. `config` is that of a checkpoint without one.
+    """
+    from app.jobs.materials import list_materials  # imports torch
+
+    materials = list_materials(folder) | {"adapter.sha256": _hash_adapter(folder)}
+    version = find_registered_version(tracking, materials)
+    if version is not None:
+        return version
     with tempfile.TemporaryDirectory(prefix="svgscribe-") as name:
         copy = Path(name) / "model"
         shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("optimizer.safetensors"))

@@ -1,5 +1,6 @@
 """One training job: build Ray's TorchTrainer, run it, and record the best checkpoint."""
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from app.jobs.job import track_run
 from app.jobs.job_dir import get_job_dir
 from app.jobs.lease import hold_lease
 from app.jobs.materials import describe_code, list_materials
+from app.jobs.run_tags import NOTE, add_result, describe_job, describe_source
 from app.jobs.worker import run_worker
 from app.jobs.worker_job import ResumingDataset, WorkerJob
 from app.storage import join_uri, write_json
@@ -71,12 +73,15 @@ def _train(
     config: Config, stream: Stream, job_dir: str, initial: InitialAdapter | None
 ) -> TrainResult:
     """Run or continue a checked job."""
-    with track_run(config, job_dir) as tracker:
+    note = describe_job(config, stream.shards, "Training")
+    with track_run(config, job_dir, {**describe_source(), NOTE: note}) as tracker:
         _log_job(tracker, config, stream.shards)
         sent = _send(initial, tracker)
         job = WorkerJob(config, stream, job_dir, tracker.run_id, describe_code(), sent)
         metrics, checkpoints = _fit(_build_trainer(job))
-        return _record_result(metrics, checkpoints, job_dir, tracker)
+        result = _record_result(metrics, checkpoints, job_dir, tracker)
+        tracker.set_tags({NOTE: add_result(note, _describe_result(result))})
+        return result
 
 
 def train_trial(config: Config, shards: Shards, tracker: Tracker) -> dict[str, Any]:
@@ -113,7 +118,9 @@ def _send(
 
 def _log_job(tracker: Tracker, config: Config, shards: Shards) -> None:
     """Log the config, the two splits and the counts of `prepare` to the MLflow run."""
-    tracker.log_params(flatten_config(config))
+    # MLflow's charts have linear axes only
+    log10_lr = round(math.log10(config.optim.learning_rate), 4)
+    tracker.log_params({**flatten_config(config), "log10_lr": log10_lr})
     tracker.log_text(config_to_yaml(config), "config.yaml")
 
     for split, context in (("train", "training"), ("validation", "validation")):
@@ -218,3 +225,13 @@ def _record_result(
     result = {**metrics, "adapter": adapter, "run_id": tracker.run_id}
     write_json(join_uri(job_dir, "result.json"), result)
     return TrainResult(metrics, adapter, tracker.run_id)
+
+
+def _describe_result(result: TrainResult) -> str:
+    """Return the result of a finished job in one sentence."""
+    metrics = result.metrics
+    step = metrics.get("best_step", metrics["step"])
+    return (
+        f"evaluation loss {metrics['eval_loss']:.4f} at step {step} of {metrics['step']}, after "
+        f"{metrics['num_examples']:,} examples."
+    )

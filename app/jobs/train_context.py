@@ -18,7 +18,7 @@ from app.jobs.resume import pin_job
 from app.jobs.trained_model import save_config
 from app.jobs.worker_job import WorkerJob
 from app.storage import join_uri
-from app.tracking import Tracker, attach_run
+from app.tracking import SystemMetrics, Tracker, attach_run
 from app.training import checkpoint, loop
 from app.training.loop import TrainState
 from app.training.parallel import gather_objects
@@ -87,10 +87,12 @@ class JobContext:
             self.ledger = Ledger(join_uri(job.job_dir, "ledger"), job.stream, rank=rank)
         run_id = job.run_id if rank == 0 else None
         self.tracker: Tracker = attach_run(job.config.tracking, run_id, job_dir=job.job_dir)
+        self._system = None if self.tracker.run_id is None else SystemMetrics()
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log the metrics of one step to MLflow and print the progress."""
-        self.tracker.log_metrics(step, metrics)
+        measured = {} if self._system is None else self._system.sample()
+        self.tracker.log_metrics(step, {**metrics, **measured})
         self._progress.print_step(step, metrics)
 
     def report(self, state: TrainState, eval_loss: float, *, save: bool) -> None:

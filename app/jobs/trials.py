@@ -1,11 +1,14 @@
 """Trials of a search: the config, the folder and the MLflow run of each, and nested trials."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from app.config import Config, override_config
+from app.errors import UserError
+from app.jobs.campaign_report import get_run_name
 from app.jobs.job_dir import read_job_file
+from app.jobs.run_tags import NOTE, describe_job
 from app.jobs.train import train_trial
 from app.storage import join_uri
 from app.tracking import Tracker, open_run
@@ -22,6 +25,8 @@ class Campaign:
     """Folder or URI of the search."""
     parent_run_id: str | None
     """MLflow run of the search; None if nothing is tracked."""
+    source: Mapping[str, str] = field(default_factory=dict)
+    """Tags about the command that runs the search."""
 
     def make_config(self, overrides: Mapping[str, Any], trial_id: str) -> Config:
         """Return the config of one trial.
@@ -35,7 +40,7 @@ class Campaign:
         own = {
             "scaling.num_workers": num_workers,
             "train.gradient_accumulation_steps": max(1, micro_batches // num_workers),
-            "train.run_name": _get_name(trial_id),
+            "train.run_name": get_run_name(trial_id),
             "train.output_dir": join_uri(self.job_dir, "trials"),
             "train.max_steps": get_trial_steps(config),
             # A trial of several workers continues from a checkpoint of Ray Train. Tune saves the
@@ -54,18 +59,29 @@ class Campaign:
         """Open or continue the MLflow run of a trial."""
         return open_run(
             self.config.tracking,
-            run_name=_get_name(trial_id),
-            job_dir=join_uri(self.job_dir, "trials", _get_name(trial_id)),
+            run_name=get_run_name(trial_id),
+            job_dir=join_uri(self.job_dir, "trials", get_run_name(trial_id)),
             parent_run_id=self.parent_run_id,
             tags={
+                **self.source,
                 "kind": "trial",
+                NOTE: self.describe_trial(overrides, trial_id),
                 **{f"searched.{path}": str(value) for path, value in overrides.items()},
             },
         )
 
+    def describe_trial(self, overrides: Mapping[str, Any], trial_id: str) -> str:
+        """Return the description of a trial's run."""
+        work = f"Trial of the search `{self.config.train.run_name}`: training"
+        try:
+            trial = self.make_config(overrides, trial_id)
+        except UserError:  # the trial fails with this reason
+            trial = self.config
+        return describe_job(trial, self.shards, work)
+
     def read_run_id(self, trial_id: str) -> str | None:
         """Return the MLflow run of a trial; None if nothing is tracked."""
-        folder = join_uri(self.job_dir, "trials", _get_name(trial_id))
+        folder = join_uri(self.job_dir, "trials", get_run_name(trial_id))
         return (read_job_file(folder, "mlflow_run.json") or {}).get("run_id")
 
     def run_nested(self, overrides: dict[str, Any], trial_id: str) -> dict[str, Any]:
@@ -80,7 +96,3 @@ def get_trial_steps(config: Config) -> int:
     trial_steps = config.search.trial_steps or config.train.max_steps
     assert trial_steps is not None  # Config's validator
     return trial_steps
-
-
-def _get_name(trial_id: str) -> str:
-    return f"trial-{trial_id}"

@@ -3,16 +3,19 @@
 import json
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from app.config import Config, config_to_yaml, flatten_config, override_config
 from app.errors import UserError
+from app.jobs.campaign_report import STATE, report_campaign
 from app.jobs.check import check_job, describe_length
 from app.jobs.initial_adapter import require_one_adapter
 from app.jobs.job import track_run
 from app.jobs.job_dir import get_job_dir, read_job_file
 from app.jobs.lease import hold_lease
 from app.jobs.resources import count_concurrent_trials
+from app.jobs.run_tags import NOTE, add_result, describe_job, describe_source
 from app.jobs.search_facts import find_trial_facts
 from app.jobs.stop import kill_private_ray
 from app.jobs.trials import Campaign, get_trial_steps
@@ -21,7 +24,8 @@ from app.tracking import Status, kill_running_children
 from data_pipeline.filesystem import open_filesystem
 from data_pipeline.masking import mask_secrets
 from data_pipeline.shards import Shards
-from tune.outcome import SearchResult, TrialOutcome
+from tune.campaign import get_state
+from tune.outcome import SearchResult, TrialOutcome, format_outcome
 from tune.search import run_search
 from tune.warm import TrialWorker, WarmTrials
 
@@ -58,6 +62,8 @@ class TuneResult:
     """The parent run on MLflow."""
     trial_run_ids: tuple[str | None, ...]
     """MLflow runs of the trials, in the order of `result.trials`; None if nothing is tracked."""
+    best_checkpoint: str | None
+    """Folder or URI of the best trial's checkpoint; None for trials of several workers."""
 
     def describe(self) -> dict[str, Any]:
         """Return the best trial and the files of the search, for JSON."""
@@ -71,14 +77,19 @@ class TuneResult:
             "run_id": self.run_id,
         }
 
+    def write_trials(self, file: str | None) -> None:
+        """Write all trials to the file of `tune --json`, if there is one."""
+        if file is not None:
+            Path(file).write_text(json.dumps(self.list_trials(), indent=2) + "\n")
+
     def list_trials(self) -> dict[str, Any]:
-        """Return all trials, for `tune --json`."""
+        """Return all trials as JSON types."""
         runs = zip(self.result.trials, self.trial_run_ids, strict=True)
         trials = [
             {
                 "trial_id": trial.trial_id,
                 "run_id": run_id,
-                "state": "finished" if trial.status == "completed" else trial.status,
+                "state": get_state(trial),
                 "params": trial.overrides,
                 "best_eval_loss": trial.eval_loss,
                 "steps": trial.step,
@@ -102,9 +113,12 @@ def tune_job(config: Config, shards: Shards, *, is_warm: bool | None = None) -> 
     """
     require_one_adapter(config)
     job_dir = get_job_dir(config)
-    with hold_lease(job_dir), track_run(config, job_dir, {"kind": "search"}) as parent:
+    note = describe_job(config, shards, "Search")
+    source = describe_source()
+    tags = {**source, "kind": "search", NOTE: note}
+    with hold_lease(job_dir), track_run(config, job_dir, tags) as parent:
         # search
-        campaign = Campaign(config, shards, job_dir, parent.run_id)
+        campaign = Campaign(config, shards, job_dir, parent.run_id, source)
         trial = campaign.make_config({}, "0000")
         print(f"each trial: {describe_length(trial, check_job(config, shards))}", file=sys.stderr)
         require_same_search(config, shards, job_dir)
@@ -127,8 +141,11 @@ def tune_job(config: Config, shards: Shards, *, is_warm: bool | None = None) -> 
         parent.log_text(masked_yaml, "best.yaml")
         parent.log_metrics(best.step, {"search/best_eval_loss": float(best.eval_loss or 0.0)})
         parent.set_tags({"best_trial": best.trial_id})
+        paragraph = report_campaign(config, job_dir, result, parent)
+        parent.set_tags({NOTE: add_result(note, paragraph)})
         run_ids = tuple(campaign.read_run_id(one.trial_id) for one in result.trials)
-        return TuneResult(result, best_file, parent.run_id, run_ids)
+        checkpoint = result.best_checkpoint and join_uri(job_dir, "tune", result.best_checkpoint)
+        return TuneResult(result, best_file, parent.run_id, run_ids, checkpoint)
 
 
 def _search(campaign: Campaign, *, is_warm: bool) -> SearchResult:
@@ -141,9 +158,10 @@ def _search(campaign: Campaign, *, is_warm: bool) -> SearchResult:
             kill_private_ray()  # before kill_running_children: a starting trial opens its run
             return
         tracker = campaign.open_run(outcome.overrides, outcome.trial_id)
-        is_pruned = str(outcome.status == "pruned").lower()
+        note = campaign.describe_trial(outcome.overrides, outcome.trial_id)
+        note = add_result(note, format_outcome(outcome))
         reason = {"failure": outcome.error} if outcome.error else {}
-        tracker.set_tags({"trial_status": outcome.status, "pruned": is_pruned, **reason})
+        tracker.set_tags({STATE: get_state(outcome), NOTE: note, **reason})
         tracker.finish(MLFLOW_STATUS[outcome.status])
 
     max_concurrent = _choose_concurrency(config, is_warm=is_warm)
@@ -160,8 +178,8 @@ def _search(campaign: Campaign, *, is_warm: bool) -> SearchResult:
             facts=find_trial_facts(config, get_trial_steps(config)),
         )
     except KeyboardInterrupt:
-        tags = {"trial_status": "interrupted", "pruned": "false"}
-        kill_running_children(config.tracking, campaign.parent_run_id, tags)
+        interrupted = {STATE: "interrupted"}
+        kill_running_children(config.tracking, campaign.parent_run_id, interrupted)
         raise
 
 

@@ -2,6 +2,8 @@
 
 import gc
 import math
+import os
+import platform
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -185,10 +187,18 @@ def start_records(context: JobContext, num_parameters: tuple[int, int], state: T
         "trained_parameters": str(num_parameters[0]),
         "parameters": str(num_parameters[1]),
         "base.sha256": context.base_pin["sha256"],
+        "device": f"{context.size} × {_name_device(context.device)}",
     }
     context.tracker.set_tags(tags)
     if context.ledger is not None:
         context.ledger.delete_entries_after(state.step)
+
+
+def _name_device(device: torch.device) -> str:
+    """Return the name of the GPU, or the processor of the CPU as far as Python knows it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU ({platform.processor() or platform.machine()}, {os.cpu_count()} cores)"
 
 
 def _final_figures(

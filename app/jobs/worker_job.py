@@ -1,6 +1,6 @@
 """Parts of a job that the driver sends to Ray Train.
 
-Ray Train's controller unpickles them, so this file imports neither torch nor transformers: they
+Ray Train's controller unpickles them, so this file imports neither transformers nor PEFT: they
 would take the controller of each job and each trial several seconds.
 """
 

@@ -2,6 +2,9 @@
 
 from app.tracking.config import TrackingConfig, resolve_uri
 from app.tracking.earlier_trials import read_completed_trials
+from app.tracking.history import ChildRun, read_children
+from app.tracking.link import build_comparison_link, describe_ui_command
+from app.tracking.mlflow_client import describe_error
 from app.tracking.mlflow_store import (
     attach_run,
     build_ui_command,
@@ -17,26 +20,35 @@ from app.tracking.registry import (
     ModelNotRegistered,
     find_champion,
     find_registered_checkpoint,
+    find_registered_version,
     register_model,
     set_champion,
 )
+from app.tracking.system_metrics import SystemMetrics
 from app.tracking.tracker import NullTracker, Status, Tracker
 
 __all__ = [
     "REGISTRY_SCHEME",
+    "ChildRun",
     "ModelNotRegistered",
     "NullTracker",
     "Status",
+    "SystemMetrics",
     "Tracker",
     "TrackingConfig",
     "attach_run",
+    "build_comparison_link",
     "build_ui_command",
     "check_tracking",
+    "describe_error",
+    "describe_ui_command",
     "find_champion",
     "find_registered_checkpoint",
+    "find_registered_version",
     "get_final_status",
     "kill_running_children",
     "open_run",
+    "read_children",
     "read_completed_trials",
     "register_model",
     "reopen_run",

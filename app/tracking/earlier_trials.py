@@ -68,7 +68,7 @@ def _find_run(client: "MlflowClient", reference: str) -> "Run | None":
 
 def _list_completed(client: "MlflowClient", parent: "Run") -> "list[Run]":
     completed = (
-        f"tags.mlflow.parentRunId = '{parent.info.run_id}' AND tags.trial_status = 'completed'"
+        f"tags.mlflow.parentRunId = '{parent.info.run_id}' AND tags.trial_state = 'finished'"
     )
     runs: list[Run] = []
     token = None

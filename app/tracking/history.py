@@ -1,7 +1,7 @@
 """Read what a run has recorded in MLflow."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from app.errors import UserError
@@ -48,3 +48,31 @@ def read_history(config: TrackingConfig, run_id: str, names: Sequence[str]) -> R
             if points
         },
     )
+
+
+@dataclass(frozen=True)
+class ChildRun:
+    """A child of a run, such as a trial of a search."""
+
+    run_id: str
+    tags: Mapping[str, str]
+    curve: tuple[tuple[float, float], ...]
+    """(step, value) of one metric, by step."""
+
+
+def read_children(
+    config: TrackingConfig, parent_run_id: str, metric: str
+) -> tuple[str, dict[str, ChildRun]]:
+    """Return the id of the experiment, and the children of a run by their names.
+
+    It raises whatever error MLflow raises.
+    """
+    client = make_client(str(config.uri), config.timeout_seconds)
+    experiment_id = client.get_run(parent_run_id).info.experiment_id
+    of_parent = f"tags.mlflow.parentRunId = '{parent_run_id}'"
+    children = {}
+    for run in client.search_runs([experiment_id], of_parent, max_results=10_000):
+        points = client.get_metric_history(run.info.run_id, metric)
+        curve = tuple(sorted((float(point.step), point.value) for point in points))
+        children[str(run.info.run_name)] = ChildRun(run.info.run_id, run.data.tags, curve)
+    return experiment_id, children

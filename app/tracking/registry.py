@@ -168,6 +168,20 @@ def register_model(config: TrackingConfig, folder: Path, materials: Mapping[str,
     return f"{REGISTRY_SCHEME}{MODEL_NAME}/{version.version}"
 
 
+def find_registered_version(config: TrackingConfig, materials: Mapping[str, Any]) -> str | None:
+    """Return the version with the adapter and the run of the materials, None if there is none."""
+    client = make_client(str(config.uri), config.timeout_seconds)
+    wanted = to_params(materials)
+    of_run = f"name = '{MODEL_NAME}' AND run_id = '{wanted.get('run_id', '')}'"
+    for version in client.search_model_versions(of_run):
+        if not str(version.source).startswith(REGISTRY_SCHEME):
+            continue  # registered by another program
+        model = client.get_logged_model(str(version.source).removeprefix(REGISTRY_SCHEME))
+        if model.params.get("adapter.sha256") == wanted["adapter.sha256"]:
+            return f"{REGISTRY_SCHEME}{MODEL_NAME}/{version.version}"
+    return None
+
+
 def set_champion(
     config: TrackingConfig, version: str, tags: Mapping[str, Any], *, before: str | None
 ) -> None:

@@ -1,0 +1,39 @@
+"""The command `prepare`: check its arguments, and clean on this machine or on Ray."""
+
+import argparse
+import dataclasses
+import json
+import os
+
+from app.config import validate_values
+from app.errors import UserError
+from app.storage import check_json_file
+from data_pipeline.config import PrepareConfig
+from data_pipeline.prepare.dataset import PrepareReport, prepare_dataset
+
+
+def run_prepare(arguments: argparse.Namespace) -> PrepareReport:
+    """Write the shards, and the counts into the file of `--json`.
+
+    Raises UserError if an argument is wrong, and DataError if the sources cannot be read.
+    """
+    check_json_file(arguments.json)
+    values = {name: getattr(arguments, name) for name in PrepareConfig.model_fields}
+    config = validate_values(PrepareConfig, values)
+    on_ray = arguments.ray or os.environ.get("RAY_ADDRESS")
+    if on_ray and config.processes:
+        raise UserError(
+            f"--processes {config.processes} counts processes of this machine, but Ray uses all "
+            "CPUs of its cluster: leave out --processes, or leave out --ray and unset RAY_ADDRESS"
+        )
+
+    map_batches = None
+    if on_ray:
+        from app.jobs.prepare import map_on_ray
+
+        map_batches = map_on_ray
+    report = prepare_dataset(arguments.source, config, map_batches=map_batches)
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump(dataclasses.asdict(report), file, indent=2)
+    return report
