@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipeline.config import PrepareConfig
+from data_pipeline.config import DrawingsConfig, PrepareConfig
 from data_pipeline.errors import DataError
+from data_pipeline.prepare.dataset import prepare_dataset
 from data_pipeline.sources.read import read_source
 
 SVG = '<svg viewBox="0 0 1 1"><path d="M0 0h1"/></svg>'
@@ -105,11 +106,65 @@ def test_composed_and_decomposed_names_are_one(tmp_path: Path, drawn: str, named
     assert read(tmp_path) == {NFC: "", f"{NFC}2": "a dog"}
 
 
-def test_a_name_that_is_not_utf8_is_refused_by_name(tmp_path: Path) -> None:
+def read_unreadable(folder: Path, *, prefix: str = "") -> dict[str, str]:
+    """Map the id of each record to the reason why its file could not be read."""
+    records = read_source(f"{prefix}{folder}", PrepareConfig(out="unused"))
+    return {record.id: record.unreadable for record in records}
+
+
+@pytest.mark.parametrize("prefix", ["", "file://"])
+def test_a_file_that_cannot_be_read_is_one_refused_drawing(tmp_path: Path, prefix: str) -> None:
     draw(tmp_path, "a.svg")
+    draw(tmp_path, "z.svg")
+    (tmp_path / "a.txt").write_text("a cat")
+    (tmp_path / "vanished.svg").symlink_to(tmp_path / "gone")
+    (tmp_path / "itself.svg").symlink_to(tmp_path / "itself.svg")
+    (tmp_path / "io_error.svg").symlink_to("/proc/self/mem")  # readable only where mapped: EIO
     (tmp_path / os.fsdecode(b"caf\xe9.svg")).touch()
-    with pytest.raises(DataError, match=r"not UTF-8, b'.*caf\\xe9\.svg': rename it"):
+    (tmp_path / "z.txt").symlink_to("gone")
+    os.mkfifo(tmp_path / "pipe.svg")  # would wait for a writer
+    assert read_unreadable(tmp_path, prefix=prefix) == {
+        "a": "",
+        "caf%E9": f"the name of {tmp_path}/caf%E9.svg is not UTF-8: rename the file",
+        "io_error": f"{tmp_path}/io_error.svg cannot be read: Input/output error",
+        "itself": f"{tmp_path}/itself.svg cannot be read: Too many levels of symbolic links",
+        "vanished": f"{tmp_path}/vanished.svg cannot be read: No such file or directory",
+        "z": f"{tmp_path}/z.txt cannot be read: No such file or directory",
+    }
+
+
+def test_the_quarantine_has_files_that_cannot_be_read(tmp_path: Path) -> None:
+    draw(tmp_path, "a.svg")
+    (tmp_path / "a.txt").write_text("a cat")
+    (tmp_path / os.fsdecode(b"caf\xe9.svg")).touch()
+    config = PrepareConfig(out=str(tmp_path / "out"), validation_share=0, test_share=0)
+    report = prepare_dataset([str(tmp_path)], config, progress=False)
+    assert report.quarantined == {"unreadable_file": 1}
+    (refused,) = pq.read_table(tmp_path / "out" / "quarantine.parquet").to_pylist()
+    assert refused["id"] == "caf%E9"
+    assert refused["detail"].endswith("is not UTF-8: rename the file")
+
+
+@pytest.mark.parametrize("name", ["captions.csv", "captions.json", "captions.jsonl"])
+def test_captions_that_cannot_be_read_are_named(tmp_path: Path, name: str) -> None:
+    draw(tmp_path, "a.svg")
+    (tmp_path / name).symlink_to("gone")
+    with pytest.raises(DataError, match=rf"{name} cannot be read: No such file"):
         read_source(str(tmp_path), PrepareConfig(out="unused"))
+
+
+def test_each_real_folder_is_read_once_whatever_links_lead_to_it(tmp_path: Path) -> None:
+    icons = tmp_path / "icons"
+    for name in ("a.svg", "deep/b.svg", ".hidden/c.svg"):
+        draw(icons, name)
+    draw(tmp_path / "elsewhere", "d.svg")
+    (icons / "loop").symlink_to("..")
+    (icons / "deep" / "self").symlink_to(".")
+    (icons / "alias").symlink_to("deep")
+    (icons / "shown").symlink_to(".hidden")
+    assert {record.id for record in read_source(str(icons), DrawingsConfig())} == {
+        "a", "deep/b", "shown/c", "loop/elsewhere/d",
+    }  # fmt: skip
 
 
 def test_endings_in_upper_case(tmp_path: Path) -> None:

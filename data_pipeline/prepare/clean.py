@@ -105,6 +105,8 @@ def clean_batch(records: list[Record], config: PrepareConfig) -> Batch:
     for record in records:
         caption = _replace_surrogates(record.caption).strip()
         try:
+            if record.unreadable:
+                raise SVGRefused("unreadable_file", record.unreadable)
             if not caption:
                 raise SVGRefused("no_caption", record.problem or "the caption is empty")
 

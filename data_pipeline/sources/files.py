@@ -4,10 +4,13 @@
 """
 
 import io
+import os
 import posixpath
+import re
 import unicodedata
+from collections import deque
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 import pyarrow.fs
 
@@ -19,9 +22,16 @@ SVG_SUFFIXES = (".svg", ".svgz")
 _HUB_FILES = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
 
 
+class UnreadableFileError(DataError):
+    """One file cannot be opened or read."""
+
+
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of a source; `name` is its path in the source's folder, with its suffix."""
+    """A file of a source; `name` is its path in the source's folder, with its suffix.
+
+    A byte of the name that is not UTF-8 is escaped, as in `caf%E9.svg`.
+    """
 
     fs: pyarrow.fs.FileSystem
     path: str
@@ -33,8 +43,14 @@ class SourceFile:
         return self.name.rpartition("/")[2].partition(".")[0]
 
     def open_stream(self) -> Any:
-        """Open the file for sequential reading of bytes; the stream cannot seek."""
-        return self.fs.open_input_stream(self.path, compression=None)
+        """Open the file for sequential reading of bytes; the stream cannot seek.
+
+        Raises UnreadableFileError.
+        """
+        try:
+            return self.fs.open_input_stream(self.path, compression=None)
+        except (OSError, UnicodeEncodeError) as error:
+            raise UnreadableFileError(_explain_unreadable(self.path, error)) from None
 
     def open_text(self) -> TextIO:
         """Open the file as text without a byte order mark; a bad UTF-8 byte becomes U+FFFD."""
@@ -47,39 +63,90 @@ class SourceFile:
             return stream.read()
 
     def read_head(self, num_bytes: int) -> bytes:
-        """Return at most the first `num_bytes` bytes, because the file may be huge."""
-        with self.open_stream() as stream:
-            return bytes(stream.read(num_bytes))
+        """Return at most the first `num_bytes` bytes, because the file may be huge.
+
+        Raises UnreadableFileError.
+        """
+        try:
+            with self.open_stream() as stream:
+                return bytes(stream.read(num_bytes))
+        except OSError as error:
+            raise UnreadableFileError(_explain_unreadable(self.path, error)) from None
+
+
+def _explain_unreadable(path: str, error: OSError | UnicodeEncodeError) -> str:
+    if isinstance(error, UnicodeEncodeError):
+        return f"the name of {_escape(path)} is not UTF-8: rename the file"
+    reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
+    return f"{_escape(path)} cannot be read: {reason}"
 
 
 def find_files(spec: str) -> tuple[str, list[SourceFile]]:
     """Return the base name of a file or folder, and its files sorted by name.
 
     A folder is searched recursively, without hidden files and folders, and without the files in
-    which Hugging Face's `datasets` describes a dataset. Raises DataError.
+    which Hugging Face's `datasets` describes a dataset. A local folder that symbolic links reach
+    again is searched once. Raises DataError.
     """
     fs, path = open_filesystem(spec)
     try:
         info = fs.get_file_info(path)
         if info.is_file:
             return info.base_name, [SourceFile(fs, path, info.base_name)]
-        found = fs.get_file_info(pyarrow.fs.FileSelector(path, recursive=True))
-        paths = {file.path[len(path) :].lstrip("/"): file.path for file in found if file.is_file}
+        if isinstance(fs, pyarrow.fs.LocalFileSystem):
+            found = _walk_local_folder(path)
+        else:
+            listed = fs.get_file_info(pyarrow.fs.FileSelector(path, recursive=True))
+            found = [file.path for file in listed if file.is_file]
     except FileNotFoundError:
         raise DataError(
             f"source {spec!r} does not exist: "
             "give a file or folder of drawings, phosphor or scenes:N"
         ) from None
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"source {spec!r} holds a file whose name is not UTF-8, {error.object!r}: rename it"
-        ) from None
+    except UnicodeEncodeError:
+        raise DataError(f"the name of source {spec!r} is not UTF-8: rename it") from None
     # This is the first contact: each library of a hub raises its own type (httpx.ConnectError).
     except Exception as error:
         raise DataError(f"cannot read source {spec!r}: {' '.join(str(error).split())}") from error
 
-    data = sorted(name for name in paths if not is_hidden(name) and not _is_hub_file(name))
-    return info.base_name, [SourceFile(fs, paths[name], name) for name in data]
+    files = [SourceFile(fs, file, _escape(file[len(path) :].lstrip("/"))) for file in found]
+    data = [file for file in files if not is_hidden(file.name) and not _is_hub_file(file.name)]
+    return info.base_name, sorted(data, key=lambda file: file.name)
+
+
+def _walk_local_folder(folder: str) -> list[str]:
+    """Return the path of each file of a folder on this machine, without hidden folders.
+
+    Symbolic links are followed after all real folders, and no folder is visited twice, so that a
+    link to a parent repeats no file. A link to nothing is returned as a file that cannot be read.
+    Raises OSError if a folder cannot be listed.
+    """
+    paths: list[str] = []
+    visited: set[tuple[int, int]] = set()
+    waiting = deque([folder])
+    while waiting:
+        for root, folders, names in os.walk(waiting.popleft(), onerror=_raise):
+            status = os.stat(root)
+            if (status.st_dev, status.st_ino) in visited:
+                folders.clear()
+                continue
+            visited.add((status.st_dev, status.st_ino))
+
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            children = [os.path.join(root, name) for name in folders]
+            waiting.extend(child for child in children if os.path.islink(child))
+            files = [os.path.join(root, name) for name in names]
+            paths += [file for file in files if os.path.isfile(file) or not os.path.exists(file)]
+    return paths
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
+
+
+def _escape(name: str) -> str:
+    """Replace the bytes that Python read as lone surrogates, because they are not UTF-8."""
+    return re.sub("[\udc80-\udcff]", lambda match: f"%{ord(match[0]) - 0xDC00:02X}", name)
 
 
 def normalise_name(name: str) -> str:

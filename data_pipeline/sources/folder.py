@@ -28,7 +28,7 @@ from data_pipeline.sources.columns import (
     read_split,
     require_single,
 )
-from data_pipeline.sources.files import SourceFile, normalise_name
+from data_pipeline.sources.files import SourceFile, UnreadableFileError, normalise_name
 from data_pipeline.sources.json_parser import load_json, parse_json_objects
 from data_pipeline.sources.parquet import read_rows, read_schema
 from data_pipeline.sources.record import Record
@@ -91,12 +91,15 @@ def _make_folder_records(
     for drawing in drawings:
         name = normalise_name(drawing.name)
         stem = _drop_suffix(name)
-        texts = _find(captions, name) or []
-        if not texts and stem in text_files:
-            texts = [("txt", decode_caption(text_files[stem].read_head(MAX_CAPTION_BYTES)))]
-
-        svg = drawing.read_head(config.max_svg_bytes + 1)
         split = _find(splits, name) or ""
+        texts = _find(captions, name) or []
+        try:
+            if not texts and stem in text_files:
+                texts = [("txt", decode_caption(text_files[stem].read_head(MAX_CAPTION_BYTES)))]
+            svg = drawing.read_head(config.max_svg_bytes + 1)
+        except UnreadableFileError as error:
+            yield Record(stem, b"", "", source, "", split=split, unreadable=str(error))
+            continue
         yield from make_records(stem, svg, texts, source, config, split)
 
 

@@ -12,6 +12,7 @@ class Record:
     `id` is unique within its source. `source` names the file or the set, for counts and reports.
     All records of one `concept` are in the same split. `problem` is the reason of an empty caption.
     `split` is that which the source or the user gives; empty or "train": the concept decides it.
+    `unreadable` is the reason why a file of the record could not be read.
     """
 
     id: str
@@ -21,6 +22,7 @@ class Record:
     concept: str
     problem: str = ""
     split: str = ""
+    unreadable: str = ""
 
 
 def set_split(records: Iterator[Record], split: str) -> Iterator[Record]:
