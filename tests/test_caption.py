@@ -47,6 +47,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
             "train.precision": "fp32",
             "evaluate.max_new_tokens": 3,
             "evaluate.generation_batch_size": 5,
+            "evaluate.max_cache_tokens": 1_000_000,
         },
     )
 
@@ -114,7 +115,8 @@ def test_a_killed_run_of_the_registered_champion_continues_with_every_icon_once(
     os.kill(child, signal.SIGKILL)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     num_kept = journal.read_bytes().count(b"\n") - 1
-    assert 20 <= num_kept < NUM_ICONS
+    assert num_kept < NUM_ICONS
+    assert num_kept % 5 == 0  # each batch of the config is written when it is finished
     assert not out.exists()
     with journal.open("ab") as file:
         file.write(b'{"source": "torn')
@@ -147,6 +149,7 @@ def mixed(icons: Path, tmp_path: Path) -> Path:
     (folder / "broken.svg").write_text("<svg")
     (folder / "good.svgz").write_bytes(gzip.compress(SVG.encode()))
     (folder / "long.svg").write_text(SVG.replace("H12", "l1 2 3 4" * 400))
+    (folder / "vanished.svg").symlink_to("gone")
     return folder
 
 
@@ -161,13 +164,17 @@ def test_refused_drawings_keep_their_place_with_a_reason(
         (str(mixed), "broken", True),
         (str(mixed), "good", False),
         (str(mixed), "long", True),
+        (str(mixed), "vanished", True),
         (str(mixed / "good.svgz"), "good", False),
     ]
     assert rows[0]["error"].startswith("not_xml: ")
     assert "more than data.sequence_tokens=768" in rows[2]["error"]
-    assert rows[1]["caption"] == rows[3]["caption"]
+    reason = f"unreadable_file: {mixed}/vanished.svg cannot be read: No such file or directory"
+    assert rows[3]["error"] == reason
+    assert rows[1]["caption"] == rows[4]["caption"]
     report = json.loads(capsys.readouterr().out)
-    assert (report["captions"], report["refused"]) == (2, {"not_xml": 1, "too_long": 1})
+    assert report["captions"] == 2
+    assert report["refused"] == {"not_xml": 1, "too_long": 1, "unreadable_file": 1}
 
 
 def test_a_long_drawing_is_cut_where_the_training_cut_it(
@@ -201,6 +208,10 @@ def test_no_caption_at_all_is_an_error(
         (["{icons}", "--out", "s3://bucket/a.jsonl"], "is not a local file"),
         (["{icons}", "--out", "{folder}/no/a.jsonl"], "its folder does not exist"),
         (["{icons}", "--out", "{folder}/old.jsonl"], "exists already"),
+        (["{icons}", "--out", "/proc/a.jsonl"], "--out /proc/a.jsonl cannot be written ("),
+        (["{icons}", "--out", "/proc/self/fdinfo/a.jsonl"], "cannot be written ("),
+        (["{icons}", "--out", "{folder}/" + "a" * 300 + ".jsonl"], "(File name too long)"),
+        (["{icons}", "--out", "{folder}/" + "a" * 245 + ".jsonl"], "(File name too long)"),
         (["{folder}/no.svg", "--out", "{folder}/a.jsonl"], "does not exist"),
         (["{icons}", "--out", "{folder}/a.jsonl", "--svg-column"], "expected one argument"),
     ],
@@ -224,7 +235,33 @@ def test_a_wrong_argument_is_one_sentence_and_changes_nothing(
     assert [file.name for file in tmp_path.iterdir()] == ["old.jsonl"]
 
 
-ROWS = [CaptionedDrawing("in", f"{i}", f"caption {i}", None) for i in range(5)]
+ROWS = [CaptionedDrawing(i, "in", f"{i}", f"caption {i}", None) for i in range(5)]
+DRAWINGS = [Drawing(i, "in", f"{i}", SVG) for i in range(5)]
+
+
+@given(batches=st.permutations(range(40)).map(lambda n: [n[:7], n[7:21], n[21:]]))
+def test_any_order_of_finished_drawings_becomes_the_order_of_the_inputs(
+    tmp_path_factory: pytest.TempPathFactory, batches: list[list[int]]
+) -> None:
+    out = tmp_path_factory.mktemp("journal") / "a.jsonl"
+    with Journal(out, {"a": 1}) as journal:
+        for batch in batches:
+            journal.append([CaptionedDrawing(i, "in", f"{i}", None, "no") for i in batch])
+        journal.finish()
+    row = {"source": "in", "caption": None, "error": "no"}
+    assert read_lines(out) == [{**row, "id": f"{i}"} for i in range(40)]
+
+
+@given(done=st.permutations(range(5)), num_done=st.integers(0, 5))
+def test_a_continued_run_captions_the_drawings_that_are_missing(
+    tmp_path_factory: pytest.TempPathFactory, done: list[int], num_done: int
+) -> None:
+    out = tmp_path_factory.mktemp("journal") / "a.jsonl"
+    records = iter(DRAWINGS)
+    with Journal(out, {"a": 1}) as journal:
+        journal.append([ROWS[i] for i in done[:num_done]])
+        missed = caption._skip_captioned(records, journal, caption.CaptionProgress(None))
+    assert [record.number for record in [*missed, *records]] == sorted(done[num_done:])
 
 
 def test_a_journal_refuses_other_settings_other_inputs_and_a_second_process(
@@ -248,7 +285,7 @@ def test_a_journal_refuses_other_settings_other_inputs_and_a_second_process(
     with pytest.raises(UserError, match=r"data\.too_long was 'drop' and is 'truncate'"):
         Journal(out, {"data.too_long": "truncate"})
 
-    records = iter([Drawing("in", "0", SVG), Drawing("in", "new", SVG)])
+    records = iter([DRAWINGS[0], DRAWINGS[1]._replace(id="new")])
     with (
         Journal(out, {"data.too_long": "drop"}) as journal,
         pytest.raises(UserError, match="drawing 2 is 'new', but '1' in"),
@@ -326,7 +363,7 @@ def test_drawings_of_every_format_need_no_captions(tmp_path: Path, write: Any, p
 @given(sizes=st.lists(st.integers(0, 3_000_000), max_size=30), num_drawings=st.integers(1, 8))
 def test_windows_hold_every_drawing_once_and_few_bytes(sizes: list[int], num_drawings: int) -> None:
     body = "x" * 3_000_000
-    drawings = [Drawing("in", str(i), body[:size]) for i, size in enumerate(sizes)]
+    drawings = [Drawing(i, "in", str(i), body[:size]) for i, size in enumerate(sizes)]
     pulled = 0
 
     def pull() -> Any:

@@ -1,5 +1,6 @@
 """Batched greedy decoding, against decoding each drawing without padding, cache or batch."""
 
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -80,17 +81,20 @@ def alone(model: nn.Module, encoder: PromptEncoder, svg: str) -> str:
 def test_any_batch_gives_the_captions_of_drawings_decoded_alone(
     model: Gemma2ForCausalLM, encoder: PromptEncoder, batch: int
 ) -> None:
-    progress: list[int] = []
+    batches: list[dict[int, str]] = []
     captions = generate_captions(
         model,
         encoder,
         SVGS,
         batch_size=batch,
         max_new_tokens=MAX_NEW_TOKENS,
-        on_progress=progress.append,
+        on_batch=batches.append,
     )
     assert captions == [alone(model, encoder, svg) for svg in SVGS]
-    assert progress == [*range(batch, len(SVGS), batch), len(SVGS)]
+    finished = dict(chain.from_iterable(each.items() for each in batches))
+    assert [finished[i] for i in range(len(SVGS))] == captions
+    assert sum(map(len, batches)) == len(SVGS)
+    assert max(map(len, batches)) == min(batch, len(SVGS))
     # The test needs captions that differ, some with a stop id and some cut at the limit.
     assert len(set(captions)) == len(SVGS)
     assert min(map(len, captions)) < MAX_NEW_TOKENS - 4

@@ -59,13 +59,13 @@ class Captioner:
         return len(self._encoder.encode_prompt(svg))
 
     def caption(
-        self, svgs: Sequence[str], *, on_progress: Callable[[int], None] | None = None
+        self, svgs: Sequence[str], *, on_batch: Callable[[dict[int, str]], None] | None = None
     ) -> list[str]:
         """Return the caption of each canonical drawing, in their order.
 
         Batches are those of `generate_captions`: similar lengths together, within
         `evaluate.generation_batch_size` and `evaluate.max_cache_tokens`. After each batch
-        `on_progress` is called with the number of drawings captioned so far.
+        `on_batch` is called with its captions, by the index of the drawing.
         """
         with self._compute():
             return generate_captions(
@@ -76,7 +76,7 @@ class Captioner:
                 max_new_tokens=self._evaluate.max_new_tokens,
                 max_prompt_tokens=self.max_prompt_tokens,
                 max_cache_tokens=self._evaluate.max_cache_tokens,
-                on_progress=on_progress,
+                on_batch=on_batch,
             )
 
     def stream(self, svg: str) -> Iterator[str]:

@@ -37,7 +37,7 @@ def generate_captions(
     max_new_tokens: int,
     max_prompt_tokens: int | None = None,
     max_cache_tokens: int | None = None,
-    on_progress: Callable[[int], None] | None = None,
+    on_batch: Callable[[dict[int, str]], None] | None = None,
 ) -> list[str]:
     """Return the model's caption of each drawing, in the order of `svgs`.
 
@@ -51,7 +51,7 @@ def generate_captions(
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         max_cache_tokens=max_cache_tokens,
-        on_progress=on_progress,
+        on_batch=on_batch,
     )
     return [output.text for output in outputs]
 
@@ -64,7 +64,7 @@ def generate_outputs(
     batch_size: int,
     max_new_tokens: int,
     max_cache_tokens: int | None = None,
-    on_progress: Callable[[int], None] | None = None,
+    on_batch: Callable[[dict[int, str]], None] | None = None,
 ) -> list[Output]:
     """Return the model's answer to each prompt (ids) by greedy decoding, in the order of `prompts`.
 
@@ -73,8 +73,8 @@ def generate_outputs(
 
     `model` is a Gemma 2, with an adapter or without. The caller sets evaluation mode and autocast.
     A batch has at most `batch_size` prompts and, unless it has one prompt only, at most
-    `max_cache_tokens` tokens in its cache. After each batch `on_progress` is called with the number
-    of prompts answered so far.
+    `max_cache_tokens` tokens in its cache. After each batch `on_batch` is called with the texts of
+    its answers, by the index of the prompt.
     """
     gemma = unwrap_gemma(model)
     batches = plan_batches(
@@ -85,7 +85,6 @@ def generate_outputs(
     )
 
     outputs = [Output("", is_finished=False)] * len(prompts)
-    num_done = 0
     with _use_blockwise_attention(gemma), keep_dequantised(gemma, MAX_DEQUANTISED_BYTES):
         for indices in batches:
             batch = [prompts[i] for i in indices]
@@ -93,9 +92,8 @@ def generate_outputs(
             for i, ids in zip(indices, generated, strict=True):
                 text = encoder.decode(ids).strip()
                 outputs[i] = Output(text, is_finished=len(ids) < max_new_tokens)
-            num_done += len(indices)
-            if on_progress:
-                on_progress(num_done)
+            if on_batch:
+                on_batch({i: outputs[i].text for i in indices})
     return outputs
 
 

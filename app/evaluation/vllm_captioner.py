@@ -72,17 +72,18 @@ class VllmCaptioner:
         return len(self._encoder.encode_prompt(svg))
 
     def caption(
-        self, svgs: Sequence[str], *, on_progress: Callable[[int], None] | None = None
+        self, svgs: Sequence[str], *, on_batch: Callable[[dict[int, str]], None] | None = None
     ) -> list[str]:
-        """Return the caption of each canonical drawing, in their order."""
+        """Return the caption of each canonical drawing, in their order. All are one batch."""
         limit = self.max_prompt_tokens
         prompts = [{"prompt_token_ids": self._encoder.encode_prompt(svg, limit)} for svg in svgs]
         answers = self._engine.generate(
             prompts, self._sampling, lora_request=self._lora, use_tqdm=False
         )
-        if on_progress is not None:
-            on_progress(len(svgs))
-        return [self._decode(answer.outputs[0].token_ids) for answer in answers]
+        captions = [self._decode(answer.outputs[0].token_ids) for answer in answers]
+        if on_batch is not None:
+            on_batch(dict(enumerate(captions)))
+        return captions
 
     def stream(self, svg: str) -> Iterator[str]:
         """Yield the caption of one canonical drawing, in one piece."""

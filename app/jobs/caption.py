@@ -1,7 +1,7 @@
 """Caption drawings of any source with a trained model, on this machine or on a Ray cluster.
 
-Memory holds a few windows, whatever the number of drawings. A run that was killed continues after
-its last window.
+Memory holds a few windows, whatever the number of drawings. A run that was killed continues with
+the drawings that are not in its journal.
 """
 
 import argparse
@@ -10,8 +10,9 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -61,16 +62,13 @@ class CaptionProgress:
         self._num_before = self.num_drawings
         self._started_at = self._printed_at = time.monotonic()
 
-    def print(self, num_more: int = 0) -> None:
-        """Print one line to stderr, unless the last one is recent.
-
-        `num_more` drawings of the window have a caption, but are not written yet.
-        """
+    def print(self) -> None:
+        """Print one line to stderr, unless the last one is recent."""
         now = time.monotonic()
         if now - self._printed_at < self.EVERY_SECONDS:
             return
         self._printed_at = now
-        num_done = self.num_drawings + num_more
+        num_done = self.num_drawings
         per_second = (num_done - self._num_before) / (now - self._started_at)
         line = f"{num_done} drawings, {self.refused.total()} refused, {per_second:.1f} a second"
         if self._total is not None and per_second:
@@ -121,16 +119,25 @@ def caption_drawings(
     require_engine(model.config, model.adapter)
     header = _describe_run(inputs, model, find_adapter_folder(model.adapter))
     with Journal(out, header) as journal:
-        _skip_captioned(records, journal, progress)
-        if on_ray:
-            from app.jobs.caption_on_ray import caption_on_ray
+        missed = _skip_captioned(records, journal, progress)
+        write = partial(_write_batch, journal, progress)
+        try:
+            if on_ray:
+                from app.jobs.caption_on_ray import caption_on_ray
 
-            progress.start()
-            windows = caption_on_ray(inputs, drawings, model, num_done=progress.num_drawings)
-        else:
-            windows = _caption_here(records, model, progress)
-        with closing(windows):
-            _write_windows(windows, journal, progress)
+                progress.start()
+                numbers = frozenset(drawing.number for drawing in missed)
+                num_read = progress.num_drawings + len(missed)
+                caption_on_ray(inputs, drawings, model, num_read, numbers, write)
+            else:
+                _caption_here(chain(missed, records), model, progress, write)
+        except KeyboardInterrupt:
+            print(
+                f"{progress.num_drawings} drawings are in {journal.path}: the same command "
+                "continues with the others",
+                file=sys.stderr,
+            )
+            raise
         journal.finish()
 
     refused = dict(progress.refused.most_common())
@@ -148,9 +155,12 @@ def caption_drawings(
 
 
 def _caption_here(
-    records: Iterator[Drawing], model: TrainedModel, progress: CaptionProgress
-) -> Generator[list[CaptionedDrawing], None, None]:
-    """Yield the captions of each window of drawings, by a model in this process."""
+    records: Iterator[Drawing],
+    model: TrainedModel,
+    progress: CaptionProgress,
+    write: Callable[[list[CaptionedDrawing]], None],
+) -> None:
+    """Caption the drawings with a model in this process, and write each batch."""
     from app.jobs.open_captioner import open_engine
 
     config = model.config
@@ -158,26 +168,16 @@ def _caption_here(
     progress.start()
     size = BATCHES_PER_WINDOW * config.evaluate.generation_batch_size
     for window in split_into_windows(records, size):
-        yield caption_window(captioner, window, config.data, on_progress=progress.print)
+        caption_window(captioner, window, config.data, write)
 
 
-def _write_windows(
-    windows: Iterator[list[CaptionedDrawing]], journal: Journal, progress: CaptionProgress
+def _write_batch(
+    journal: Journal, progress: CaptionProgress, captioned: list[CaptionedDrawing]
 ) -> None:
-    """Write each window to the journal when it is captioned, and count its drawings."""
-    try:
-        for captioned in windows:
-            journal.append(captioned)
-            for drawing in captioned:
-                progress.add(drawing)
-            progress.print()
-    except KeyboardInterrupt:
-        print(
-            f"{progress.num_drawings} drawings are in {journal.path}: the same command continues "
-            "after them",
-            file=sys.stderr,
-        )
-        raise
+    journal.append(captioned)
+    for drawing in captioned:
+        progress.add(drawing)
+    progress.print()
 
 
 def _describe_run(inputs: Sequence[str], model: TrainedModel, adapter: Path) -> dict[str, Any]:
@@ -203,17 +203,24 @@ def _describe_run(inputs: Sequence[str], model: TrainedModel, adapter: Path) -> 
 
 def _skip_captioned(
     records: Iterator[Drawing], journal: Journal, progress: CaptionProgress
-) -> None:
-    """Skip the drawings in the journal. Raises UserError if the inputs have changed."""
+) -> list[Drawing]:
+    """Skip the drawings in the journal. Return those before its last one that are not in it.
+
+    Raises UserError if the inputs have changed.
+    """
+    missed: list[Drawing] = []
     for captioned in journal.read():
         record = next(records, None)
-        if record is None or (record.source, record.id) != (captioned.source, captioned.id):
-            number = progress.num_drawings + 1
+        while record is not None and record.number < captioned.number:
+            missed.append(record)
+            record = next(records, None)
+        if record is None or record[:3] != captioned[:3]:
             raise UserError(
-                f"drawing {number} is {record.id if record else 'missing'!r}, but "
+                f"drawing {captioned.number + 1} is {record.id if record else 'missing'!r}, but "
                 f"{captioned.id!r} in {journal.path}: restore the inputs to continue, or remove "
                 "the file to begin again"
             )
         progress.add(captioned)
     if progress.num_drawings:
         print(f"{progress.num_drawings} drawings are done already", file=sys.stderr)
+    return missed

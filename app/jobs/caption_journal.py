@@ -1,12 +1,14 @@
 """The captions of a run that may be killed, in a file beside its output file.
 
 The journal `OUT.partial` holds JSON lines: first a header that describes the run, then one line for
-each drawing in the order of the inputs. When all drawings are captioned, it becomes the output.
+each drawing that is done. Batches hold drawings of similar length, so a line has the number of its
+drawing. When all drawings are captioned, they become the output in the order of the inputs.
 """
 
 import fcntl
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -19,8 +21,10 @@ _ROWS_PER_GROUP = 4096
 
 
 class CaptionedDrawing(NamedTuple):
-    """A row of the output: `caption` or `error` is None."""
+    """A drawing that is done: `caption` or `error` is None. All but `number` is in the output."""
 
+    number: int
+    """Place in all inputs, from 0."""
     source: str
     """Input as the user named it."""
     id: str
@@ -35,11 +39,15 @@ def require_new_file(given: str) -> Path:
     out = Path(given).absolute()
     if "://" in given or out.suffix.lower() not in SUFFIXES:
         raise UserError(f"--out {given} is not a local file that ends in {' or '.join(SUFFIXES)}")
-    if not out.parent.is_dir():
-        raise UserError(f"--out {out}: its folder does not exist; create it first")
-    if out.exists():
-        raise UserError(f"--out {out} exists already: give another name, or remove the file")
-    return out
+    try:
+        if not out.parent.is_dir():
+            raise UserError(f"--out {out}: its folder does not exist; create it first")
+        if out.exists():
+            raise UserError(f"--out {out} exists already: give another name, or remove the file")
+        with tempfile.TemporaryFile(dir=out.parent):  # without permission root can write too
+            return out
+    except OSError as error:
+        raise _explain_unwritable(out, error) from None
 
 
 class Journal:
@@ -51,7 +59,10 @@ class Journal:
     def __init__(self, out: Path, header: Mapping[str, Any]) -> None:
         self.path = out.with_name(f"{out.name}.partial")
         self._out = out
-        self._file = self.path.open("a+b")
+        try:
+            self._file = self.path.open("a+b")
+        except OSError as error:
+            raise _explain_unwritable(out, error) from None
         try:
             self._lock()
             self._remove_torn_line()
@@ -74,14 +85,24 @@ class Journal:
         self._file.close()
 
     def read(self) -> Iterator[CaptionedDrawing]:
-        """Yield the drawings that an earlier process has captioned."""
+        """Yield the drawings that are done, in the order of their numbers.
+
+        Memory holds those of a few windows: the others follow each other.
+        """
+        waiting: dict[int, CaptionedDrawing] = {}
+        number = 0
         with self.path.open("rb") as lines:
             next(lines)  # header
             for line in lines:
                 try:
-                    yield CaptionedDrawing(**json.loads(line))
+                    drawing = CaptionedDrawing(**json.loads(line))
                 except (ValueError, TypeError):
                     raise self._make_damage_error() from None
+                waiting[drawing.number] = drawing
+                while number in waiting:
+                    yield waiting.pop(number)
+                    number += 1
+        yield from sorted(waiting.values())
 
     def append(self, drawings: Iterable[CaptionedDrawing]) -> None:
         """Write drawings to the disk: they are kept when this process or the machine dies."""
@@ -97,7 +118,7 @@ class Journal:
                 _write_parquet(partial, self.read())
             else:
                 with partial.open("wb") as file:
-                    file.writelines(_encode(drawing._asdict()) for drawing in self.read())
+                    file.writelines(map(_encode, map(_make_row, self.read())))
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
             partial.rename(self._out)
@@ -164,6 +185,20 @@ class Journal:
             )
 
 
+def _explain_unwritable(out: Path, error: OSError) -> UserError:
+    return UserError(
+        f"--out {out} cannot be written ({error.strerror}): give a path in a folder where you may "
+        "create files"
+    )
+
+
+def _make_row(drawing: CaptionedDrawing) -> dict[str, Any]:
+    """Return the columns of the output."""
+    row = drawing._asdict()
+    del row["number"]
+    return row
+
+
 def _encode(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode() + b"\n"
 
@@ -172,11 +207,11 @@ def _write_parquet(file: Path, drawings: Iterable[CaptionedDrawing]) -> None:
     import pyarrow as pa  # 0.3 s
     import pyarrow.parquet as pq
 
-    schema = pa.schema([(name, pa.string()) for name in CaptionedDrawing._fields])
+    schema = pa.schema([(name, pa.string()) for name in CaptionedDrawing._fields[1:]])
     group: list[dict[str, Any]] = []
     with pq.ParquetWriter(file, schema) as writer:
         for drawing in drawings:
-            group.append(drawing._asdict())
+            group.append(_make_row(drawing))
             if len(group) == _ROWS_PER_GROUP:
                 writer.write_table(pa.Table.from_pylist(group, schema))
                 group = []

@@ -7,10 +7,9 @@ need the base model and the adapter.
 import os
 import pickle
 import socket
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import chdir
 from functools import cached_property, partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +38,16 @@ COLUMN = "pickled"
 
 
 def caption_on_ray(
-    inputs: Sequence[str], drawings: DrawingsConfig, model: TrainedModel, *, num_done: int
-) -> Generator[list[CaptionedDrawing], None, None]:
-    """Yield the captions of each window of drawings in their order, without the first `num_done`.
+    inputs: Sequence[str],
+    drawings: DrawingsConfig,
+    model: TrainedModel,
+    num_read: int,
+    missed: Collection[int],
+    write: Callable[[list[CaptionedDrawing]], None],
+) -> None:
+    """Write the captions of each window of drawings.
 
+    Captions those after the first `num_read`, and before them those with a number in `missed`.
     Connects to Ray (see `connect_workers`) until the last window. There are at most
     `scaling.num_workers` actors; each takes the resources of a training worker. Ray restarts an
     actor that dies, and repeats its windows.
@@ -52,15 +57,20 @@ def caption_on_ray(
     if is_ray_private():
         load_model_config(model.config.model)  # raises UserError before Ray starts
     with connect_workers(model.config, 1, with_data_task=False):
-        yield from _caption_windows(inputs, drawings, model, num_done)
+        for captioned in _caption_windows(inputs, drawings, model, num_read, missed):
+            write(captioned)
 
 
 def _caption_windows(
-    inputs: Sequence[str], drawings: DrawingsConfig, model: TrainedModel, num_done: int
+    inputs: Sequence[str],
+    drawings: DrawingsConfig,
+    model: TrainedModel,
+    num_read: int,
+    missed: Collection[int],
 ) -> Iterator[list[CaptionedDrawing]]:
     """Yield the captions of each window. Needs a connected Ray."""
     size = BATCHES_PER_WINDOW * model.config.evaluate.generation_batch_size
-    read = partial(_read_windows, os.getcwd(), inputs, drawings, num_done, size)
+    read = partial(_read_windows, os.getcwd(), inputs, drawings, num_read, missed, size)
     windows = build_ordered_dataset(read, on_this_node=True)
     for row in map_by_actors(windows, WindowCaptioner, (model,), model.config.scaling):
         captioned = pickle.loads(row[COLUMN])
@@ -70,7 +80,12 @@ def _caption_windows(
 
 
 def _read_windows(
-    folder: str, inputs: Sequence[str], drawings: DrawingsConfig, num_done: int, size: int
+    folder: str,
+    inputs: Sequence[str],
+    drawings: DrawingsConfig,
+    num_read: int,
+    missed: Collection[int],
+    size: int,
 ) -> Iterator[pa.Table]:
     """Yield one row for each window of drawings; paths are relative to `folder`.
 
@@ -78,8 +93,9 @@ def _read_windows(
     """
     with chdir(folder):
         try:
-            records = islice(read_drawings(inputs, drawings), num_done, None)
-            for window in split_into_windows(records, size):
+            records = read_drawings(inputs, drawings)
+            left = (each for each in records if each.number >= num_read or each.number in missed)
+            for window in split_into_windows(left, size):
                 yield pa.table({COLUMN: [pickle.dumps(window)]})
         except (UserError, DataError) as error:
             yield pa.table({COLUMN: [pickle.dumps(error)]})
@@ -96,8 +112,9 @@ class WindowCaptioner:
         window = pickle.loads(row[COLUMN])
         if isinstance(window, Exception):
             return [row]
+        captioned: Any = []
         try:
-            captioned: Any = caption_window(self._captioner, window, self._model.config.data)
+            caption_window(self._captioner, window, self._model.config.data, captioned.extend)
         except (UserError, DataError) as error:
             captioned = error
         return [{COLUMN: pickle.dumps(captioned)}]

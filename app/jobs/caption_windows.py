@@ -1,6 +1,7 @@
 """Windows of drawings: read from any source, and captioned together."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
 from app.jobs.caption_journal import CaptionedDrawing
@@ -13,24 +14,28 @@ if TYPE_CHECKING:
     from app.jobs.open_captioner import CaptionEngine
 
 BATCHES_PER_WINDOW = 4
-"""A longer window sorts more drawings by length, and a kill loses at most one window."""
+"""A longer window sorts more drawings by length."""
 MAX_WINDOW_BYTES = 1 << 22
 """A window ends at about this size of its raw drawings."""
 
 
 class Drawing(NamedTuple):
-    """A drawing as its source gives it."""
+    """A drawing as its source gives it; `number` is its place in all inputs, from 0."""
 
+    number: int
     source: str
     id: str
     svg: str | bytes
+    unreadable: str = ""
+    """Reason why its file could not be read."""
 
 
 def read_drawings(inputs: Sequence[str], config: DrawingsConfig) -> Iterator[Drawing]:
     """Return the drawings of all inputs. Raises DataError now if an input cannot be read."""
     sources = [(mask_secrets(spec), read_source(spec, config)) for spec in inputs]
+    numbers = count()
     return (
-        Drawing(name, record.id.encode("utf-8", "replace").decode(), record.svg)
+        Drawing(next(numbers), name, _encodable(record.id), record.svg, record.unreadable)
         for name, records in sources
         for record in records
     )
@@ -54,30 +59,37 @@ def caption_window(
     captioner: "CaptionEngine",
     window: Sequence[Drawing],
     data: DataConfig,
-    *,
-    on_progress: Callable[[int], None] | None = None,
-) -> list[CaptionedDrawing]:
-    """Return the caption of each drawing, or the reason why it has none, in their order.
-
-    `on_progress` is called with the number of captions so far.
-    """
-    canonical: dict[int, str] = {}
-    errors: dict[int, str] = {}
-    for i, drawing in enumerate(window):
+    write: Callable[[list[CaptionedDrawing]], None],
+) -> None:
+    """Call `write` with the refused drawings, and then with those of each batch of captions."""
+    fitting: list[Drawing] = []
+    svgs: list[str] = []
+    refused: list[CaptionedDrawing] = []
+    for drawing in window:
         try:
+            if drawing.unreadable:
+                raise SVGRefused("unreadable_file", drawing.unreadable)
             svg = canonicalise(drawing.svg)
             _require_fit(captioner.count_prompt_tokens(svg), data)
         except SVGRefused as refusal:
-            errors[i] = str(refusal).encode("utf-8", "replace").decode()
+            refused.append(CaptionedDrawing(*drawing[:3], None, _encodable(str(refusal))))
         else:
-            canonical[i] = svg
+            fitting.append(drawing)
+            svgs.append(svg)
 
-    captions = captioner.caption(list(canonical.values()), on_progress=on_progress)
-    by_number = dict(zip(canonical, captions, strict=True))
-    return [
-        CaptionedDrawing(drawing.source, drawing.id, by_number.get(i), errors.get(i))
-        for i, drawing in enumerate(window)
-    ]
+    if refused:
+        write(refused)
+    captioner.caption(
+        svgs,
+        on_batch=lambda captions: write(
+            [CaptionedDrawing(*fitting[i][:3], text, None) for i, text in captions.items()]
+        ),
+    )
+
+
+def _encodable(text: str) -> str:
+    """Replace lone surrogates, which JSON can express and UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _require_fit(num_tokens: int, data: DataConfig) -> None:
