@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -94,6 +95,7 @@ def test_the_pieces_of_a_stream_are_the_caption(client: TestClient) -> None:
         (JSON, b"{", 422, "bad_request"),
         (JSON, b'{"svg": 3}', 422, "bad_request"),
         (JSON, b'{"drawing": "<svg/>"}', 422, "bad_request"),
+        (JSON, json.dumps({"svg": CIRCLE, "temperature": 1}).encode(), 422, "bad_request"),
         (JSON, json.dumps({"svg": "<svg"}).encode(), 422, "not_xml"),
         (SVG, b"", 422, "not_xml"),
         (SVG, b"<html/>", 422, "not_svg"),
@@ -115,6 +117,30 @@ def test_a_bad_request_has_a_status_and_a_reason(
     assert answer.json()["detail"]["message"]
 
 
+def test_an_unknown_key_is_named_with_the_known_ones(client: TestClient) -> None:
+    answer = client.post("/caption", json={"svg": CIRCLE, "temperature": 1})
+    message = answer.json()["detail"]["message"]
+    assert message == "temperature: unknown key, expected svg, id"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "reason"),
+    [
+        ("GET", "/captions", 404, "not_found"),
+        ("POST", "/", 405, "method_not_allowed"),
+        ("GET", "/caption", 405, "method_not_allowed"),
+    ],
+)
+def test_a_wrong_address_is_answered_as_other_refusals_are(
+    client: TestClient, method: str, path: str, status: int, reason: str
+) -> None:
+    answer = client.request(method, path)
+    message = f"{method} {path}: {reason.replace('_', ' ')}, see GET /docs"
+    assert answer.status_code == status
+    assert answer.json() == {"detail": {"reason": reason, "message": message}}
+    assert ("allow" in answer.headers) == (status == 405)
+
+
 def test_a_too_long_prompt_is_named_with_its_length_and_the_limit(
     client: TestClient, captioner: Captioner
 ) -> None:
@@ -129,7 +155,10 @@ def test_the_interface_describes_itself(client: TestClient) -> None:
     for path in ("/caption", "/caption/stream"):
         assert set(paths[path]["post"]["requestBody"]["content"]) == {JSON, SVG}
         assert set(paths[path]["post"]["responses"]) == {"200", "413", "415", "422"}
-    assert client.get("/docs").status_code == 200
+    documents = client.get("/docs").text
+    assert {url.partition("/npm/")[0] for url in re.findall(r"https?://[^\"']+", documents)} == {
+        "https://cdn.jsdelivr.net"
+    }
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,10 @@ from typing import Any, Protocol
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, Field, ValidationError
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from data_pipeline.svg.canonical import canonicalise
 from data_pipeline.svg.errors import SVGRefused
@@ -45,6 +47,8 @@ class CaptionService(Protocol):
 
 class CaptionRequest(BaseModel):
     """A drawing to caption."""
+
+    model_config = ConfigDict(extra="forbid")
 
     svg: str = Field(description="SVG document")
     id: str | None = Field(None, description="name of the drawing, which the answer repeats")
@@ -79,8 +83,10 @@ class _Drawing:
 
 
 def build_api(service: CaptionService) -> FastAPI:
-    """Return the application: `/caption`, `/caption/stream`, `/healthz` and the page at `/`."""
-    api = FastAPI(title="SVGScribe", summary="Captions of SVG drawings", redoc_url=None)
+    """Return the application: `/caption`, `/caption/stream`, `/healthz`, `/docs`, and a page."""
+    summary = "Captions of SVG drawings"
+    api = FastAPI(title="SVGScribe", summary=summary, docs_url=None, redoc_url=None)
+    api.add_exception_handler(StarletteHTTPException, _answer_error)
     refusals: dict[int | str, Any] = {
         status: {"model": RefusalAnswer, "description": text} for status, text in _REFUSALS.items()
     }
@@ -89,6 +95,12 @@ def build_api(service: CaptionService) -> FastAPI:
     @api.get("/", include_in_schema=False)
     async def show_page() -> Response:
         return Response(page, media_type="text/html", headers=page_headers)
+
+    @api.get("/docs", include_in_schema=False)
+    async def show_interface() -> Response:
+        return get_swagger_ui_html(
+            openapi_url="openapi.json", title="SVGScribe", swagger_favicon_url="data:,"
+        )
 
     @api.get("/healthz")
     async def check_health() -> dict[str, str]:
@@ -148,7 +160,10 @@ async def _read_drawing(request: Request, service: CaptionService) -> _Drawing:
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"])) or "the body"
-            raise _refuse(422, "bad_request", f"{place}: {first['msg']}") from None
+            is_unknown = first["type"] == "extra_forbidden"
+            allowed = ", ".join(CaptionRequest.model_fields)
+            fault = f"unknown key, expected {allowed}" if is_unknown else first["msg"]
+            raise _refuse(422, "bad_request", f"{place}: {fault}") from None
         name, content = given.id, given.svg
 
     # canonical form, in another thread: a large drawing takes seconds
@@ -190,6 +205,17 @@ def _refuse_size(size: str) -> HTTPException:
 
 def _refuse(status: int, reason: str, message: str) -> HTTPException:
     return HTTPException(status, Refusal(reason=reason, message=message).model_dump())
+
+
+async def _answer_error(request: Request, error: Exception) -> JSONResponse:
+    """Return the answer of an HTTPException, also of one that the framework raised."""
+    assert isinstance(error, StarletteHTTPException)
+    detail: Any = error.detail
+    if isinstance(detail, str):
+        reason = detail.lower().replace(" ", "_")
+        message = f"{request.method} {request.url.path}: {detail.lower()}, see GET /docs"
+        detail = Refusal(reason=reason, message=message).model_dump()
+    return JSONResponse({"detail": detail}, error.status_code, error.headers)
 
 
 def _load_page() -> tuple[str, dict[str, str]]:
