@@ -174,9 +174,10 @@ def test_the_alias_moves_only_to_a_better_model_or_by_force(
     assert float(tags["test/high"]) == report["high"]
 
     # the champion again, and back to an earlier version without a copy
-    code, _, line = run(capsys, worse)
-    assert code == 2
-    assert "is the champion already, as models:/svgscribe/3" in line
+    code, report, line = run(capsys, worse)
+    assert code == 0
+    assert line.endswith("is the champion already, as models:/svgscribe/3: there is nothing to do")
+    assert report == {"promoted": False, "challenger": worse, "champion": "models:/svgscribe/3"}
     uri = f"tracking.uri={tracking.uri}"
     code, report, _ = run(capsys, "models:/svgscribe/2", uri)
     assert (code, report["champion"]) == (0, "models:/svgscribe/2")

@@ -64,7 +64,7 @@ class Comparison:
 
 
 def run_promote(arguments: argparse.Namespace) -> int:
-    """Run the command `promote`. Return 0 if the alias has moved, else 1."""
+    """Run the command `promote`. Return 0 if the model is the champion then, else 1."""
     given = load_config(arguments.config, arguments.overrides)
     training = given if arguments.config else None
     challenger = find_model(arguments.challenger, given.tracking, config=training)
@@ -77,9 +77,19 @@ def run_promote(arguments: argparse.Namespace) -> int:
     shards = open_shards(config.data.shards)
     _require_test_split(shards)
     check_tracking(tracking)
-    report = promote(
-        challenger, shards, tracking, overrides=arguments.overrides, force=arguments.force
-    )
+    try:
+        report = promote(
+            challenger, shards, tracking, overrides=arguments.overrides, force=arguments.force
+        )
+    except IsChampionError as same:
+        print(f"{same}: there is nothing to do", file=sys.stderr)
+        report = {
+            "promoted": False,
+            "challenger": challenger.name,
+            "champion": find_champion(tracking),
+        }
+        print(mask_secrets(json.dumps(report)))
+        return 0
     print(json.dumps(report))
     return 0 if report["promoted"] else 1
 
