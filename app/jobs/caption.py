@@ -140,17 +140,15 @@ def caption_drawings(
             raise
         journal.finish()
 
-    refused = dict(progress.refused.most_common())
     if not progress.num_captions:
         raise UserError(
             f"none of {progress.num_drawings} drawings got a caption: {out} has reasons"
         )
-    seconds = round(time.monotonic() - started, 1)
     return {
         "out": str(out),
         "captions": progress.num_captions,
-        "refused": refused,
-        "seconds": seconds,
+        "refused": dict(progress.refused.most_common()),
+        "seconds": round(time.monotonic() - started, 1),
     }
 
 
