@@ -13,7 +13,7 @@ from transformers import Gemma2ForCausalLM
 
 from app.config import load_config, make_paths_absolute
 from app.errors import UserError
-from app.gemma.adapter import list_weight_shapes
+from app.gemma.adapter_check import list_weight_shapes
 from app.jobs.initial_adapter import print_start, read_initial_adapter, require_one_adapter
 from app.training import checkpoint
 from app.training.config import OptimConfig
@@ -248,12 +248,36 @@ def test_an_adapter_of_another_width_is_named_with_both_shapes(saved, tmp_path):
         ({"peft_type": "IA3"}, "of the type IA3, not LORA"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa', which changes the base"),
         ({"alpha_pattern": {"q_proj": 2}}, "alpha_pattern={'q_proj': 2}"),
+        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern={'q_proj': 2}"),
         ({"an_option_of_a_later_peft": 1}, "an_option_of_a_later_peft=1"),
     ],
 )
 def test_a_variant_that_is_not_trained_here_is_refused_by_its_name(base, adapter, options, named):
     set_option(adapter, **options)
     assert named in refuse(config_of(base, adapter))
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"r": 1}, "has r=1 and lora_alpha=8, but the weights have the rank 4 (the job: "),
+        ({"r": 1, "lora_alpha": 2}, "has r=1 and lora_alpha=2, but the weights have the rank 4"),
+        ({"r": "4"}, "has r='4' and"),
+        ({"r": None}, "has r=None and"),
+        ({"target_modules": ["q_proj"]}, "does not list down_proj, v_proj in target_modules"),
+    ],
+)
+def test_settings_that_the_weights_contradict_are_refused(base, adapter, options, named):
+    set_option(adapter, **options)
+    message = refuse(config_of(base, adapter))
+    assert f"adapter_config.json {named}" in message
+
+
+def test_targets_with_the_names_of_their_blocks_or_as_a_pattern_are_accepted(base, adapter):
+    listed = ["self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"]
+    for targets in (listed, r".*\.(q_proj|v_proj|down_proj)"):
+        set_option(adapter, target_modules=targets)
+        assert read_initial_adapter(config_of(base, adapter)) is not None
 
 
 def test_peft_variants_that_add_weights_are_refused(base, tmp_path):
@@ -293,9 +317,14 @@ def test_a_pickle_with_code_is_refused_and_not_run(base, adapter, capsys):
     (adapter / "adapter_model.safetensors").unlink()
     torch.save({"x": torch.ones(2), "bomb": Bomb()}, adapter / "adapter_model.bin")
     message = refuse(config_of(base, adapter))
-    assert "adapter_model.bin holds Python code, which is not run" in message
+    named = "adapter_model.bin is a pickle that holds Python code, which is not run"
+    assert named in message
+    torch.save(
+        {"bomb": Bomb()}, adapter / "adapter_model.bin", _use_new_zipfile_serialization=False
+    )
+    assert named in refuse(config_of(base, adapter))
     (adapter / "adapter_model.bin").write_bytes(pickle.dumps({"bomb": Bomb()}))
-    refuse(config_of(base, adapter))
+    assert named in refuse(config_of(base, adapter))
     assert "ran" not in capsys.readouterr().out
     torch.load(_save_bomb(adapter), weights_only=False)  # the injected code works
     assert "the code of a pickle ran" in capsys.readouterr().out
@@ -304,6 +333,31 @@ def test_a_pickle_with_code_is_refused_and_not_run(base, adapter, capsys):
 def _save_bomb(folder):
     torch.save(Bomb(), folder / "bomb.bin")
     return folder / "bomb.bin"
+
+
+def test_a_pickle_of_an_early_torch_is_read(base, saved, adapter):
+    weights = load_file(adapter / "adapter_model.safetensors")
+    (adapter / "adapter_model.safetensors").unlink()
+    file = adapter / "adapter_model.bin"
+    torch.save(weights, file, _use_new_zipfile_serialization=False)
+    assert compute_our_loss(start(config_of(base, adapter))).item() == pytest.approx(
+        saved[1], rel=1e-6
+    )
+
+    file.write_bytes(file.read_bytes()[:-9])
+    assert "or it is damaged" in refuse(config_of(base, adapter))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"hello", pickle.dumps({"a": [1.0]}), pickle.dumps({}, protocol=0), b"PK\x03\x04"],
+)
+def test_bytes_that_torch_did_not_save_are_named_a_pickle_or_damaged(base, adapter, content):
+    (adapter / "adapter_model.safetensors").unlink()
+    (adapter / "adapter_model.bin").write_bytes(content)
+    message = refuse(config_of(base, adapter))
+    assert "adapter_model.bin is a pickle that holds " in message
+    assert message.endswith("in safetensors")
 
 
 def test_a_pickle_is_not_opened_by_a_torch_that_would_run_it(base, adapter, monkeypatch):
@@ -336,14 +390,15 @@ def test_tensors_of_no_shape_and_names_that_are_no_text_are_refused(base, adapte
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
     (adapter / "adapter_model.safetensors").unlink()
     torch.save({name: torch.tensor(1.0), 7: torch.ones(2)}, adapter / "adapter_model.bin")
-    assert "lora.rank of the adapter is 1 and of the job 4" in refuse(config_of(base, adapter))
+    assert "the weights have the rank 1 (the job: lora.rank=4" in refuse(config_of(base, adapter))
     torch.save(torch.ones(2), adapter / "adapter_model.bin")
     refuse(config_of(base, adapter))
 
 
 def test_a_damaged_config_of_an_adapter_is_refused(base, adapter):
-    (adapter / "adapter_config.json").write_text('{"r": 4')
-    assert "cannot be read" in refuse(config_of(base, adapter))
+    for text in ('{"r": 4', "[1]", "4"):
+        (adapter / "adapter_config.json").write_text(text)
+        assert "cannot be read (adapter_config.json: " in refuse(config_of(base, adapter))
 
 
 def test_a_whole_model_is_no_adapter(base):

@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from app.config import Config
 from app.errors import UserError
 from app.evaluation.drift import Drift, ModelOutputs, compute_drift, run_plain_model
-from app.gemma.adapter import read_adapter, require_same_adapter
+from app.gemma.adapter import read_adapter
+from app.gemma.adapter_check import require_same_adapter
 from app.gemma.base_model import get_stored_quantization, get_tokenizer_source, load_model_config
 from app.jobs.export_formats import FORMATS, save_prompt
 from app.jobs.model_card import describe_drift, render_model_card

@@ -14,7 +14,8 @@ import pyarrow.fs
 
 from app.config import Config
 from app.errors import UserError
-from app.gemma.adapter import WEIGHT_FILES, SavedAdapter, read_adapter, require_same_adapter
+from app.gemma.adapter import WEIGHT_FILES, SavedAdapter, read_adapter
+from app.gemma.adapter_check import require_same_adapter
 from app.gemma.base_model import BaseModelPin, load_model_config
 from app.jobs.job_dir import get_job_dir, read_job_file, read_newest_checkpoint
 from app.jobs.trained_model import find_model
