@@ -1,6 +1,9 @@
 """Exports are loaded by their own ecosystems, give the captions of the trained model, or refuse."""
 
 import json
+import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -11,12 +14,13 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from app.config import load_config
+from app.config import load_config, override_config
 from app.errors import UserError
 from app.evaluation.drift import Drift, compute_kl
-from app.gemma.base_model import TINY, pin_base_model
+from app.gemma.base_model import TINY, hash_weights, pin_base_model
 from app.gemma.config import ModelConfig, QuantizationConfig
 from app.gemma.load import load_adapter, load_base_model
+from app.jobs.card_scores import find_scores
 from app.jobs.export import export_model
 from app.jobs.export_formats import save_prompt
 from app.jobs.model_card import render_model_card
@@ -24,6 +28,7 @@ from app.jobs.open_captioner import open_captioner
 from app.jobs.quantize import quantize_model
 from app.jobs.trained_model import find_model, save_config
 from app.storage import write_json
+from app.tracking import TrackingConfig, open_run
 from app.training import checkpoint
 from app.training.config import OptimConfig
 from app.training.optim import build_optimizer
@@ -297,17 +302,151 @@ def test_the_model_card_names_scores_data_licence_and_prompt(save, tmp_path):
     export_model(model, "adapter", tmp_path / "out", max_drift=1)
     card = (tmp_path / "out" / "README.md").read_text()
     metadata = yaml.safe_load(card.split("---")[1])
-    assert metadata["base_model"] == "tiny"
+    assert "base_model" not in metadata  # a name of the hub; nobody has `tiny` there
     assert metadata["license"] == "apache-2.0"
     assert metadata["library_name"] == "peft"
+    assert "On the validation split, from `evaluation.json`." in card
     assert "| bleu4_after | 0.25 |" in card
     assert "d" * 64 in card
     assert model.config.data.system_prompt in card
 
-    report["adapter"] = "/elsewhere/checkpoint_4"
-    write_json(str(Path(model.adapter).parent / "evaluation.json"), report)
+
+def run_card(folder, svg, monkeypatch):
+    """Run the Python code of a model card in its folder; return the caption."""
+    (code,) = re.findall("```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    (folder / "drawing.svg").write_text(svg)
+    monkeypatch.chdir(folder)
+    names = {}
+    exec(code, names)
+    return names["caption"]
+
+
+def test_the_code_of_the_model_card_quantises_as_the_training_did(
+    save, drawings, tmp_path, monkeypatch
+):
+    model = save(kind="nf4", num_steps=15)
+    export_model(model, "adapter", tmp_path / "out", max_drift=1e-4)
+    stranger = (tmp_path / "out").rename(tmp_path / "stranger")
+    assert run_card(stranger, drawings[0], monkeypatch) == caption(model, drawings[:1])[0]
+    code = (stranger / "README.md").read_text()
+    for argument in ("load_in_4bit=True", "quant_type='nf4'", "use_double_quant=True"):
+        assert argument in code
+
+
+@pytest.mark.parametrize("form", ["adapter", "merged"])
+def test_the_code_of_the_model_card_gives_the_caption_elsewhere(
+    trained, drawings, tmp_path, monkeypatch, form
+):
+    export_model(trained, form, tmp_path / "out", max_drift=0.1)
+    stranger = (tmp_path / "out").rename(tmp_path / "stranger")
+    assert run_card(stranger, drawings[1], monkeypatch) == caption(trained, drawings[1:2])[0]
+    assert "BitsAndBytesConfig" not in (stranger / "README.md").read_text()
+
+
+def test_nothing_of_the_exporters_machine_is_handed_on(save, drawings, tmp_path, monkeypatch):
+    base = shutil.copytree(TINY, tmp_path / "mine" / "my-gemma")
+    model = save(model=str(base))
+    out = tmp_path / "elsewhere" / "out"
+    export_model(model, "adapter", out, max_drift=0.1)
+    export_model(save(), "adapter", tmp_path / "tiny", max_drift=0.1)
+    for file in [*out.rglob("*"), *(tmp_path / "tiny").rglob("*")]:
+        if file.is_file():
+            content = file.read_bytes()
+            for path in (tmp_path.parent, TINY.parent, Path(model.adapter).parent):
+                assert str(path).encode() not in content, file
+
+    card = (out / "README.md").read_text()
+    assert pin_base_model(model.config.model, model.config.quantization)["sha256"] in card
+    options = json.loads((out / "adapter_config.json").read_text())
+    assert options["base_model_name_or_path"] == "./my-gemma"
+    base.rename(out / "my-gemma")  # as the card says
+    assert run_card(out, drawings[0], monkeypatch)
+
+
+def test_the_copy_of_the_tiny_base_model_has_the_hash_in_the_card(exported):
+    sha256 = hash_weights(ModelConfig(name=str(exported / "base")))
+    assert f"`{sha256}`" in (exported / "README.md").read_text()
+
+
+def test_an_exported_adapter_names_its_base_model_to_this_application(trained, exported, capsys):
+    open_captioner(trained.config, str(exported))
+    assert "does not name its base model" not in capsys.readouterr().err
+    other = override_config(trained.config, {"quantization.kind": "nf4"})
+    with pytest.raises(UserError, match="was trained on the base model tiny"):
+        open_captioner(other, str(exported))
+    assert find_model(str(exported), config=trained.config).step == 8
+
+
+# scores in the card
+
+
+def write_state(adapter, **changes):
+    file = Path(adapter, "state.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def write_report(adapter, folder, name, value):
+    metrics = {"bleu4": {"value": value, "low": 0.1, "high": 0.4, "n": 12, "target": 0.0}}
+    report = {"adapter": adapter, "split": "test", "metrics": metrics, "signature": "tok:13a"}
+    write_json(str(Path(folder) / name), report)
+
+
+def render(model):
     drift = Drift(0.0, 0.0, 1, 1, 1, [])
-    assert "This checkpoint was not evaluated" in render_model_card(model, "merged", drift, "test")
+    return render_model_card(model, "merged", drift, "test", find_scores(model))
+
+
+def test_the_report_of_the_test_split_comes_before_that_of_the_validation_split(save):
+    model = save()
+    folder = Path(model.adapter).parent
+    write_report(model.adapter, folder, "evaluation.json", 0.25)
+    write_report(model.adapter, folder, "evaluation-test.json", 0.375)
+    card = render(model)
+    assert "On the test split, from `evaluation-test.json`; BLEU by sacrebleu, `tok:13a`." in card
+    assert "| bleu4 | 0.375 | 0.1 to 0.4 | 12 | 0 |" in card
+
+
+def test_the_scores_of_a_checkpoint_are_those_of_its_copy_in_the_registry(save, tmp_path):
+    model = save()
+    write_state(model.adapter, run_id="f" * 32)
+    copy = shutil.copytree(model.adapter, tmp_path / "registry" / "artifacts")
+    job = {"train.output_dir": str(tmp_path), "train.run_name": "job", "tracking.uri": None}
+    registered = replace(model, adapter=str(copy), config=override_config(model.config, job))
+    (tmp_path / "job").mkdir()
+    write_report(model.adapter, tmp_path / "job", "evaluation-test.json", 0.375)
+    assert "| bleu4 | 0.375 |" in render(registered)
+
+    write_state(copy, state={"step": 9})
+    assert find_scores(registered) is None
+
+
+def test_a_report_of_another_checkpoint_does_not_count_and_the_places_are_named(save, capsys):
+    model = save()
+    folder = Path(model.adapter).parent
+    write_report("/elsewhere/checkpoint_4", folder, "evaluation.json", 0.25)
+    card = render(model)
+    assert "No evaluation of this checkpoint was found" in card
+    assert str(folder) not in card
+    assert f"no evaluation of {model.name} was found in {folder}, " in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
+def test_the_scores_of_a_checkpoint_whose_job_is_gone_are_those_in_mlflow(save, tmp_path):
+    model = save()
+    tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    tracker = open_run(tracking, run_name="job", job_dir=str(tmp_path))
+    tracker.log_checkpoint(8, Path(model.adapter), name="best", metrics={"loss": 1.0}, files=False)
+    tracker.log_scores(8, {"test/bleu4": 0.3125, "test/bleu4_low": 0.25, "test/bleu4_high": 0.5})
+    tracker.finish("FINISHED")
+    run = json.loads((tmp_path / "mlflow_run.json").read_text())
+    write_state(model.adapter, run_id=run["run_id"])
+
+    config = override_config(model.config, {"tracking.uri": tracking.uri})
+    card = render(replace(model, config=config))
+    assert "On the test split, from MLflow." in card
+    assert "| bleu4 | 0.3125 | 0.25 to 0.5 |  | 0.18 |" in card
+    write_state(model.adapter, state={"step": 4})
+    assert find_scores(replace(model, config=config)) is None
 
 
 def refuse(model, kind, out):

@@ -20,10 +20,13 @@ from app.evaluation.drift import Drift, ModelOutputs, compute_drift, run_plain_m
 from app.gemma.adapter import read_adapter
 from app.gemma.adapter_check import require_same_adapter
 from app.gemma.base_model import get_stored_quantization, get_tokenizer_source, load_model_config
-from app.jobs.export_formats import FORMATS, save_prompt
-from app.jobs.model_card import describe_drift, render_model_card
+from app.jobs.card_scores import find_scores
+from app.jobs.export_formats import FORMATS, name_base_model, save_prompt
+from app.jobs.job_dir import read_job_file
+from app.jobs.model_card import DATA_DIGEST, describe_drift, render_model_card
 from app.jobs.open_captioner import find_adapter_folder, open_captioner
 from app.jobs.trained_model import TrainedModel
+from app.training.checkpoint import STATE_FILE
 from data_pipeline.shards import ShardRecord, Shards, open_shards
 from data_pipeline.stream.encode import PromptEncoder
 
@@ -68,6 +71,8 @@ def export_model(model: TrainedModel, kind: str, out: Path, max_drift: float) ->
 
             # write
             FORMATS[kind].write(config, adapter, written)
+            if kind == "adapter":
+                _write_pin(model, written)
             save_prompt(config, kind, written, encoder, [each.svg for each in drawings])
 
             # measure
@@ -81,11 +86,12 @@ def export_model(model: TrainedModel, kind: str, out: Path, max_drift: float) ->
             report = {"kind": kind, "split": split, "max_drift": max_drift}
             report |= dataclasses.asdict(drift)
             (written / "drift.json").write_text(json.dumps(report, indent=2, ensure_ascii=False))
-            (written / "README.md").write_text(render_model_card(model, kind, drift, split))
+            card = render_model_card(model, kind, drift, split, find_scores(model))
+            (written / "README.md").write_text(card)
 
             # publish
-            for file in written.iterdir():
-                file.chmod(0o644)
+            for file in written.rglob("*"):
+                file.chmod(0o755 if file.is_dir() else 0o644)
             os.rename(written, out)
     except (OSError, SafetensorError) as error:
         raise UserError(
@@ -93,6 +99,19 @@ def export_model(model: TrainedModel, kind: str, out: Path, max_drift: float) ->
         ) from error
     _print(describe_drift(drift, split))
     return {"out": str(out), **report}
+
+
+def _write_pin(model: TrainedModel, out: Path) -> None:
+    """Write a state.json with the pin of the base model, which `require_same_base_model` reads."""
+    state = read_job_file(model.adapter, STATE_FILE) or {}
+    if "base" in state:
+        digest = state.get("job", {}).get(DATA_DIGEST)
+        kept = {
+            "state": {"step": model.step},
+            "base": {**state["base"], "name": name_base_model(model.config)},
+            "job": {DATA_DIGEST: digest} if digest else {},
+        }
+        (out / STATE_FILE).write_text(json.dumps(kept, indent=2) + "\n")
 
 
 # checks

@@ -1,6 +1,8 @@
 """Formats of an exported model: how each is written, and how its own programs load it."""
 
 import json
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +34,8 @@ from data_pipeline.stream.encode import PromptEncoder, build_chat_template
 
 GGUF_FILE = "adapter.gguf"
 TEMPLATE_FILE = "chat_template.jinja"
+BASE_FOLDER = "base"
+"""Folder of an exported adapter with a copy of the tiny base model, which no hub has."""
 
 
 class Format(NamedTuple):
@@ -83,16 +87,54 @@ def save_prompt(
         ).save_pretrained(out)
 
 
+def is_on_hub(config: Config) -> bool:
+    """Return whether the base model's name is one of the hub, and no place of this machine."""
+    name = config.model.name
+    return name != "tiny" and "://" not in name and not os.path.isdir(os.path.expanduser(name))
+
+
+def name_base_model(config: Config) -> str:
+    """Return the base model's name without the folders of this machine."""
+    name = mask_secrets(config.model.name)
+    return name if is_on_hub(config) else name.partition("?")[0].rstrip("/").rpartition("/")[2]
+
+
+def get_base_source(config: Config) -> str:
+    """Return the name from which the users of an export load the base model.
+
+    It is a name of the hub, or a folder beside the files of the export.
+    """
+    if config.model.name == "tiny":
+        return f"./{BASE_FOLDER}"
+    return name_base_model(config) if is_on_hub(config) else f"./{name_base_model(config)}"
+
+
+def get_quantization_options(config: Config) -> dict[str, Any]:
+    """Return the arguments of BitsAndBytesConfig with which the training quantised the base model.
+
+    There are none for 16 bits, and for a folder that is quantised already.
+    """
+    quantization, model_config = config.quantization, load_model_config(config.model)
+    if quantization.kind == "none" or get_stored_quantization(config.model, model_config):
+        return {}
+    return {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": quantization.kind,
+        "bnb_4bit_use_double_quant": quantization.double_quant,
+    }
+
+
 def _write_adapter(config: Config, adapter: SavedAdapter, out: Path) -> None:
-    """Write a folder of PEFT that names its base model as the config does."""
+    """Write a folder of PEFT, with a copy of the base model if it is the tiny one."""
     save_file(adapter.weights, out / "adapter_model.safetensors", metadata={"format": "pt"})
-    name = str(TINY) if config.model.name == "tiny" else mask_secrets(config.model.name)
     options = {
         **adapter.options,
-        "base_model_name_or_path": name,
+        "base_model_name_or_path": get_base_source(config),
         "revision": config.model.revision,
     }
     (out / CONFIG_FILE).write_text(json.dumps(options, indent=2, sort_keys=True))
+    if config.model.name == "tiny":
+        shutil.copytree(TINY, out / BASE_FOLDER)
 
 
 def _load_adapter(config: Config, adapter: SavedAdapter, out: Path) -> nn.Module:
@@ -150,19 +192,13 @@ FORMATS = {
 
 def _load_base(config: Config) -> Any:
     """Load the base model by transformers alone, in 4 bits if the training did."""
-    quantization, model_config = config.quantization, load_model_config(config.model)
-    quantize = None
-    if quantization.kind != "none" and get_stored_quantization(config.model, model_config) is None:
-        quantize = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type=quantization.kind,
-            bnb_4bit_use_double_quant=quantization.double_quant,
-            bnb_4bit_compute_dtype=_get_dtype(),
-        )
+    options = get_quantization_options(config)
     return _load(
         resolve_model_source(config.model.name),
         revision=config.model.revision or "main",
-        quantization_config=quantize,
+        quantization_config=(
+            BitsAndBytesConfig(**options, bnb_4bit_compute_dtype=_get_dtype()) if options else None
+        ),
     )
 
 

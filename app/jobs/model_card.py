@@ -5,59 +5,71 @@ from typing import Any
 
 from app.config import Config
 from app.evaluation.drift import Drift
+from app.jobs.card_scores import CardScores
+from app.jobs.export_formats import (
+    BASE_FOLDER,
+    get_base_source,
+    get_quantization_options,
+    is_on_hub,
+    name_base_model,
+)
 from app.jobs.job_dir import read_job_file
 from app.jobs.trained_model import TrainedModel
 from app.training.checkpoint import STATE_FILE
 from data_pipeline.masking import mask_secrets
 
+DATA_DIGEST = "the digest of data.shards"
+"""Key of state.json."""
+
 _GEMMA_TERMS = (
     "Gemma is provided under and subject to the Gemma Terms of Use found at "
     "ai.google.dev/gemma/terms."
 )
-_LOADING = {
-    "adapter": """\
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
+_DEVICE = """\
 folder = "."  # the one of this file
-model = AutoModelForCausalLM.from_pretrained("{base}", attn_implementation="eager")
-model = PeftModel.from_pretrained(model, folder)""",
-    "merged": """\
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-folder = "."  # the one of this file
-model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")""",
-}
+device = "cuda" if torch.cuda.is_available() else "cpu"
+dtype = torch.bfloat16 if device == "cuda" else torch.float32"""
 _PROMPT = """\
 tokenizer = AutoTokenizer.from_pretrained(folder)
-messages = [{"role": "user", "content": svg}]
+with open("drawing.svg") as file:
+    messages = [{{"role": "user", "content": file.read()}}]
 prompt = tokenizer.apply_chat_template(
     messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-)
+).to(device)
 stops = tokenizer.convert_tokens_to_ids(["<end_of_turn>", "<eos>"])
-ids = model.generate(**prompt, max_new_tokens=128, do_sample=False, eos_token_id=stops)
-caption = tokenizer.decode(ids[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True)"""
+ids = model.generate(
+    **prompt, max_new_tokens={max_new_tokens}, do_sample=False, eos_token_id=stops
+)
+caption = tokenizer.decode(ids[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True).strip()
+print(caption)"""
 _LLAMA_CPP = """\
 llama-cli -m GGUF-OF-THE-BASE-MODEL --lora adapter.gguf --jinja \\
     --chat-template-file chat_template.jinja -st -p "$(cat drawing.svg)\""""
 
 
-def render_model_card(model: TrainedModel, kind: str, drift: Drift, split: str) -> str:
-    """Return the model card of an export, in Markdown with the metadata that hubs read."""
-    state = read_job_file(model.adapter, STATE_FILE) or {}
-    data = state.get("job", {}).get("the digest of data.shards", "unknown")
+def render_model_card(
+    model: TrainedModel, kind: str, drift: Drift, split: str, scores: CardScores | None
+) -> str:
+    """Return the model card of an export, in Markdown with the metadata that hubs read.
+
+    It names no folder of this machine.
+    """
+    config, state = model.config, read_job_file(model.adapter, STATE_FILE) or {}
+    data = state.get("job", {}).get(DATA_DIGEST, "unknown")
     base = state.get("base", {}).get("sha256", "unknown")
     sections = [
-        _render_metadata(model.config, kind),
+        _render_metadata(config, kind),
         "# Captions of SVG drawings\n\n"
-        f"Trained by SVGScribe on `{_get_base(model.config)}`: step {model.step} of the job "
-        f"`{model.config.train.run_name}`.",
-        _render_usage(model.config, kind),
-        "## Scores\n\n" + "\n".join(_list_scores(model)),
+        f"Trained by SVGScribe on `{name_base_model(config)}`: step {model.step} of the job "
+        f"`{config.train.run_name}`.",
+        _render_usage(config, kind),
+        "## Scores\n\n" + "\n".join(_list_scores(scores)),
         f"## Data and base model\n\n- digest of the shards: `{data}`\n"
-        f"- sha256 of the base model's weights: `{base}`",
+        f"- base model: {_describe_base(config, kind)}\n"
+        f"- sha256 of the base model's weights: `{base}`; `sha256sum *.safetensors | sha256sum` in "
+        "their folder prints it",
         f"## Drift of this export\n\n{describe_drift(drift, split)}",
-        f"## Licence\n\n{_describe_licence(model.config)}",
+        f"## Licence\n\n{_describe_licence(config)}",
     ]
     return mask_secrets("\n\n".join(sections) + "\n")
 
@@ -74,7 +86,7 @@ def describe_drift(drift: Drift, split: str) -> str:
 def _render_metadata(config: Config, kind: str) -> str:
     licence = {"gemma": "gemma", "tiny": "apache-2.0"}.get(_get_family(config), "other")
     lines = [
-        f"base_model: {_get_base(config)}",
+        *([f"base_model: {name_base_model(config)}"] if is_on_hub(config) else []),
         f"license: {licence}",
         "pipeline_tag: text-generation",
         f"library_name: {'transformers' if kind == 'merged' else 'peft'}",
@@ -91,31 +103,82 @@ def _render_usage(config: Config, kind: str) -> str:
     )
     if kind == "gguf-lora":
         return f"## Use\n\n{intro}\n\n```\n{_LLAMA_CPP}\n```"
-    loading = _LOADING[kind].format(base=_get_base(config))
-    return f"## Use\n\n{intro}\n\n```python\n{loading}\n{_PROMPT}\n```"
+    loading = "\n".join(_list_loading(config, kind))
+    prompt = _PROMPT.format(max_new_tokens=config.evaluate.max_new_tokens)
+    return f"## Use\n\n{intro}\n\n```python\n{loading}\n\n{prompt}\n```"
 
 
-def _list_scores(model: TrainedModel) -> Iterator[str]:
-    """Yield a table of the scores in the job's evaluation.json, if it is of this checkpoint."""
-    path, mark, query = model.adapter.partition("?")
-    job_dir, _, checkpoint = path.rpartition("/")
-    report = read_job_file(job_dir + mark + query, "evaluation.json") or {}
-    evaluated = str(report.get("adapter") or report.get("model") or "").partition("?")[0]
-    if evaluated.rpartition("/")[2] != checkpoint:
-        yield "This checkpoint was not evaluated (`python -m app evaluate`)."
+def _list_loading(config: Config, kind: str) -> Iterator[str]:
+    """Yield the code that loads an export as its drift was measured."""
+    quantization = get_quantization_options(config) if kind == "adapter" else {}
+    names = [
+        "AutoModelForCausalLM",
+        "AutoTokenizer",
+        *(["BitsAndBytesConfig"] * bool(quantization)),
+    ]
+    yield "import torch"
+    if kind == "adapter":
+        yield "from peft import PeftModel"
+    yield f"from transformers import {', '.join(names)}"
+    yield f"\n{_DEVICE}"
+
+    source, options = "folder", []
+    if kind == "adapter":
+        source = "base"
+        yield f'base = "{mask_secrets(get_base_source(config))}"  # see "Data and base model"'
+        if config.model.revision is not None:
+            options.append(f'revision="{config.model.revision}"')
+    if quantization:
+        options.append("quantization_config=quantization")
+        yield "quantization = BitsAndBytesConfig("
+        yield "    " + ", ".join(f"{name}={value!r}" for name, value in quantization.items()) + ","
+        yield "    bnb_4bit_compute_dtype=dtype,\n)"
+
+    options = [source, *options, "dtype=dtype", 'device_map={"": device}']
+    yield "model = AutoModelForCausalLM.from_pretrained("
+    yield f'    {", ".join(options)},\n    attn_implementation="eager",\n)'
+    if kind == "adapter":
+        yield "model = PeftModel.from_pretrained(model, folder)"
+
+
+def _list_scores(scores: CardScores | None) -> Iterator[str]:
+    """Yield a table of the scores."""
+    if scores is None:
+        yield (
+            "No evaluation of this checkpoint was found in the folder of its job or in MLflow "
+            "(`python -m app evaluate`)."
+        )
         return
 
-    metrics: dict[str, Any] = report.get("metrics") or {
-        name: {"value": value} for name, value in report.items() if isinstance(value, float)
-    }
+    signature = f"; BLEU by sacrebleu, `{scores.signature}`" if scores.signature else ""
+    yield f"On the {scores.split} split, from {scores.source}{signature}.\n"
     yield "| score | value | 95 % interval | n | target |"
     yield "| --- | --- | --- | --- | --- |"
-    for name, score in metrics.items():
+    for name, score in scores.metrics.items():
         low, high = score.get("low"), score.get("high")
         interval = "" if low is None or high is None else f"{low:.4g} to {high:.4g}"
         value, num, target = (score.get(key) for key in ("value", "n", "target"))
-        shown = f"{value:.4g}" if isinstance(value, float) else value
-        yield f"| {name} | {shown} | {interval} | {num or ''} | {target or ''} |"
+        if value is not None:
+            yield f"| {name} | {value:.4g} | {interval} | {_show(num)} | {_show(target)} |"
+
+
+def _show(value: Any) -> str:
+    return "" if value is None else f"{value:g}"
+
+
+def _describe_base(config: Config, kind: str) -> str:
+    """Return the name of the base model, and where a stranger gets it."""
+    name = f"`{name_base_model(config)}`"
+    if is_on_hub(config):
+        revision = config.model.revision
+        return f"{name} of the Hugging Face hub{f', revision `{revision}`' if revision else ''}"
+    if config.model.name == "tiny":
+        place = f"a copy is in `{BASE_FOLDER}/`" if kind == "adapter" else "`app/gemma/tiny` has it"
+        return f"{name}, the tiny Gemma 2 of SVGScribe, which is not on the hub: {place}"
+    return (
+        f"{name}, a folder of the person who exported this model. Get it from that person, and put "
+        "it beside this file"
+    )
 
 
 def _describe_licence(config: Config) -> str:
@@ -125,8 +188,8 @@ def _describe_licence(config: Config) -> str:
     if family == "tiny":
         return "The base model is the tiny Gemma 2 of SVGScribe (Apache 2.0), for trials only."
     return (
-        f"The weights derive from `{_get_base(config)}`, whose licence holds for them too. If it "
-        f"derives from Gemma: {_GEMMA_TERMS}"
+        f"The weights derive from `{name_base_model(config)}`, whose licence holds for them too. "
+        f"If it derives from Gemma: {_GEMMA_TERMS}"
     )
 
 
@@ -135,7 +198,3 @@ def _get_family(config: Config) -> str:
     if config.model.name == "tiny":
         return "tiny"
     return "gemma" if config.model.name.startswith("google/gemma") else "other"
-
-
-def _get_base(config: Config) -> str:
-    return mask_secrets(config.model.name)

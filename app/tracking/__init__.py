@@ -2,7 +2,7 @@
 
 from app.tracking.config import TrackingConfig, resolve_uri
 from app.tracking.earlier_trials import read_completed_trials
-from app.tracking.history import ChildRun, read_children
+from app.tracking.history import ChildRun, read_children, read_scores
 from app.tracking.link import build_comparison_link, describe_ui_command
 from app.tracking.mlflow_client import describe_error
 from app.tracking.mlflow_store import (
@@ -50,6 +50,7 @@ __all__ = [
     "open_run",
     "read_children",
     "read_completed_trials",
+    "read_scores",
     "register_model",
     "reopen_run",
     "resolve_uri",

@@ -1,12 +1,17 @@
 """Read what a run has recorded in MLflow."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from app.errors import UserError
 from app.tracking.config import TrackingConfig, resolve_uri
 from app.tracking.mlflow_client import describe_error, make_client
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 
 @dataclass(frozen=True)
@@ -25,20 +30,9 @@ def read_history(config: TrackingConfig, run_id: str, names: Sequence[str]) -> R
 
     Raises UserError if the database or server cannot be read, or has no such run.
     """
-    config = resolve_uri(config)
-    uri = str(config.uri)
-    file = uri.removeprefix("sqlite:///").partition("?")[0]
-    if uri.startswith("sqlite:///") and not os.path.isfile(file):
-        raise UserError(f"tracking.uri={uri!r} is no database")  # MLflow would create one
-
-    try:
-        client = make_client(uri, config.timeout_seconds)
+    with _read_run(config, run_id) as client:
         info = client.get_run(run_id).info
         metrics = {name: client.get_metric_history(run_id, name) for name in names}
-    except Exception as error:
-        raise UserError(
-            f"run {run_id} cannot be read from tracking.uri={uri!r} ({describe_error(error)})"
-        ) from error
     return RunHistory(
         info.status,
         None if info.end_time is None else (info.end_time - info.start_time) / 1000,
@@ -48,6 +42,34 @@ def read_history(config: TrackingConfig, run_id: str, names: Sequence[str]) -> R
             if points
         },
     )
+
+
+def read_scores(config: TrackingConfig, run_id: str, step: int) -> dict[str, float]:
+    """Return the metrics of the models that a run saved at a step, by their names.
+
+    Raises UserError if the database or server cannot be read, or has no such run.
+    """
+    with _read_run(config, run_id) as client:
+        experiment_id = client.get_run(run_id).info.experiment_id
+        of_step = f"source_run_id = '{run_id}' AND tags.step = '{step}'"
+        models = client.search_logged_models([experiment_id], filter_string=of_step)
+    return {metric.key: metric.value for model in models for metric in model.metrics or ()}
+
+
+@contextmanager
+def _read_run(config: TrackingConfig, run_id: str) -> Iterator["MlflowClient"]:
+    """Give a client; turn each error of MLflow into a UserError."""
+    config = resolve_uri(config)
+    uri = str(config.uri)
+    file = uri.removeprefix("sqlite:///").partition("?")[0]
+    if uri.startswith("sqlite:///") and not os.path.isfile(file):
+        raise UserError(f"tracking.uri={uri!r} is no database")  # MLflow would create one
+    try:
+        yield make_client(uri, config.timeout_seconds)
+    except Exception as error:
+        raise UserError(
+            f"run {run_id} cannot be read from tracking.uri={uri!r} ({describe_error(error)})"
+        ) from error
 
 
 @dataclass(frozen=True)
