@@ -58,7 +58,7 @@ def test_a_text_setting_takes_the_text_as_it_is(key: str, text: str) -> None:
         ("lora.target_modules=[q_proj, v_proj]", ["q_proj", "v_proj"]),
         ("evaluate.fields.year=[2024, 1.50, yes, null]", ["2024", "1.50", "yes", "null"]),
         ("evaluate.fields={on: [2024-01-31, '#f00']}", {"on": ["2024-01-31", "#f00"]}),
-        ("search.space.lora.rank={choice: [8, 16]}", {"choice": [8, 16]}),
+        ("search.space.lora.rank={choice: [8, 16]}", {"when": {}, "choice": [8, 16]}),
     ],
 )
 def test_a_value_is_read_by_the_type_of_its_setting(override: str, value: Any) -> None:
