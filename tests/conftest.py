@@ -8,9 +8,11 @@ from pathlib import Path
 # Two threads of one test on two busy cores wait for each other: 41 tests took 324 s instead of 10.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import forked_workers
 import hypothesis
 import pytest
 import torch
+from ray._private import ray_constants
 
 from app.jobs.cluster import ConnectedRay, connect_ray
 
@@ -26,6 +28,7 @@ def ray_local() -> Iterator[ConnectedRay]:
     with pytest.MonkeyPatch.context() as environment:
         # Workers unpickle functions of the test modules by their names.
         environment.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        environment.setattr(ray_constants, "SETUP_WORKER_FILENAME", forked_workers.__file__)
         with connect_ray(num_cpus=4) as cluster:
             yield cluster
 

@@ -114,7 +114,11 @@ def kill_a_worker_after_the_first_checkpoint(
 ):
     """SIGKILL to one of the training workers, as soon as Ray Train has registered a checkpoint."""
     while not stop.wait(0.1):
-        if not (read_json(str(folder / SNAPSHOT)) or {}).get("latest_checkpoint_result"):
+        try:
+            snapshot = read_json(str(folder / SNAPSHOT)) or {}
+        except UserError:  # Ray Train is writing it
+            continue
+        if not snapshot.get("latest_checkpoint_result"):
             continue
         workers = [
             actor

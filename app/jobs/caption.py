@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -118,26 +119,18 @@ def caption_drawings(
 
     require_engine(model.config, model.adapter)
     header = _describe_run(inputs, model, find_adapter_folder(model.adapter))
-    with Journal(out, header) as journal:
+    with Journal(out, header) as journal, _say_how_to_continue(journal, progress):
         missed = _skip_captioned(records, journal, progress)
         write = partial(_write_batch, journal, progress)
-        try:
-            if on_ray:
-                from app.jobs.caption_on_ray import caption_on_ray
+        if on_ray:
+            from app.jobs.caption_on_ray import caption_on_ray
 
-                progress.start()
-                numbers = frozenset(drawing.number for drawing in missed)
-                num_read = progress.num_drawings + len(missed)
-                caption_on_ray(inputs, drawings, model, num_read, numbers, write)
-            else:
-                _caption_here(chain(missed, records), model, progress, write)
-        except KeyboardInterrupt:
-            print(
-                f"{progress.num_drawings} drawings are in {journal.path}: the same command "
-                "continues with the others",
-                file=sys.stderr,
-            )
-            raise
+            progress.start()
+            numbers = frozenset(drawing.number for drawing in missed)
+            num_read = progress.num_drawings + len(missed)
+            caption_on_ray(inputs, drawings, model, num_read, numbers, write)
+        else:
+            _caption_here(chain(missed, records), model, progress, write)
         journal.finish()
 
     if not progress.num_captions:
@@ -150,6 +143,20 @@ def caption_drawings(
         "refused": dict(progress.refused.most_common()),
         "seconds": round(time.monotonic() - started, 1),
     }
+
+
+@contextmanager
+def _say_how_to_continue(journal: Journal, progress: CaptionProgress) -> Iterator[None]:
+    """On an interrupt print how many drawings are captioned, and that the command continues."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(
+            f"{progress.num_drawings} drawings are in {journal.path}: the same command "
+            "continues with the others",
+            file=sys.stderr,
+        )
+        raise
 
 
 def _caption_here(
