@@ -13,7 +13,14 @@ from app.arguments import parse_arguments
 from app.config import Config, load_config
 from app.errors import UserError
 from app.evaluation.report import render_report
-from app.evaluation.report_charts import Curve, choose_ticks, draw_curves, format_number
+from app.evaluation.report_charts import (
+    Curve,
+    Range,
+    choose_ticks,
+    draw_curves,
+    draw_ranges,
+    format_number,
+)
 from app.evaluation.report_views import RunView
 from app.jobs.report import run_report, write_report
 from app.jobs.trained_model import save_config
@@ -41,10 +48,18 @@ def make_evaluation(*, swapped: bool) -> dict[str, Any]:
         "metrics": {
             "rouge_l": {**score, "target": None, "holds": None, "beats_baselines": False},
             "bleu4": {**score, "target": 0.18, "holds": True, "beats_baselines": True},
+            "eval_loss": {"value": 8.25, "low": 8.0, "high": 8.5, "n": 12, "target": None},
             "meteor": {"value": None, "low": None, "high": None, "n": 0, "target": None},
         },
         "by_source": {"scenes": {"bleu4": {"value": 0.25, "low": 0.1, "high": 0.4, "n": 7}}},
-        "compared_with": {"constant": {"bleu4": {"value": 0.125}}},
+        "signature": "tok:13a",
+        "compared_with": {
+            "constant": {"bleu4": {"value": 0.125}},
+            "base": {
+                "rouge_l": {"value": 0.5, "lead_low": -0.2, "lead_high": -0.1},
+                "bleu4": {"value": 0.25, "lead_low": -0.1, "lead_high": 0.1},
+            },
+        },
         "drawings": [
             {
                 "id": scene.id,
@@ -129,6 +144,12 @@ def test_a_page_shows_scores_captions_settings_cost_and_curves(
     assert "0.42 [0.3, 0.55] n = 12 pass" in text
     assert "does not beat the baselines" in text
     assert "constant caption 0.125" in text
+    assert text.count("worse than the base model") == 2  # rouge_l of both jobs
+    assert "eval loss lower is better" in text
+    for row in ("base model tiny tiny", "digest of the data 1f 1f", "sacrebleu tok:13a tok:13a"):
+        assert row in text
+    assert "checkpoint checkpoint_8" in text
+    assert re.search(r"started 20\d\d-\d\d-\d\d \d\d:\d\d UTC", text)
     assert "meteor" not in text
     assert "bleu4 scenes 0.25 (n = 7)" in text
     assert "lora.rank 16 8" in text
@@ -163,6 +184,22 @@ def test_the_settings_of_one_job_are_compared_with_the_defaults(
     text = Outline(write_page(jobs[:1], tmp_path / "report.html")).text
     assert "Settings that differ from the defaults" in text
     assert f"data.sequence_tokens {Config().data.sequence_tokens} 768" in text
+    assert not re.search(r"None|True|False", text)  # written as in a config file
+    assert "train.max_steps null 800" in text
+    assert "evaluate.fields.weight" in text
+    assert "evaluate.fields {}" not in text
+
+
+def test_bars_of_scores_share_the_scale_from_0_to_1() -> None:
+    (bar,) = draw_ranges([Range(0, 0.25, 0.5, 1.0)], 0.75, {"base model": 0.0})
+    assert [float(x) for x in re.findall('<line class="r0" x1="(.*?)" x2="(.*?)"', bar)[0]] == [
+        78,
+        294,
+    ]
+    assert 'cx="150.0"' in bar
+    assert '<text class="middle" x="6.0" y="29">b</text>' in bar
+    (bar,) = draw_ranges([Range(0, 1.0, 2.0, 4.0)], None, {})
+    assert 'cx="150.0"' in bar
 
 
 def test_nothing_in_a_page_can_run_or_load(jobs: list[str], tmp_path: Path) -> None:

@@ -31,10 +31,10 @@ def render_report(
     """
     parts = [
         _render_runs(runs),
+        _render_section("Model, cost and time", _render_figures(runs)),
         _render_section("Scores", render_scores(runs), _SCORE_NOTE),
         _render_section("Scores of groups of drawings", _render_groups(runs)),
         _render_section("Curves", _render_curves(runs)),
-        _render_section("Cost and time", _render_figures(runs)),
         _render_section(*_render_settings(runs, defaults)),
         _render_section(
             "Drawings",
@@ -175,8 +175,9 @@ def _render_caption(view: CaptionView | None, reference: str) -> str:
 
 
 _SCORE_NOTE = (
-    "Lines are bootstrap 95 % intervals. The dashed line is the target. Grey marks are the base "
-    "model and the baselines that need no model."
+    "Lines are bootstrap 95 % intervals, on a scale from 0 to 1, or to the largest value above 1. "
+    "The dashed line is the target. Grey marks are the base model (b), the constant caption (c) "
+    "and the caption of the nearest drawing (n)."
 )
 _DRAWING_NOTE = (
     "<mark>Marked words</mark> are in the reference. <s>Struck words</s> contradict the drawing."

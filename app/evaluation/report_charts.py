@@ -65,11 +65,15 @@ def draw_curves(curves: Sequence[Curve]) -> str:
 def draw_ranges(
     ranges: Sequence[Range], target: float | None, marks: dict[str, float]
 ) -> list[str]:
-    """Return one bar for each range, all on one scale with the target and the named marks."""
+    """Return one bar for each range, all on one scale with the target and the named marks.
+
+    The scale is from 0 to 1 (or the lowest and the largest value beyond), so that the bars of
+    different scores compare. A letter below each mark is the first one of its name.
+    """
     known = [value for each in ranges for value in (each.low, each.high)]
     known += [*marks.values(), *([] if target is None else [target])]
-    left, right = min(known), max(known)
-    width = (right - left) or 1.0
+    left, right = min(0.0, *known), max(1.0, *known)
+    width = right - left
 
     def place(value: float) -> str:
         return f"{6 + (value - left) / width * 288:.1f}"
@@ -77,6 +81,7 @@ def draw_ranges(
     shared = "".join(
         f'<line class="mark" x1="{place(value)}" x2="{place(value)}" y1="4" y2="16">'
         f"<title>{html.escape(name)}: {format_number(value)}</title></line>"
+        f'<text class="middle" x="{place(value)}" y="29">{html.escape(name[:1])}</text>'
         for name, value in marks.items()
     )
     if target is not None:
@@ -86,7 +91,7 @@ def draw_ranges(
             f"<title>target: {format_number(target)}</title></line>"
         )
     return [
-        f'<svg class="range" viewBox="0 0 300 20"><line class="axis" x1="0" x2="300" y1="10" '
+        f'<svg class="range" viewBox="0 0 300 32"><line class="axis" x1="6" x2="294" y1="10" '
         f'y2="10"/>{shared}<line class="r{each.run}" x1="{place(each.low)}" '
         f'x2="{place(each.high)}" y1="10" y2="10"/><circle class="r{each.run}" '
         f'cx="{place(each.value)}" cy="10" r="5"/></svg>'

@@ -6,6 +6,7 @@ from typing import Any
 from app.evaluation.gallery import escape_text
 from app.evaluation.report_charts import Range, draw_ranges, format_number
 from app.evaluation.report_views import RunView, name_run
+from app.evaluation.scores import BASE, LOWER_IS_BETTER
 
 BASELINES = {"base": "base model", "constant": "constant caption", "nearest": "nearest drawing"}
 
@@ -27,16 +28,19 @@ def _render_score(runs: Sequence[RunView], name: str) -> str:
     if not measured:
         return ""
     target, marks = _get_target(runs, name), _get_marks(runs, name)
+    is_loss = name in LOWER_IS_BETTER  # which has no upper end for a scale
     bars = draw_ranges([_get_range(i, one) for i, one in measured], target, marks)
     lines = "".join(
         f"<li>{name_run(i, runs[i])}<b>{format_number(one['value'])}</b> {_describe_interval(one)}"
-        f"{_render_badges(one)}{bar}</li>"
+        f"{_render_badges(one, _is_worse(runs[i], name))}{'' if is_loss else bar}</li>"
         for (i, one), bar in zip(measured, bars, strict=True)
     )
     compared = " · ".join(
         f"{escape_text(key)} {format_number(value)}" for key, value in marks.items()
     )
-    wanted = "" if target is None else f" <small>target {format_number(target)}</small>"
+    notes = ["lower is better"] if is_loss else []
+    notes += [] if target is None else [f"target {format_number(target)}"]
+    wanted = f" <small>{', '.join(notes)}</small>" if notes else ""
     return (
         f'<article class="score"><h3>{escape_text(name.replace("_", " "))}{wanted}</h3>'
         f"<ul>{lines}</ul><p>{compared}</p></article>"
@@ -75,11 +79,19 @@ def _describe_interval(metric: Mapping[str, Any]) -> str:
     return f"<small>{interval}{count}</small>"
 
 
-def _render_badges(metric: Mapping[str, Any]) -> str:
-    """Return pass or fail of the target, and the mark of a score that beats no baseline."""
+def _is_worse(run: RunView, name: str) -> bool:
+    """Return whether the paired interval of the lead over the base model is below 0."""
+    lead = run.compared_with.get(BASE, {}).get(name, {}).get("lead_high")
+    return lead is not None and lead < 0
+
+
+def _render_badges(metric: Mapping[str, Any], is_worse: bool) -> str:
+    """Return pass or fail of the target, and the marks of a score that beats no other."""
     badges = ""
     if metric.get("holds") is not None:
         badges += '<i class="good">pass</i>' if metric["holds"] else '<i class="bad">fail</i>'
     if metric.get("beats_baselines") is False:
         badges += '<i class="bad">does not beat the baselines</i>'
+    if is_worse:
+        badges += '<i class="bad">worse than the base model</i>'
     return badges

@@ -84,7 +84,7 @@ svg {{ display: block; width: 100%; fill: none; }}
 .chart text {{ fill: var(--soft); font-size: 11px; }}
 .end {{ text-anchor: end; }} .middle {{ text-anchor: middle; }}
 .tick, .axis {{ stroke: var(--line); }}
-.range {{ height: 20px; }}
+.range text {{ fill: var(--soft); font-size: 11px; }}
 .range .r0, .range line {{ stroke-width: 2; }}
 .range .mark {{ stroke: var(--soft); stroke-width: 1.5; }}
 .range .target {{ stroke: var(--text); stroke-dasharray: 3 2; stroke-width: 1.5; }}

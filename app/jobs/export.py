@@ -66,13 +66,11 @@ def export_model(model: TrainedModel, kind: str, out: Path, max_drift: float) ->
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as name:
-            written = Path(name, out.name)
-            written.mkdir()
+            (written := Path(name, out.name)).mkdir()
 
             # write
             FORMATS[kind].write(config, adapter, written)
-            if kind == "adapter":
-                _write_pin(model, written)
+            _write_pin(model, kind, written)
             save_prompt(config, kind, written, encoder, [each.svg for each in drawings])
 
             # measure
@@ -90,8 +88,7 @@ def export_model(model: TrainedModel, kind: str, out: Path, max_drift: float) ->
             (written / "README.md").write_text(card)
 
             # publish
-            for file in written.rglob("*"):
-                file.chmod(0o755 if file.is_dir() else 0o644)
+            _open_files(written)
             os.rename(written, out)
     except (OSError, SafetensorError) as error:
         raise UserError(
@@ -101,10 +98,16 @@ def export_model(model: TrainedModel, kind: str, out: Path, max_drift: float) ->
     return {"out": str(out), **report}
 
 
-def _write_pin(model: TrainedModel, out: Path) -> None:
-    """Write a state.json with the pin of the base model, which `require_same_base_model` reads."""
+def _open_files(folder: Path) -> None:
+    """Let all users read the files of a folder."""
+    for file in folder.rglob("*"):
+        file.chmod(0o755 if file.is_dir() else 0o644)
+
+
+def _write_pin(model: TrainedModel, kind: str, out: Path) -> None:
+    """Write the pin of an adapter's base model where `require_same_base_model` reads it."""
     state = read_job_file(model.adapter, STATE_FILE) or {}
-    if "base" in state:
+    if kind == "adapter" and "base" in state:
         digest = state.get("job", {}).get(DATA_DIGEST)
         kept = {
             "state": {"step": model.step},

@@ -1,6 +1,7 @@
 """Read finished or running jobs, and write one page about them."""
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,14 +154,20 @@ def _list_settings(config: Config | None) -> dict[str, str]:
     if config is None:
         return {}
     settings = flatten_config(mask_config(config))
-    return {path: str(value) for path, value in settings.items() if path not in _PLACES}
+    # an empty mapping has no paths of its own: its parts are listed by theirs
+    return {
+        path: value if isinstance(value, str) else json.dumps(value, default=str)
+        for path, value in settings.items()
+        if path not in _PLACES and value != {}
+    }
 
 
 def _list_figures(job: _Job) -> dict[str, str]:
     """Return cost, time and amounts, with their units."""
-    figures: dict[str, str] = {}
+    figures = _name_origin(job)
     history, result = job.history, job.result
     if history is not None:
+        figures["started"] = f"{history.start:%Y-%m-%d %H:%M} UTC"
         figures["status"] = history.status
         in_steps = [value for name in _STEP_SECONDS for _, value in history.metrics.get(name, [])]
         if history.seconds is not None:
@@ -179,6 +186,19 @@ def _list_figures(job: _Job) -> dict[str, str]:
     if "split" in job.evaluation:
         figures["evaluated split"] = str(job.evaluation["split"])
     return figures
+
+
+def _name_origin(job: _Job) -> dict[str, str]:
+    """Return the base model, the checkpoint, the data, and the signature of the scores."""
+    evaluation, base_model = job.evaluation, None if job.config is None else job.config.model.name
+    checkpoint = evaluation.get("adapter") or job.result.get("adapter")
+    named = {
+        "base model": base_model,
+        "checkpoint": checkpoint and str(checkpoint).partition("?")[0].rpartition("/")[2],
+        "digest of the data": evaluation.get("dataset_digest"),
+        "BLEU by sacrebleu": evaluation.get("signature"),
+    }
+    return {name: str(value) for name, value in named.items() if value}
 
 
 def _name_cost(seconds: float, config: Config | None) -> dict[str, str]:

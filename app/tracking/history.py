@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from app.errors import UserError
@@ -19,6 +20,7 @@ class RunHistory:
     """Status, duration and metrics of one run."""
 
     status: str
+    start: datetime
     seconds: float | None
     """From its first start to its end; None if it has not ended."""
     metrics: dict[str, list[tuple[float, float]]]
@@ -35,6 +37,7 @@ def read_history(config: TrackingConfig, run_id: str, names: Sequence[str]) -> R
         metrics = {name: client.get_metric_history(run_id, name) for name in names}
     return RunHistory(
         info.status,
+        datetime.fromtimestamp(info.start_time / 1000, UTC),
         None if info.end_time is None else (info.end_time - info.start_time) / 1000,
         {
             name: sorted((float(point.step), point.value) for point in points)
