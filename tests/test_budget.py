@@ -113,9 +113,9 @@ def test_a_spent_budget_ends_a_search_and_says_so(
     result = run_search(config, run_trial, name="budget", storage_path=str(tmp_path), trial_steps=8)
     assert result.ended_by == "search.max_total_steps=11 is spent"
     by_x = {trial.overrides["model.x"]: trial for trial in result.trials}
-    assert (by_x[9].status, by_x[9].step) == ("interrupted", 3)
+    assert (by_x[9].state, by_x[9].step) == ("interrupted", 3)
     assert by_x[9].error == result.ended_by
-    assert (by_x[0].status, by_x[0].step) == ("completed", 8)
+    assert (by_x[0].state, by_x[0].step) == ("finished", 8)
     assert len(by_x) < 5
     assert result.best == by_x[0]
     assert "trial interrupted at step 3" in capfd.readouterr().out

@@ -11,7 +11,6 @@ from chromium import CHROMIUM, open_chromium
 
 from tune.campaign import (
     Range,
-    State,
     Trial,
     describe_campaign,
     list_ranges,
@@ -21,6 +20,7 @@ from tune.campaign import (
 from tune.domain import Choice
 from tune.figures import draw_figures, draw_heat_map
 from tune.importance import compute_importances
+from tune.outcome import State
 
 
 def trial(number: int, loss: float | None, *, state: State = "finished", **params: float) -> Trial:
@@ -35,7 +35,7 @@ def test_a_paragraph_says_what_was_best_what_mattered_and_what_to_try_next() -> 
     )
     trials += [trial(10, None, state="failed"), trial(11, 2.05, state="pruned")]
     assert describe_campaign(trials, RANGES, {RANK: 0.04, LR: 0.96}) == (
-        "Of 12 trials, 10 finished, 1 pruned and 1 failed. The best is trial-0, with evaluation "
+        "12 trials: 10 finished, 1 pruned and 1 failed. The best is trial-0, with evaluation "
         "loss 1.5000 and optim.learning_rate=0.00099, lora.rank=16; the second best has 2.0500. "
         "By importance, optim.learning_rate (96%) mattered most; lora.rank (4%) mattered little. "
         "The best optim.learning_rate, 0.00099, is at the upper end of its range (1e-05 to 0.001): "
@@ -65,7 +65,7 @@ def test_a_paragraph_says_nothing_that_its_trials_do_not_show() -> None:
     inside = trial(1, 1.0, lr=1e-4, rank=16)
     alone = describe_campaign([inside], RANGES, {})
     assert alone == (
-        "Of 1 trials, 1 finished. The best is trial-1, with evaluation loss 1.0000 and "
+        "1 trial: 1 finished. The best is trial-1, with evaluation loss 1.0000 and "
         "optim.learning_rate=0.0001, lora.rank=16."
     )
     at_the_end_of_an_unimportant_range = trial(1, 1.0, rank=32)

@@ -64,10 +64,9 @@ def track_campaign(config: Config, folder: Path) -> tuple[Tracker, SearchResult]
         for step, loss in each.curve:
             run.log_metrics(int(step), {"eval/loss": loss})
         run.finish("KILLED" if each.state == "pruned" else "FINISHED")
-        status = "completed" if each.state == "finished" else "pruned"
         trial_id = each.name.removeprefix("trial-")
         outcomes.append(
-            TrialOutcome(trial_id, dict(each.params), status, each.step, each.loss, None)
+            TrialOutcome(trial_id, dict(each.params), each.state, each.step, each.loss, None)
         )
     outcomes.append(TrialOutcome("bad", {LR: 1.0, RANK: 8}, "failed", 0, None, "a reason"))
     return parent, SearchResult(tuple(outcomes), find_best(outcomes), "all")
@@ -146,7 +145,7 @@ def test_a_search_whose_server_is_gone_is_reported_without_it(
     assert "the search has ended without its learning curves and comparison page (" in printed
     assert "secret" not in printed
     assert "compare the trials" not in printed
-    assert paragraph.startswith("Of 13 trials, 8 finished, 4 pruned and 1 failed.")
+    assert paragraph.startswith("13 trials: 8 finished, 4 pruned and 1 failed.")
 
 
 @pytest.mark.parametrize(

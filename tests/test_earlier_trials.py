@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from app.errors import UserError
-from app.tracking import TrackingConfig, check_tracking, open_run, read_completed_trials
+from app.tracking import TrackingConfig, check_tracking, open_run, read_finished_trials
 
 # MLflow's use of SQLAlchemy
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
@@ -34,7 +34,7 @@ def add_search(
     return parent.run_id
 
 
-def test_completed_trials_are_found_by_run_id_and_by_the_newest_run_of_a_name(
+def test_finished_trials_are_found_by_run_id_and_by_the_newest_run_of_a_name(
     tmp_path: Path,
 ) -> None:
     config = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="team/icons")
@@ -47,8 +47,8 @@ def test_completed_trials_are_found_by_run_id_and_by_the_newest_run_of_a_name(
 
     elsewhere = config.model_copy(update={"experiment": "another"})
     rate = "optim.learning_rate"
-    assert read_completed_trials(elsewhere, first_id) == [({rate: "0.001"}, 1.5)]
-    assert read_completed_trials(elsewhere, "team/icons/job") == [({rate: "0.002"}, 1.0)]
+    assert read_finished_trials(elsewhere, first_id) == [({rate: "0.001"}, 1.5)]
+    assert read_finished_trials(elsewhere, "team/icons/job") == [({rate: "0.002"}, 1.0)]
 
     for reference, part in (
         ("0" * 32, "is not in tracking.uri="),
@@ -57,13 +57,13 @@ def test_completed_trials_are_found_by_run_id_and_by_the_newest_run_of_a_name(
         ("team/icons/jobs", "is not in tracking.uri="),
     ):
         with pytest.raises(UserError, match=f"search.warm_start='{reference}' {part}"):
-            read_completed_trials(config, reference)
+            read_finished_trials(config, reference)
 
     empty = add_search(config, tmp_path / "third", {"0.3": ("failed", [1.0])})
-    with pytest.raises(UserError, match="has no completed trials"):
-        read_completed_trials(config, empty)
+    with pytest.raises(UserError, match="has no finished trials"):
+        read_finished_trials(config, empty)
 
 
 def test_a_warm_start_without_tracking_is_refused() -> None:
     with pytest.raises(UserError, match=r"needs the runs of MLflow: set tracking\.uri"):
-        read_completed_trials(TrackingConfig(uri=None), "team/job")
+        read_finished_trials(TrackingConfig(uri=None), "team/job")

@@ -118,23 +118,22 @@ def test_asha_prunes_the_worst_and_a_failing_trial_ends_alone(
 
     assert result.trials == tuple(ended)
     assert [trial.overrides["model.x"] for trial in ended] == draws
-    by_status = {
-        status: [t for t in ended if t.status == status]
-        for status in ("completed", "pruned", "failed")
+    by_state = {
+        state: [t for t in ended if t.state == state] for state in ("finished", "pruned", "failed")
     }
-    assert [(t.overrides["model.x"], t.eval_loss, t.step) for t in by_status["failed"]] == [
+    assert [(t.overrides["model.x"], t.eval_loss, t.step) for t in by_state["failed"]] == [
         (-1.0, None, 0)
     ]
-    assert str(by_status["failed"][0].error).endswith("x is -1.0")
-    assert {t.overrides["model.x"] for t in by_status["pruned"]} >= {0.9}
-    assert all(t.step < TRIAL_STEPS for t in by_status["pruned"])
-    assert all(t.step == TRIAL_STEPS for t in by_status["completed"])
-    for trial in by_status["completed"] + by_status["pruned"]:
+    assert str(by_state["failed"][0].error).endswith("x is -1.0")
+    assert {t.overrides["model.x"] for t in by_state["pruned"]} >= {0.9}
+    assert all(t.step < TRIAL_STEPS for t in by_state["pruned"])
+    assert all(t.step == TRIAL_STEPS for t in by_state["finished"])
+    for trial in by_state["finished"] + by_state["pruned"]:
         assert trial.eval_loss == loss(trial.overrides["model.x"], trial.step)
-    assert (result.best.overrides, result.best.status) == ({"model.x": 0.5}, "completed")
+    assert (result.best.overrides, result.best.state) == ({"model.x": 0.5}, "finished")
 
     printed = capfd.readouterr().out
-    assert printed.count("trial pruned at step") == len(by_status["pruned"])
+    assert printed.count("trial pruned at step") == len(by_state["pruned"])
     assert printed.count("; 0 left") == 1
     # All workers have been released: the whole machine can be reserved.
     everything = ray.util.placement_group([{"CPU": NUM_CPUS}])
@@ -162,11 +161,11 @@ def test_diverged_trials_have_no_loss_and_a_long_grace_prunes_nothing(
         trial_steps=TRIAL_STEPS,
     )
     assert len(list((tmp_path / "jobs" / "bare").glob("trial_*"))) == 3
-    seen = {(t.overrides["model.x"], t.status, t.step, t.eval_loss) for t in result.trials}
+    seen = {(t.overrides["model.x"], t.state, t.step, t.eval_loss) for t in result.trials}
     best = 0.25 + 1 / TRIAL_STEPS
     assert seen == {
-        (0.25, "completed", TRIAL_STEPS, best),
-        (11.0, "completed", TRIAL_STEPS, None),
+        (0.25, "finished", TRIAL_STEPS, best),
+        (11.0, "finished", TRIAL_STEPS, None),
         (-1.0, "failed", 0, None),
     }
     assert result.best.eval_loss == best
@@ -221,8 +220,8 @@ def test_interrupting_a_search_stops_it_and_its_trials(
             trial_steps=TRIAL_STEPS,
             on_trial_end=on_trial_end,
         )
-    assert [(trial.overrides["model.x"], trial.status) for trial in ended] == [
-        (0.5, "completed"),
+    assert [(trial.overrides["model.x"], trial.state) for trial in ended] == [
+        (0.5, "finished"),
         (0.25, "interrupted"),
     ]
     with pytest.raises(KeyboardInterrupt):  # Tune has kept the handler of SIGINT

@@ -139,7 +139,7 @@ def test_three_bad_trials_among_nine_are_named_and_cost_nothing_else(
     failed = {
         (trial.overrides["optim.learning_rate"], trial.overrides["lora.rank"]): str(trial.error)
         for trial in result.trials
-        if trial.status == "failed"
+        if trial.state == "failed"
     }
     assert failed.keys() == {(1e3, 8), (RATES[3], 0), (KILLED, 8)}
     assert "optim.learning_rate=1000" in failed[1e3, 8]
@@ -147,7 +147,7 @@ def test_three_bad_trials_among_nine_are_named_and_cost_nothing_else(
     assert "process has died" in failed[KILLED, 8]  # the kill has fired
     assert capfd.readouterr().out.count("trial failed at step") == 3
 
-    good = [trial for trial in result.trials if trial.status == "completed"]
+    good = [trial for trial in result.trials if trial.state == "finished"]
     assert sorted(trial.overrides["optim.learning_rate"] for trial in good) == RATES
     assert {trial.step for trial in good} == {4}
 
@@ -177,7 +177,7 @@ def test_a_trial_whose_process_is_killed_continues_from_its_checkpoint(
 ) -> None:
     result = search(config, tmp_path, [(RATES[0], 8), (KILLED, 8)], max_failures=1)
     killed = next(t for t in result.trials if t.overrides["optim.learning_rate"] == KILLED)
-    assert (killed.status, killed.step, killed.error) == ("completed", 4, None)
+    assert (killed.state, killed.step, killed.error) == ("finished", 4, None)
     assert "starts again from its checkpoint" in capfd.readouterr().out
 
 
@@ -238,7 +238,7 @@ def test_a_search_whose_driver_was_killed_continues_in_the_same_runs(
     ) as driver:
         assert driver.stdout is not None
         lines = iter(driver.stdout)
-        assert any("trial completed at step 24" in line for line in lines)
+        assert any("trial finished at step 24" in line for line in lines)
         assert any("step 8: evaluation loss" in line for line in lines)
         processes = psutil.Process(driver.pid).children(recursive=True)
         driver.kill()
@@ -264,7 +264,7 @@ def test_a_search_whose_driver_was_killed_continues_in_the_same_runs(
     )
     assert done.returncode == 0, done.stdout
     assert "the search continues: 1 of 3 trials have ended" in done.stdout
-    assert done.stdout.count("trial completed at step 24") == 2
+    assert done.stdout.count("trial finished at step 24") == 2
     assert done.stdout.count("step 4: evaluation loss") == 1  # the killed trial is past it
 
     runs = {run.info.run_id: run for run in client.search_runs([experiment.experiment_id])}

@@ -480,11 +480,10 @@ def test_a_search_is_a_parent_run_with_a_true_status_for_every_trial(config):
     assert parent.info.status == "FINISHED"
     children = [client.get_run(run_id) for run_id in searched.trial_run_ids]
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {searched.run_id}
-    expected = {"completed": "FINISHED", "pruned": "KILLED"}
+    expected = {"finished": "FINISHED", "pruned": "KILLED"}
     for trial, run in zip(searched.result.trials, children, strict=True):
-        assert run.info.status == expected[trial.status]
-        state = {"completed": "finished", "pruned": "pruned"}[trial.status]
-        assert run.data.tags["trial_state"] == state
+        assert run.info.status == expected[trial.state]
+        assert run.data.tags["trial_state"] == trial.state
     assert (
         load_config(searched.best_config).optim.learning_rate
         == searched.result.best.overrides["optim.learning_rate"]

@@ -112,13 +112,13 @@ def test_a_recorded_trial_repeats_its_reports_and_goes_on_from_its_checkpoint(
     assert trainable._worker.started == [("0000", 2)]
 
 
-@pytest.mark.parametrize("status", ["completed", "pruned", "failed"])
-def test_a_trial_that_has_ended_repeats_its_reports_and_trains_nothing(status: Any) -> None:
-    record = TrialRecord("0000", {"x": 1.0}, [(0, 1.0), (1, 0.5)], status=status)
+@pytest.mark.parametrize("state", ["finished", "pruned", "failed"])
+def test_a_trial_that_has_ended_repeats_its_reports_and_trains_nothing(state: Any) -> None:
+    record = TrialRecord("0000", {"x": 1.0}, [(0, 1.0), (1, 0.5)], state=state)
     trainable = make({"0000": record}, 1.0, "0000")
     reports = run(trainable)
     assert [report["step"] for report in reports] == [0, 1, 1]
-    assert reports[-1]["finished"] == (status == "completed")
+    assert reports[-1]["finished"] == (state == "finished")
     assert trainable._worker is None
 
 
@@ -146,7 +146,7 @@ def test_the_record_of_a_campaign_is_read_as_it_was_written(tmp_path: Path) -> N
     assert (campaign.trials, campaign.budget) == ({}, {})
     records = [
         TrialRecord("0000", {"a.b": 1e-3, "c": "d"}, [(0, 2.5), (4, math.inf)], "p", "q"),
-        TrialRecord("0001", {}, status="failed", error="reason"),
+        TrialRecord("0001", {}, state="failed", error="reason"),
     ]
     for record in records:
         campaign.write(record)
@@ -160,11 +160,11 @@ def test_only_the_best_ended_trial_and_those_that_run_keep_their_checkpoints(
     tmp_path: Path,
 ) -> None:
     campaign = CampaignRecord(LocalFileSystem(), str(tmp_path))
-    for name, status in (("best", "completed"), ("worse", "pruned"), ("running", None)):
+    for name, state in (("best", "finished"), ("worse", "pruned"), ("running", None)):
         for number in (1, 2):
             (tmp_path / name / f"checkpoint_{number}").mkdir(parents=True)
         checkpoints = f"{name}/checkpoint_2", f"{name}/checkpoint_1"
-        campaign.write(TrialRecord(name, {}, [], *checkpoints, status=status))
+        campaign.write(TrialRecord(name, {}, [], *checkpoints, state=state))
     (tmp_path / "other").mkdir()
     campaign.delete_checkpoints("best")
     campaign.delete_checkpoints("best")

@@ -8,9 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from tune.outcome import TrialOutcome
+from tune.outcome import State
 
-State = Literal["finished", "pruned", "failed", "interrupted"]
 Curve = tuple[tuple[float, float], ...]
 """(optimizer step, evaluation loss) of each evaluation."""
 
@@ -49,11 +48,6 @@ class Range:
     high: float
     is_log: bool = False
     is_choice: bool = False
-
-
-def get_state(outcome: TrialOutcome) -> State:
-    """Return the state of a trial in the words of MLflow's tags and of the leaderboard."""
-    return "finished" if outcome.status == "completed" else outcome.status
 
 
 def list_ranges(space: Mapping[str, BaseModel]) -> dict[str, Range]:
@@ -137,7 +131,8 @@ def _describe_states(trials: Sequence[Trial]) -> str:
     counts = Counter(trial.state for trial in trials)
     order: tuple[State, ...] = ("finished", "pruned", "failed", "interrupted")
     parts = [f"{counts[state]} {state}" for state in order if counts[state]]
-    return f"Of {len(trials)} trials, {_join(parts)}."
+    noun = "trial" if len(trials) == 1 else "trials"
+    return f"{len(trials)} {noun}: {_join(parts)}."
 
 
 def _describe_best(ranked: Sequence[Trial]) -> str:

@@ -37,7 +37,7 @@ class SearchConfig(BaseModel):
     )
     warm_start: tuple[str, ...] = Field(
         (),
-        description="earlier searches whose completed trials Optuna knows from the start: ids of "
+        description="earlier searches whose finished trials Optuna knows from the start: ids of "
         "their MLflow runs, or EXPERIMENT/RUN_NAME",
         json_schema_extra={"counterpart": "OptunaSearch.evaluated_rewards"},
     )

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from tune.errors import SearchError
 
-Status = Literal["completed", "pruned", "interrupted", "failed"]
+State = Literal["finished", "pruned", "failed", "interrupted"]
+"""How a trial ended, in the words of MLflow's tags and of the leaderboard."""
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class TrialOutcome:
 
     trial_id: str
     overrides: dict[str, Any]
-    status: Status
+    state: State
     step: int
     """Last reported optimizer step."""
     eval_loss: float | None
@@ -44,7 +45,7 @@ class SearchResult:
 def find_best(outcomes: Sequence[TrialOutcome]) -> TrialOutcome:
     """Return the trial with the lowest loss. Raises SearchError if no trial has one."""
     measured = [
-        trial for trial in outcomes if trial.status != "failed" and trial.eval_loss is not None
+        trial for trial in outcomes if trial.state != "failed" and trial.eval_loss is not None
     ]
     if measured:
         return min(measured, key=lambda trial: trial.eval_loss or 0.0)
@@ -57,11 +58,11 @@ def find_best(outcomes: Sequence[TrialOutcome]) -> TrialOutcome:
 
 
 def format_outcome(outcome: TrialOutcome) -> str:
-    """Return one line with the status, step, loss, values and error of a trial."""
+    """Return one line with the state, step, loss, values and error of a trial."""
     loss = "no loss" if outcome.eval_loss is None else f"eval_loss {outcome.eval_loss:.4f}"
     values = ", ".join(
         f"{path}={value:.4g}" if isinstance(value, float) else f"{path}={value}"
         for path, value in outcome.overrides.items()
     )
     reason = f": {outcome.error}" if outcome.error else ""
-    return f"trial {outcome.status} at step {outcome.step}, {loss} ({values}){reason}"
+    return f"trial {outcome.state} at step {outcome.step}, {loss} ({values}){reason}"

@@ -31,7 +31,7 @@ class PausingAsha(FIFOScheduler):
     that only few trials have reached, and a good trial with them.
 
     When no trial can start or is running, the best trial of the highest rung continues to the last
-    step, unless a trial has completed. The other trials then end.
+    step, unless a trial has finished. The other trials then end.
     """
 
     _supports_buffered_results = False
@@ -41,7 +41,7 @@ class PausingAsha(FIFOScheduler):
         self._factor = factor
         self._grace = grace
         self._losses: dict[float, dict[str, float]] = {rung: {} for rung in rungs}  # by trial id
-        self._has_completed = False
+        self._has_finished = False
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Record the loss of a trial at its rung, and pause it there."""
@@ -62,7 +62,7 @@ class PausingAsha(FIFOScheduler):
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         """Note that a trial has reached its last step, or forget a failed one."""
-        self._has_completed |= bool(result.get(FINISHED_KEY))
+        self._has_finished |= bool(result.get(FINISHED_KEY))
         if FAILURE_KEY in result:
             self.on_trial_error(tune_controller, trial)
 
@@ -84,7 +84,7 @@ class PausingAsha(FIFOScheduler):
 
         # the end: no trial can start, and none has earned a promotion
         best = self._find_best_paused(paused)
-        if best is not None and not self._has_completed:
+        if best is not None and not self._has_finished:
             return best
         for trial in paused.values():
             tune_controller.stop_trial(trial)

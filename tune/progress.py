@@ -9,10 +9,9 @@ import ray.tune
 from ray.tune.experiment import Trial
 
 from tune.budget import Budget
-from tune.campaign import get_state
 from tune.config import SearchConfig
 from tune.keys import FAILURE_KEY, FINISHED_KEY, METRIC_KEY, OVERRIDES_KEY, STEP_KEY
-from tune.outcome import Status, TrialOutcome, format_outcome
+from tune.outcome import State, TrialOutcome, format_outcome
 from tune.record import CampaignRecord, TrialRecord
 from tune.search_algorithm import count_trials
 from tune.trial_table import TrialTable
@@ -41,7 +40,7 @@ class Progress(ray.tune.Callback):
 
         budget.set_state(record.budget)
         if record.trials:
-            num_ended = sum(trial.status is not None for trial in record.trials.values())
+            num_ended = sum(trial.state is not None for trial in record.trials.values())
             print(
                 f"the search continues: {num_ended} of {self._num_trials} trials have ended",
                 flush=True,
@@ -79,7 +78,7 @@ class Progress(ray.tune.Callback):
     ) -> None:
         record = self._record.trials[trial.trial_id]
         step, loss = trial.last_result[STEP_KEY], trial.last_result[METRIC_KEY]
-        if not record.reports or record.reports[-1] != (step, loss) or record.status is not None:
+        if not record.reports or record.reports[-1] != (step, loss) or record.state is not None:
             return  # of a repeated report
         record.checkpoint = checkpoint.path.removeprefix(f"{self._record.root}/")
         if loss <= min((loss for step, loss in record.reports if step > 0), default=math.inf):
@@ -100,7 +99,7 @@ class Progress(ray.tune.Callback):
             self._end(trial.trial_id, "failed", failure)
         else:
             is_finished = trial.last_result.get(FINISHED_KEY)
-            self._end(trial.trial_id, "completed" if is_finished else "pruned")
+            self._end(trial.trial_id, "finished" if is_finished else "pruned")
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
@@ -112,15 +111,13 @@ class Progress(ray.tune.Callback):
         for name in sorted(self._running):
             self._end(name, "interrupted", reason)
 
-    def _end(self, name: str, status: Status, error: str | None = None) -> None:
+    def _end(self, name: str, state: State, error: str | None = None) -> None:
         self._running.discard(name)
         record = self._record.trials[name]
-        has_ended = record.status is not None  # before this search continued
-        outcome = make_outcome(
-            record, record.status or status, record.error if has_ended else error
-        )
+        has_ended = record.state is not None  # before this search continued
+        outcome = make_outcome(record, record.state or state, record.error if has_ended else error)
         self.outcomes.append(outcome)
-        self._table.end(name, get_state(outcome))
+        self._table.end(name, outcome.state)
         if has_ended:
             return
 
@@ -128,8 +125,8 @@ class Progress(ray.tune.Callback):
         print(f"{format_outcome(outcome)}; {num_left} left", flush=True)
         if self._on_trial_end is not None:
             self._on_trial_end(outcome)
-        if status != "interrupted":
-            record.status, record.error = status, error
+        if state != "interrupted":
+            record.state, record.error = state, error
             self._record.write(record)
             if not self._keep_checkpoints:
                 self._delete_checkpoints()
@@ -139,19 +136,19 @@ class Progress(ray.tune.Callback):
         measured = [
             outcome
             for outcome in self.outcomes
-            if outcome.status != "failed" and outcome.eval_loss is not None
+            if outcome.state != "failed" and outcome.eval_loss is not None
         ]
         best = min(measured, key=lambda outcome: outcome.eval_loss or 0.0, default=None)
         self._record.delete_checkpoints(None if best is None else best.trial_id)
 
 
-def make_outcome(record: TrialRecord, status: Status, error: str | None) -> TrialOutcome:
+def make_outcome(record: TrialRecord, state: State, error: str | None) -> TrialOutcome:
     """Return the outcome of a trial from the reports in its record."""
     losses = [loss for _, loss in record.reports if math.isfinite(loss)]
     return TrialOutcome(
         trial_id=record.trial_id,
         overrides=record.overrides,
-        status=status,
+        state=state,
         step=record.reports[-1][0] if record.reports else 0,
         eval_loss=min(losses, default=None),
         error=error,

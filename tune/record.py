@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.fs
 
-from tune.outcome import Status
+from tune.outcome import State
 
 _BUDGET_FILE = "budget.json"
 
@@ -28,7 +28,7 @@ class TrialRecord:
     """Newest checkpoint: a path below the folder of the campaign."""
     best_checkpoint: str | None = None
     """Checkpoint with the lowest loss."""
-    status: Status | None = None
+    state: State | None = None
     """None: the trial has not ended."""
     error: str | None = None
 
@@ -69,7 +69,7 @@ class CampaignRecord:
             folders = {
                 path.partition("/")[0] for path in (trial.checkpoint, trial.best_checkpoint) if path
             }
-            if trial.status is None or trial.trial_id == keep or not folders:
+            if trial.state is None or trial.trial_id == keep or not folders:
                 continue
             trial.checkpoint = trial.best_checkpoint = None
             self.write(trial)

@@ -26,7 +26,7 @@ def build_scheduler(
     """Return the scheduler of a search of trials of `trial_steps` optimizer steps, None for none.
 
     No scheduler judges a trial before the end of its warm-up, or at its last step, at which it has
-    completed. `count_warmup_steps(overrides)` returns the warm-up of a trial. A trial cannot
+    finished. `count_warmup_steps(overrides)` returns the warm-up of a trial. A trial cannot
     continue from a checkpoint with other values of `pinned_paths`.
     """
     if config.scheduler == "none" or config.grace_steps >= trial_steps:

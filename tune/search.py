@@ -194,7 +194,7 @@ def _make_nested_trainable(
             last = {STEP_KEY: step, METRIC_KEY: loss}
             callback.after_report(None, [last], None)
 
-        if record.status is None:
+        if record.state is None:
             final = run_trial(trial_config[OVERRIDES_KEY], trial_id)
             last = {STEP_KEY: final[STEP_KEY], METRIC_KEY: final[METRIC_KEY], FINISHED_KEY: True}
 

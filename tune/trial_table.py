@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TextIO, cast
 
-from tune.campaign import State, format_params
+from tune.campaign import format_params
+from tune.outcome import State
 
 EVERY_SECONDS = 0.5
 """Shortest time between two drawings."""

@@ -88,8 +88,8 @@ class WarmTrainable(ray.tune.Trainable):
             self._last = Evaluation(*self._record.reports[self._num_replayed], is_last=False)
             self._num_replayed += 1
             return self._report()
-        if self._record.status is not None:
-            is_finished = self._record.status == "completed"
+        if self._record.state is not None:
+            is_finished = self._record.state == "finished"
             return self._report(ended=True) | {FINISHED_KEY: is_finished}
 
         try:

@@ -21,7 +21,6 @@ from data_pipeline.masking import mask_secrets
 from tune.campaign import (
     Trial,
     describe_campaign,
-    get_state,
     list_ranges,
     make_leaderboard,
     rank_trials,
@@ -86,7 +85,7 @@ def _view_trial(outcome: TrialOutcome, children: dict[str, ChildRun]) -> Trial:
         for path, value in outcome.overrides.items()
     }
     return Trial(
-        name, get_state(outcome), params, outcome.eval_loss, outcome.step,
+        name, outcome.state, params, outcome.eval_loss, outcome.step,
         run_id=child.run_id if child else None, curve=child.curve if child else (),
     )  # fmt: skip
 

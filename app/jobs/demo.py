@@ -179,7 +179,7 @@ def _report_runs(config: Config, searched: TuneResult, trained: TrainResult) -> 
     return {
         "search": {
             "trials": len(trials),
-            "pruned": sum(trial.status == "pruned" for trial in trials),
+            "pruned": sum(trial.state == "pruned" for trial in trials),
             "best": {**best.overrides, "eval_loss": best.eval_loss},
         },
         "mlflow": {

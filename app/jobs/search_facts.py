@@ -5,7 +5,7 @@ import math
 from app.config import Config, override_config
 from app.errors import UserError
 from app.jobs.resume import PINNED
-from app.tracking import read_completed_trials
+from app.tracking import read_finished_trials
 from tune.search import TrialFacts
 from tune.search_algorithm import draw_trials
 from tune.space import Overrides
@@ -48,7 +48,7 @@ def find_trial_facts(config: Config, trial_steps: int) -> TrialFacts:
         earlier=[
             trial
             for reference in search.warm_start
-            for trial in read_completed_trials(config.tracking, reference)
+            for trial in read_finished_trials(config.tracking, reference)
         ],
     )
 

@@ -24,18 +24,17 @@ from app.tracking import Status, kill_running_children
 from data_pipeline.filesystem import open_filesystem
 from data_pipeline.masking import mask_secrets
 from data_pipeline.shards import Shards
-from tune.campaign import get_state
 from tune.outcome import SearchResult, TrialOutcome, format_outcome
 from tune.search import run_search
 from tune.warm import TrialWorker, WarmTrials
 
 MLFLOW_STATUS: dict[str, Status] = {
-    "completed": "FINISHED",
+    "finished": "FINISHED",
     "pruned": "KILLED",
     "interrupted": "KILLED",
     "failed": "FAILED",
 }
-"""MLflow status of a trial's run, by the outcome of the trial."""
+"""MLflow status of a trial's run, by the state of the trial."""
 
 UNPINNED = (
     "scaling.",
@@ -89,7 +88,7 @@ class TuneResult:
             {
                 "trial_id": trial.trial_id,
                 "run_id": run_id,
-                "state": get_state(trial),
+                "state": trial.state,
                 "params": trial.overrides,
                 "best_eval_loss": trial.eval_loss,
                 "steps": trial.step,
@@ -154,15 +153,15 @@ def _search(campaign: Campaign, *, is_warm: bool) -> SearchResult:
 
     def on_trial_end(outcome: TrialOutcome) -> None:
         """Set the true status of the trial's run, which a trial stopped by Tune cannot set."""
-        if outcome.status == "interrupted" and outcome.error is None:  # by the user
+        if outcome.state == "interrupted" and outcome.error is None:  # by the user
             kill_private_ray()  # before kill_running_children: a starting trial opens its run
             return
         tracker = campaign.open_run(outcome.overrides, outcome.trial_id)
         note = campaign.describe_trial(outcome.overrides, outcome.trial_id)
         note = add_result(note, format_outcome(outcome))
         reason = {"failure": outcome.error} if outcome.error else {}
-        tracker.set_tags({STATE: get_state(outcome), NOTE: note, **reason})
-        tracker.finish(MLFLOW_STATUS[outcome.status])
+        tracker.set_tags({STATE: outcome.state, NOTE: note, **reason})
+        tracker.finish(MLFLOW_STATUS[outcome.state])
 
     max_concurrent = _choose_concurrency(config, is_warm=is_warm)
     filesystem, path = open_filesystem(campaign.job_dir)  # Ray would cut the query off a URI

@@ -1,7 +1,7 @@
 """Tracking of a job as one MLflow run. Other packages import these names and nothing else."""
 
 from app.tracking.config import TrackingConfig, resolve_uri
-from app.tracking.earlier_trials import read_completed_trials
+from app.tracking.earlier_trials import read_finished_trials
 from app.tracking.history import ChildRun, read_children, read_scores
 from app.tracking.link import build_comparison_link, describe_ui_command
 from app.tracking.mlflow_client import describe_error
@@ -49,7 +49,7 @@ __all__ = [
     "kill_running_children",
     "open_run",
     "read_children",
-    "read_completed_trials",
+    "read_finished_trials",
     "read_scores",
     "register_model",
     "reopen_run",

@@ -15,10 +15,10 @@ SEARCHED = "searched."
 """Start of the tags that have the values of a trial, by config path."""
 
 
-def read_completed_trials(
+def read_finished_trials(
     config: TrackingConfig, reference: str
 ) -> list[tuple[dict[str, str], float]]:
-    """Return the values, as texts by config path, and the lowest loss of each completed trial.
+    """Return the values, as texts by config path, and the lowest loss of each finished trial.
 
     `reference` is the id of the MLflow run of a search, or EXPERIMENT/RUN_NAME, of which the newest
     one counts. Raises UserError if MLflow cannot be read, or has no such search.
@@ -32,7 +32,7 @@ def read_completed_trials(
     try:
         client = make_client(config.uri, config.timeout_seconds)
         parent = _find_run(client, reference)
-        children = [] if parent is None else _list_completed(client, parent)
+        children = [] if parent is None else _list_finished(client, parent)
         trials = [trial for run in children if (trial := _read_trial(client, run)) is not None]
     except Exception as error:
         raise UserError(f"{name} cannot be read from {where} ({describe_error(error)})") from error
@@ -42,7 +42,7 @@ def read_completed_trials(
             f"{name} is not in {where}: give the id of the run of a search, or EXPERIMENT/RUN_NAME"
         )
     if not trials:
-        raise UserError(f"{name} has no completed trials in {where}: remove it")
+        raise UserError(f"{name} has no finished trials in {where}: remove it")
     return trials
 
 
@@ -66,14 +66,12 @@ def _find_run(client: "MlflowClient", reference: str) -> "Run | None":
     return runs[0] if runs else None
 
 
-def _list_completed(client: "MlflowClient", parent: "Run") -> "list[Run]":
-    completed = (
-        f"tags.mlflow.parentRunId = '{parent.info.run_id}' AND tags.trial_state = 'finished'"
-    )
+def _list_finished(client: "MlflowClient", parent: "Run") -> "list[Run]":
+    finished = f"tags.mlflow.parentRunId = '{parent.info.run_id}' AND tags.trial_state = 'finished'"
     runs: list[Run] = []
     token = None
     while True:
-        page = client.search_runs([parent.info.experiment_id], completed, page_token=token)
+        page = client.search_runs([parent.info.experiment_id], finished, page_token=token)
         runs += page
         token = page.token
         if not token:
