@@ -19,7 +19,7 @@ demo: $(READY)
 
 # A GPU rounds differently, so these tests always run on the CPU; tests/test_gpu.py runs on a GPU.
 test: $(READY)
-	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest tests/test_gpu.py

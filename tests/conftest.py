@@ -1,4 +1,4 @@
-"""The Ray that all tests share, and the printed time left."""
+"""The Ray that all tests of a process share, and the order of the test files."""
 
 import os
 import socket
@@ -41,65 +41,38 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-SECONDS = {
-    "test_train.py": 250,
-    "test_search.py": 60,
-    "test_search_campaign.py": 90,
-    "test_warm_trials.py": 30,
-    "test_schedule.py": 40,
-    "test_budget.py": 15,
-    "test_earlier_trials.py": 10,
-    "test_caption.py": 30,
-    "test_campaign.py": 10,
-    "test_campaign_report.py": 90,
-    "test_run_tags.py": 20,
-    "test_caption_on_ray.py": 75,
-    "test_trained_model.py": 12,
-    "test_tracking.py": 80,
-    "test_launch.py": 100,
-    "test_stop.py": 80,
-    "test_masking.py": 15,
-    "test_cli.py": 60,
-    "test_stream.py": 40,
-    "test_s3.py": 60,
-    "test_doctor.py": 20,
-    "test_cluster.py": 20,
-    "test_loop.py": 15,
-    "test_parallel.py": 35,
-    "test_nonfinite.py": 25,
-    "test_quantize.py": 20,
-    "test_plan.py": 60,
-    "test_memory_plan.py": 20,
-    "test_serve.py": 60,
-    "test_promote.py": 40,
-    "test_facts.py": 22,
-    "test_evaluate.py": 20,
-    "test_initial_adapter.py": 8,
-    "test_report.py": 8,
-    "test_export.py": 20,
-}
-"""Seconds of the slow test files on 2 cores, for the printed estimate only."""
+SLOW = (
+    "test_train.py",
+    "test_launch.py",
+    "test_search_campaign.py",
+    "test_stop.py",
+    "test_tracking.py",
+    "test_promote.py",
+    "test_search.py",
+)
+"""Files that take longest. They start first, so that no process ends long after the others."""
 
 
-class _TimeLeft:
-    """Print the name of each test file, and about how long the rest takes."""
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the slow files first."""
+    rank = {name: i for i, name in enumerate(SLOW)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(SLOW)))
 
-    _now = ""
 
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        self._reporter = session.config.pluginmanager.getplugin("terminalreporter")
-        self._files = list(dict.fromkeys(item.path.name for item in session.items))
+class _FileNames:
+    """Print the name of each test file that starts, so that a test that hangs can be found."""
 
-    def pytest_runtest_logstart(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
-        name = Path(location[0]).name
-        if name == self._now:
-            return
-        self._now, place = name, self._files.index(name)
-        left = sum(SECONDS.get(file, 4) for file in self._files[place:])
-        self._reporter.write_line(
-            f"\n[{place + 1}/{len(self._files)}] {name} (about {left / 60:.1f} min left)"
-        )
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._seen: set[str] = set()
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        name = nodeid.partition("::")[0]
+        if name not in self._seen:
+            self._seen.add(name)
+            self._config.get_terminal_writer().line(f"\n{name}")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(_TimeLeft())
+    if not hasattr(config, "workerinput"):  # not in the processes of pytest-xdist
+        config.pluginmanager.register(_FileNames(config))

@@ -20,6 +20,8 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
+from unittest import mock
 
 _MODULES = ("ray.data", "ray.train.torch", "ray.tune", "app.jobs.worker", "app.jobs.warm_trials")
 
@@ -49,8 +51,7 @@ def _start_server(path: str) -> None:
 
 def _serve(path: str) -> None:
     """Fork a worker for each connection to the socket at `path`, as long as the raylet lives."""
-    for module in _MODULES:
-        importlib.import_module(module)
+    _import_modules()
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the workers
     raylet = f"/proc/{os.environ['RAY_RAYLET_PID']}"
@@ -72,11 +73,29 @@ def _serve(path: str) -> None:
     os.unlink(f"{path}.lock")
 
 
+def _import_modules() -> None:
+    """Import everything, without a use of Ray's random generator.
+
+    All children of a process that has used it would draw the same ids: two tasks would be one. Ray
+    draws an id for each actor class that a module defines.
+    """
+    import ray.actor  # not by the processes that only ask
+
+    class_id = ray.actor.ActorClassID
+    drawn = SimpleNamespace(from_random=lambda: class_id(os.urandom(class_id.size())))
+    with mock.patch.object(ray.actor, "ActorClassID", drawn):
+        for module in _MODULES:
+            importlib.import_module(module)
+
+
 def _become_worker(connection: socket.socket) -> None:
     """Run Ray's worker with the streams, environment and arguments of the process that asked.
 
     The connection stays open as long as this process lives.
     """
+    import numpy as np
+
+    np.random.seed()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setpgrp()
     connection.settimeout(None)

@@ -11,6 +11,7 @@ import pytest
 from app.config import load_config, make_paths_absolute, override_config
 from app.gemma.base_model import TINY
 from app.jobs.cluster import ConnectedRay
+from app.jobs.evaluate import evaluate_job
 from app.jobs.job import build_stream
 from app.jobs.job_dir import find_adapter, get_job_dir
 from app.jobs.train import train_job
@@ -118,3 +119,9 @@ def test_a_job_is_prepared_trained_continued_and_found_on_s3(
     assert {name.split("/")[3] for name in written if name.count("/") > 3} == {"on-s3"}
     assert any("/ledger/" in name for name in written)
     assert math.isfinite(result.metrics["eval_loss"])
+
+    # evaluate on S3: report and gallery lie in the folder of the job
+    captioning = {"evaluate.max_captions": 2, "evaluate.max_new_tokens": 4}
+    report = evaluate_job(override_config(config, captioning), shards, adapter)
+    assert report["metrics"]["eval_loss"]["n"] == 4
+    assert (read_json(join_uri(job_dir, "evaluation.json")) or {})["metrics"] == report["metrics"]
