@@ -56,7 +56,8 @@ def test_an_unknown_argument_is_named(tmp_path, arguments, unknown):
     assert not (tmp_path / "out").exists()
 
 
-def test_more_workers_than_cpus_are_refused_with_the_fix(tmp_path):
+def test_more_workers_than_cpus_are_refused_with_the_fix(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)  # of other tests' Ray
     prepared = run_command(
         "prepare", "scenes:60", "--out", "shards", "--json", "counts.json", cwd=tmp_path
     )

@@ -82,6 +82,7 @@ class Terminal(io.StringIO):
 
 
 def test_other_output_stays_whole_above_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)  # set by pytest-xdist
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setattr(sys, "stderr", terminal)
@@ -102,8 +103,9 @@ def test_other_output_stays_whole_above_the_table(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_log_gets_the_table_once_and_no_control_codes(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)  # set by pytest-xdist
     table, _ = make_table()
 
     def stop() -> None:
