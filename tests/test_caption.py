@@ -294,6 +294,35 @@ def test_a_journal_refuses_other_settings_other_inputs_and_a_second_process(
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        b"my notes",
+        b"my notes\n",
+        b"my notes\nsecond line without an end",
+        b"[]\n",
+        b'{"other": 1}\n',
+        b'{"a": 1',  # cut inside a header, but of another run
+        b'{"b": 1}\n{"number": 0}\n{"numb',
+        b"\0" * 70_000,
+    ],
+)
+def test_a_file_of_the_user_beside_the_output_is_never_changed(tmp_path: Path, text: bytes) -> None:
+    file = tmp_path / "a.jsonl.partial"
+    file.write_bytes(text)
+    with pytest.raises(UserError, match="remove"):
+        Journal(tmp_path / "a.jsonl", {"a": 2})
+    assert file.read_bytes() == text
+
+
+@pytest.mark.parametrize("num_bytes", range(9))
+def test_a_journal_cut_inside_its_header_begins_again(tmp_path: Path, num_bytes: int) -> None:
+    (tmp_path / "a.jsonl.partial").write_bytes(b'{"a": 1}\n'[:num_bytes])
+    with Journal(tmp_path / "a.jsonl", {"a": 1}) as journal:
+        journal.append(ROWS[:1])
+        assert list(journal.read()) == ROWS[:1]
+
+
+@pytest.mark.parametrize(
     "text", [b"x\n{}\n", b"3\n{}\n", b'{"a": 1}\n{"a": 1}\n', b'{"a": 1}\n]\n']
 )
 def test_a_file_that_is_no_journal_is_named_and_stays(tmp_path: Path, text: bytes) -> None:

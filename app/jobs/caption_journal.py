@@ -65,8 +65,8 @@ class Journal:
             raise _explain_unwritable(out, error) from None
         try:
             self._lock()
-            self._remove_torn_line()
             self._require_header(header)
+            self._remove_torn_line()
         except UserError:
             self._file.close()
             raise
@@ -161,18 +161,29 @@ class Journal:
         return not self._file.readline()
 
     def _require_header(self, header: Mapping[str, Any]) -> None:
-        """Write the header of a new journal. Raises UserError if the journal has another one."""
-        if self._is_empty():
+        """Write the header of a new journal, or of one without drawings.
+
+        Raises UserError, before the file is changed, if it is another file or another run's.
+        """
+        new = _encode(header)
+        self._file.seek(0)
+        first = self._file.readline()
+        if first.endswith(b"\n"):
+            try:
+                saved = dict(json.loads(first))
+            except (ValueError, TypeError):
+                raise self._make_damage_error() from None
+            is_begun = self._file.readline().endswith(b"\n") or saved.keys() != header.keys()
+        else:  # it is empty, or the process died while writing the header
+            if not new.startswith(first):
+                raise self._make_damage_error()
+            is_begun = False
+        if not is_begun:
             self._file.truncate(0)
-            self._file.write(_encode(header))
+            self._file.write(new)
             self._file.flush()
             return
 
-        self._file.seek(0)
-        try:
-            saved = dict(json.loads(self._file.readline()))
-        except (ValueError, TypeError):
-            raise self._make_damage_error() from None
         changes = [
             f"{name} was {saved.get(name)!r} and is {header[name]!r}"
             for name in header
