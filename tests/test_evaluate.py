@@ -39,6 +39,7 @@ from data_pipeline.prepare.dataset import prepare_dataset
 from data_pipeline.shards import open_shards
 from data_pipeline.stream.encode import PromptEncoder
 from data_pipeline.stream.worker_batches import read_validation_batches
+from tests.checkpoints import write_checkpoint_files
 from tests.reference import jogged
 
 
@@ -168,8 +169,7 @@ def test_the_report_of_a_model_goes_to_the_folder_of_its_job(
     config = override_config(config, {"train.output_dir": str(tmp_path / "deleted")})
     for name in ("jobs/one/checkpoint_1", "copied"):
         folder = tmp_path / name
-        folder.mkdir(parents=True)
-        (folder / "adapter_config.json").write_text("{}")
+        write_checkpoint_files(folder, {"state": {"step": 1}})
         save_config(folder, config)
     newest = {"checkpoint_dir_name": "checkpoint_1", "metrics": {"step": 1}}
     (tmp_path / "jobs" / "one" / SNAPSHOT).write_text(

@@ -14,6 +14,7 @@ from app.jobs import precision
 from app.jobs.job_dir import SNAPSHOT, find_adapter, get_job_dir, read_step
 from app.jobs.precision import resolve_precision
 from app.tracking.mlflow_client import read_run_id
+from tests.checkpoints import write_checkpoint_files
 
 
 @pytest.fixture
@@ -24,9 +25,7 @@ def config(tmp_path: Path) -> Config:
 def save_checkpoint(config: Config, step: int, **metrics: object) -> str:
     """Write a checkpoint as a job does, which is then the newest one."""
     folder = Path(get_job_dir(config)) / f"checkpoint_{step}"
-    folder.mkdir(parents=True)
-    (folder / "adapter_config.json").write_text('{"r": 4}')
-    (folder / "state.json").write_text(json.dumps({"state": {"step": step}}))
+    write_checkpoint_files(folder, {"state": {"step": step}})
     newest = {"checkpoint_dir_name": folder.name, "metrics": {"step": step, **metrics}}
     (folder.parent / SNAPSHOT).write_text(json.dumps({"latest_checkpoint_result": newest}))
     return str(folder)

@@ -16,6 +16,7 @@ from app.storage import read_json, write_json
 from app.tracking import TrackingConfig, build_ui_command
 from data_pipeline.errors import DataError
 from data_pipeline.masking import mask_secrets
+from tests.checkpoints import write_checkpoint_files
 
 SECRET = "wJalrXUt-SECRET"
 URIS = [
@@ -106,7 +107,7 @@ def test_the_adapter_of_a_report_without_credentials_is_found_in_the_jobs_folder
     job_dir = tmp_path / "job"
     adapter = f"s3://k:{SECRET}@bucket/job/checkpoint_1?secret_key={SECRET}"
     write_json(str(job_dir / "result.json"), {"adapter": adapter})
-    write_json(str(job_dir / "checkpoint_1" / "adapter_config.json"), {"r": 8})
+    write_checkpoint_files(job_dir / "checkpoint_1")
     config = load_config(None, {"train.output_dir": str(tmp_path), "train.run_name": "job"})
     assert find_adapter(config) == str(job_dir / "checkpoint_1")
 

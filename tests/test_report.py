@@ -27,6 +27,7 @@ from app.jobs.trained_model import save_config
 from app.tracking import TrackingConfig, open_run
 from app.tracking.history import read_history
 from data_pipeline.sources.scenes import generate_scenes
+from tests.checkpoints import write_checkpoint_files
 
 # MLflow's use of SQLAlchemy
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
@@ -76,8 +77,7 @@ def make_evaluation(*, swapped: bool) -> dict[str, Any]:
 def write_job(folder: Path, config: Config, evaluation: dict[str, Any]) -> str:
     """Write the small files of a finished job."""
     checkpoint = folder / "checkpoint_8"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "adapter_config.json").write_text('{"r": 4}')
+    write_checkpoint_files(checkpoint, {"state": {"step": 8}})
     save_config(checkpoint, config)
     result = {"step": 8, "best_step": 8, "adapter": str(checkpoint), "num_tokens": 12_345}
     (folder / "result.json").write_text(json.dumps(result))

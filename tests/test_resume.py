@@ -20,6 +20,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.shards import open_shards
 from data_pipeline.stream.token_stream import Position
 from data_pipeline.stream.worker_batches import split_among_workers
+from tests.checkpoints import write_checkpoint_files
 from tests.corpus import save_tokenizer, write_shards
 from tests.tiny import save_model
 
@@ -42,7 +43,7 @@ def save_checkpoint(config, **state):
     """Write the files that Ray Train and rank 0 leave after step 7."""
     stream = build_stream(config, open_shards(config.data.shards))
     folder = config.train.output_dir + "/demo/checkpoint_7"
-    write(f"{folder}/state.json", {"job": pin_job(config, stream), **state})
+    write_checkpoint_files(Path(folder), {"job": pin_job(config, stream), **state})
     newest = {"checkpoint_dir_name": "checkpoint_7", "metrics": {"step": 7}}
     write(f"{get_job_dir(config)}/{SNAPSHOT}", {"latest_checkpoint_result": newest})
     return stream
@@ -159,6 +160,20 @@ def test_a_missing_checkpoint_is_named(config, tmp_path):
     (tmp_path / "jobs/demo/checkpoint_7/state.json").unlink()
     with pytest.raises(UserError, match="checkpoint_7, is missing: restore it"):
         check(config)
+
+
+@pytest.mark.parametrize(
+    "name", ["state.json", "adapter_model.safetensors", "optimizer.safetensors"]
+)
+def test_a_job_is_not_continued_from_a_damaged_checkpoint(config, tmp_path, name):
+    save_checkpoint(config)
+    file = tmp_path / "jobs/demo/checkpoint_7" / name
+    check(config)
+    for content in (file.read_bytes()[:-1], b""):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=rf"checkpoint_7/{name} "):
+            check(config)
+        assert file.read_bytes() == content
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])

@@ -14,6 +14,7 @@ from app.jobs.job_dir import SNAPSHOT
 from app.jobs.trained_model import CONFIG_FILE, find_model, save_config
 from app.tracking import TrackingConfig, check_tracking, open_run
 from app.tracking.registry import CHECKPOINT_TAG
+from tests.checkpoints import write_checkpoint_files
 
 # MLflow's use of SQLAlchemy
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
@@ -34,9 +35,7 @@ def config(tmp_path: Path) -> Config:
 
 def write_checkpoint(folder: Path, step: int, config: Config | None = None) -> Path:
     """Write the small files of a checkpoint into a new folder."""
-    folder.mkdir(parents=True)
-    (folder / "adapter_config.json").write_text('{"r": 4}')
-    (folder / "state.json").write_text(json.dumps({"state": {"step": step}}))
+    write_checkpoint_files(folder, {"state": {"step": step}})
     if config is not None:
         save_config(folder, config)
     return folder

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from app.config import CONFIGS, Config, load_config, make_paths_absolute, override_config
 from app.errors import UserError
-from app.jobs.job_dir import SNAPSHOT, find_adapter, get_job_dir, read_job_file
+from app.jobs.job_dir import find_adapter, get_job_dir, read_snapshot
 from app.jobs.precision import resolve_precision
 from app.jobs.trained_model import find_model
 from app.storage import check_json_file, write_json
@@ -90,7 +90,7 @@ def _find_folder(config: Config, adapter: str) -> dict[str, str]:
     path, mark, query = adapter.partition("?")
     job_dir = path.rstrip("/").rpartition("/")[0]
     output_dir, _, name = job_dir.rpartition("/")
-    if read_job_file(job_dir + mark + query, SNAPSHOT) is not None:
+    if read_snapshot(job_dir + mark + query) is not None:
         return {"train.output_dir": output_dir + mark + query, "train.run_name": name}
     if "://" in config.train.output_dir or os.path.isdir(get_job_dir(config)):
         return {}

@@ -1,10 +1,12 @@
 """Files of a job's folder that other commands read. Imports neither torch nor Ray."""
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
 from app.config import Config, make_absolute
 from app.errors import UserError
+from app.jobs.checkpoint_files import require_whole_checkpoint
 from app.storage import join_uri, read_json, read_value
 from data_pipeline.errors import DataError
 
@@ -12,6 +14,8 @@ SNAPSHOT = "checkpoint_manager_snapshot.json"
 """File in the run's folder in which Ray Train 2.60 keeps its list of checkpoints."""
 ADAPTER_FILE = "adapter_config.json"
 """File that PEFT writes into every adapter."""
+_NUM_READS = 5
+_SECONDS_BETWEEN_READS = 0.1
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,23 @@ def read_job_file(folder: str, name: str) -> dict[str, Any] | None:
         ) from error
 
 
+def read_snapshot(job_dir: str) -> dict[str, Any] | None:
+    """Return Ray Train's list of checkpoints, None if there is none.
+
+    Ray Train writes this file in place, so a reader can see half of it while a job runs: then read
+    it again. Raises UserError if it stays damaged.
+    """
+    for _ in range(_NUM_READS - 1):
+        try:
+            return read_job_file(job_dir, SNAPSHOT)
+        except UserError:
+            time.sleep(_SECONDS_BETWEEN_READS)
+    return read_job_file(job_dir, SNAPSHOT)
+
+
 def read_newest_checkpoint(job_dir: str) -> SavedCheckpoint | None:
     """Return the newest checkpoint of a job that runs, was interrupted or has ended."""
-    snapshot = read_job_file(job_dir, SNAPSHOT) or {}
+    snapshot = read_snapshot(job_dir) or {}
     if snapshot.get("latest_checkpoint_result") is None:
         return None
     file = join_uri(job_dir, SNAPSHOT)
@@ -98,6 +116,7 @@ def find_adapter(config: Config, given: str | None = None) -> str:
         raise UserError(
             f"{adapter} is not an adapter ({reason}): give --adapter the folder of a checkpoint"
         )
+    require_whole_checkpoint(adapter)
     return adapter
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from app.config import Config, flatten_config
 from app.errors import UserError
+from app.jobs.checkpoint_files import RESUMED_FILES, require_whole_checkpoint
 from app.jobs.job_dir import read_job_file, read_newest_checkpoint
 from app.training.checkpoint import STATE_FILE
 from data_pipeline.masking import mask_secrets
@@ -67,6 +68,7 @@ def require_same_job(config: Config, stream: Stream, job_dir: str) -> None:
             f"the newest checkpoint of the job, {newest.folder}, is missing: "
             "restore it, or set train.run_name to a new job"
         )
+    require_whole_checkpoint(newest.folder, RESUMED_FILES)
     saved = state.get("job")
     if saved is None:
         print(

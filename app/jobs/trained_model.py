@@ -14,6 +14,7 @@ from app.config import (
     override_config,
 )
 from app.errors import UserError
+from app.jobs.checkpoint_files import require_whole_checkpoint
 from app.jobs.job_dir import ADAPTER_FILE, SNAPSHOT, find_job_adapter, read_step
 from app.storage import join_uri, read_text
 from app.tracking import REGISTRY_SCHEME, TrackingConfig, find_registered_checkpoint
@@ -64,6 +65,7 @@ def find_model(
                 "checkpoint or a PEFT adapter, or models:/NAME@ALIAS"
             )
         adapter = find_job_adapter(folder)
+    require_whole_checkpoint(adapter)
 
     # config
     if config is None:
