@@ -102,6 +102,35 @@ def check_json_file(path: str | None) -> None:
         raise UserError(f"--json {path}: its folder does not exist; create it first")
     if path and os.path.isdir(path):
         raise UserError(f"--json {path}: this is a folder; name a file in it")
+    if path:
+        require_writable(f"--json {path}", Path(path).absolute().parent)
+
+
+def require_new_folder(out: Path) -> None:
+    """Raise UserError if the folder of the option --out holds something or cannot be made."""
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"--out {out} is there already: give a new folder, or remove it")
+        above = next(folder for folder in (out, *out.parents) if folder.exists())
+    except OSError as error:
+        raise _make_write_error(f"--out {out}", error) from None
+    require_writable(f"--out {out}", above)
+
+
+def require_writable(option: str, folder: Path) -> None:
+    """Raise UserError if no file can be created in an existing local folder. Leave no file."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):  # without permission root can write too
+            pass
+    except OSError as error:
+        raise _make_write_error(option, error) from None
+
+
+def _make_write_error(option: str, error: OSError) -> UserError:
+    return UserError(
+        f"{option} cannot be written ({error.strerror}): give a path in a folder where you may "
+        "create files"
+    )
 
 
 def _locate_file(uri: str) -> tuple[Any, str]:

@@ -1,6 +1,6 @@
-"""Count and read the rows of the Parquet files of a dataset."""
+"""Count and read the rows of a dataset's Parquet files, and clear what a killed run has left."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -85,3 +85,26 @@ def _require_columns(path: str, metadata: pq.FileMetaData, columns: Sequence[str
             f"shard {path} has no column {missing[0]!r} but {', '.join(metadata.schema.names)}: "
             "run `python -m app prepare` on it"
         )
+
+
+def clear_partial_folder(
+    fs: pyarrow.fs.FileSystem, path: str, partial_path: str, *, is_own: Callable[[str], bool]
+) -> None:
+    """Delete the folder that a killed run of `prepare` has left beside the dataset's folder.
+
+    Raises DataError if one of the two is no folder, or if `partial_path` holds a file whose name is not
+    that of our own files.
+    """
+    kinds = pyarrow.fs.FileType
+    for each in (path, partial_path):
+        if fs.get_file_info(each).type not in (kinds.NotFound, kinds.Directory):
+            raise DataError(f"cannot write {path!r}: {each} is a file; give another folder")
+
+    for info in fs.get_file_info(pyarrow.fs.FileSelector(partial_path, allow_not_found=True)):
+        if not (info.is_file and is_own(info.base_name)):
+            raise DataError(
+                f"cannot write {path!r}: {partial_path} holds {info.base_name}, which `prepare` "
+                "has not written; move it away, or give another folder"
+            )
+    if fs.get_file_info(partial_path).type != kinds.NotFound:
+        fs.delete_dir(partial_path)

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from data_pipeline.errors import DataError
 from data_pipeline.filesystem import open_filesystem
-from data_pipeline.shard_files import count_rows, open_parquet, read_rows
+from data_pipeline.shard_files import clear_partial_folder, count_rows, open_parquet, read_rows
 
 SPLITS = ("train", "validation", "test")
 ROW_GROUP_ROWS = 256  # reading one record reads a whole row group
@@ -75,8 +75,7 @@ class ShardWriter:
         self._quarantined: list[QuarantinedRecord] = []
 
         try:
-            if self._fs.get_file_info(self._partial).type != pyarrow.fs.FileType.NotFound:
-                self._fs.delete_dir(self._partial)
+            clear_partial_folder(self._fs, self._path, self._partial, is_own=_is_dataset_file)
             self._fs.create_dir(self._partial, recursive=True)
             self._quarantine = pq.ParquetWriter(
                 f"{self._partial}/{QUARANTINE}", _QUARANTINE, filesystem=self._fs

@@ -26,6 +26,7 @@ from app.jobs.job_dir import read_job_file
 from app.jobs.model_card import DATA_DIGEST, describe_drift, render_model_card
 from app.jobs.open_captioner import find_adapter_folder, open_captioner
 from app.jobs.trained_model import TrainedModel
+from app.storage import require_new_folder
 from app.training.checkpoint import STATE_FILE
 from data_pipeline.shards import ShardRecord, Shards, open_shards
 from data_pipeline.stream.encode import PromptEncoder
@@ -44,7 +45,7 @@ def export_model(model: TrainedModel, kind: str, out: Path, max_drift: float) ->
     format cannot hold the model, if the drift is larger, or if `out` cannot be written.
     """
     config = model.config
-    _require_new_folder(out)
+    require_new_folder(out)
     _require_format(config, kind)
     folder = find_adapter_folder(model.adapter)
     adapter = read_adapter(folder, model.name)
@@ -118,11 +119,6 @@ def _write_pin(model: TrainedModel, kind: str, out: Path) -> None:
 
 
 # checks
-
-
-def _require_new_folder(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out} is there already: give a new folder, or remove it")
 
 
 def _require_format(config: Config, kind: str) -> None:

@@ -18,6 +18,7 @@ from app.gemma.base_model import (
 )
 from app.gemma.config import ModelConfig, QuantizationConfig
 from app.gemma.load import load_base_model
+from app.storage import require_new_folder
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -44,8 +45,7 @@ def quantize_model(
     # check the arguments
     if quantization.kind == "none":
         raise UserError("--kind none leaves nothing to quantise: give nf4 or fp4")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out} is there already: give a new folder, or remove it")
+    require_new_folder(out)
     config = load_model_config(model)
     require_unquantised(model, config)
 

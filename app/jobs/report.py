@@ -15,7 +15,7 @@ from app.evaluation.report_style import MAX_RUNS
 from app.evaluation.report_views import CaptionView, DrawingView, RunView
 from app.jobs.job_dir import read_job_file, read_newest_checkpoint
 from app.jobs.trained_model import find_model
-from app.storage import join_uri, read_value, write_text
+from app.storage import join_uri, read_value, require_writable, write_text
 from app.tracking import TrackingConfig
 from app.tracking.history import RunHistory, read_history
 from data_pipeline.masking import mask_secrets
@@ -70,6 +70,7 @@ def _require_report_file(out: Path) -> None:
         raise UserError(f"--out {out}: name a file that ends in .html, in a folder that exists")
     if out.exists() and (out.is_dir() or GENERATOR not in out.read_text(errors="replace")[:1000]):
         raise UserError(f"--out {out} exists and is no report: name a new file")
+    require_writable(f"--out {out}", out.parent)
 
 
 def _read_job(folder: str) -> _Job:
