@@ -92,8 +92,8 @@ def clear_partial_folder(
 ) -> None:
     """Delete the folder that a killed run of `prepare` has left beside the dataset's folder.
 
-    Raises DataError if one of the two is no folder, or if `partial_path` holds a file whose name is not
-    that of our own files.
+    Raises DataError if one of the two is no folder, or if `partial_path` holds a file whose name
+    is not that of our own files.
     """
     kinds = pyarrow.fs.FileType
     for each in (path, partial_path):
