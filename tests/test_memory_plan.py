@@ -158,7 +158,17 @@ def test_few_layers_give_the_memory_of_an_evaluation_of_all_layers(tmp_path, mon
     simulations = (inference.simulate_loss_bytes, inference.simulate_caption_bytes)
     few = [simulate(settings, config.evaluate) for simulate in simulations]
     monkeypatch.setattr(inference, "MORE_LAYERS", 10)
+    inference._simulate_loss.cache_clear()
     assert [simulate(settings, config.evaluate) for simulate in simulations] == few
+
+
+def test_settings_of_training_change_no_byte_of_an_evaluation_loss(tmp_path):
+    gemma2_config(num_hidden_layers=2).save_pretrained(tmp_path)
+    changed = ["memory.keep_layers=1", "memory.offload=true", "optim.kind=adamw_8bit"]
+    plain, other = (get_step_settings(job(tmp_path, *some)) for some in ([], changed))
+    plain = dataclasses.replace(plain, num_workers=1)
+    other = dataclasses.replace(other, num_workers=2)
+    assert inference._simulate_loss(plain) == inference._simulate_loss(other)
 
 
 def test_captions_take_the_memory_of_their_cache_and_not_of_all_pairs_of_tokens(tmp_path):

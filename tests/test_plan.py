@@ -1,6 +1,8 @@
 """`plan`, and the check that `train` makes on GPUs, whose settings make the job fit."""
 
 import json
+import math
+import random
 import re
 
 import pytest
@@ -8,7 +10,7 @@ import pytest
 from app.__main__ import main
 from app.config import load_config, override_config
 from app.errors import UserError
-from app.jobs import plan
+from app.jobs import fit, plan
 from app.jobs.fit import require_evaluation_fit, require_fit
 from app.memory_plan.peak import simulate_peak
 from data_pipeline.config import PrepareConfig
@@ -59,6 +61,43 @@ def test_a_job_that_cannot_fit_is_refused_with_settings_that_do(tmp_path):
         assert require_fit(override_config(config, settings), limit).num_bytes <= limit
     with pytest.raises(UserError, match="no sequence fits"):
         require_fit(config, 1000.0)
+
+
+def try_all(config, possible, simulate_bytes, limit_bytes):
+    """Name the first sufficient remedy or group, as a search without order does."""
+    groups = [possible[:size] for size in range(2, len(possible) + 1)]
+    for chosen in [*([remedy] for remedy in possible), *groups]:
+        try:
+            changed = override_config(config, dict(chosen))
+        except UserError:
+            continue
+        if simulate_bytes(changed) <= limit_bytes:
+            return f"set {fit._format_settings(chosen)}"
+    raise AssertionError("nothing fits")
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_fix_is_the_first_that_suffices_and_is_found_with_few_simulations(seed, tmp_path):
+    """Random bytes that each remedy saves; many remedies save nothing."""
+    rng = random.Random(seed)
+    off = rng.sample(["memory.offload=true", "memory.gradient_checkpointing=false"], 1)
+    others = ["evaluate.micro_batch_size=4", "optim.kind=adamw", "quantization.kind=none"]
+    config = job(tmp_path, "memory.offload=false", *off, *others)
+    possible = fit._list_remedies(config, fit.REMEDIES)
+    saved = {path: rng.choice([0, 0, rng.randrange(1, 100)]) for path, _ in possible}
+    simulated = []
+
+    def simulate_bytes(config):
+        simulated.append(config)
+        left = {path for path, _ in fit._list_remedies(config, fit.REMEDIES)}
+        return 1000 - sum(number for path, number in saved.items() if path not in left)
+
+    lowest = simulate_bytes(override_config(config, dict(possible)))
+    limit_bytes = rng.uniform(lowest, 1001) * plan.FRAGMENTATION
+    expected = try_all(config, possible, simulate_bytes, limit_bytes / plan.FRAGMENTATION)
+    simulated.clear()
+    assert fit._find_fix(config, fit.REMEDIES, simulate_bytes, limit_bytes) == expected
+    assert len(simulated) <= 1 + math.ceil(math.log2(len(possible))) + len(possible)
 
 
 def test_an_evaluation_between_steps_that_cannot_fit_is_refused_with_a_setting_that_does(tmp_path):

@@ -1,5 +1,6 @@
 """The check that `train` and `evaluate` make before they start on GPUs: they fit into memory."""
 
+import bisect
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -114,22 +115,27 @@ def _find_fix(
     """Return the settings with which the simulated bytes fit.
 
     Every remedy lowers the peak. If all remedies together do not suffice, add the longest sequence
-    that fits with them. Otherwise try each remedy alone, then the first two, three, … together.
+    that fits with them. Otherwise return the first remedy that suffices alone, or else the first
+    two, three, … together.
     """
     limit_bytes /= FRAGMENTATION
     possible = _list_remedies(config, remedies)
     with_all = override_config(config, dict(possible))
+
+    def fits(chosen: Sequence[tuple[str, Any]]) -> bool:
+        try:
+            changed = override_config(config, dict(chosen))
+        except UserError:
+            return False  # it does nothing without another remedy: a group has both
+        return simulate_bytes(changed) <= limit_bytes
+
     if simulate_bytes(with_all) <= limit_bytes:
-        singles = [[remedy] for remedy in possible]
-        groups = [possible[:n] for n in range(2, len(possible))]
-        for chosen in [*singles, *groups]:
-            try:
-                changed = override_config(config, dict(chosen))
-            except UserError:
-                continue  # it does nothing without another remedy: a group has both
-            if simulate_bytes(changed) <= limit_bytes:
-                return f"set {_format_settings(chosen)}"
-        return f"set {_format_settings(possible)}"
+        # A remedy that suffices alone suffices in every group that holds it.
+        sizes = range(1, len(possible))
+        smallest = 1 + bisect.bisect_left(sizes, True, key=lambda size: fits(possible[:size]))
+        singles = ([remedy] for remedy in possible[smallest - 1 :])
+        chosen = next(filter(fits, singles), possible[:smallest])
+        return f"set {_format_settings(chosen)}"
 
     tokens = find_longest_sequence(
         lambda tokens: simulate_bytes(override_config(with_all, {"data.sequence_tokens": tokens})),

@@ -1,6 +1,7 @@
 """Simulate the memory peaks of an evaluation: the loss of packed sequences, and captions."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import torch
@@ -9,6 +10,7 @@ from transformers import Gemma2Config
 from app.evaluation.caption_cache import CaptionCache
 from app.evaluation.config import EvaluateConfig
 from app.evaluation.generate import MIN_PACKED_TOKENS, read_prompts, read_tokens
+from app.gemma.config import MemoryConfig
 from app.gemma.load import DTYPES, CaptionLoss, autocast, evaluation_mode, unwrap_gemma
 from app.gemma.published import load_model_config_offline
 from app.memory_plan.peak import (
@@ -21,14 +23,27 @@ from app.memory_plan.peak import (
     with_layers,
 )
 from app.memory_plan.simulate import MemoryTimeline, list_frozen_tensors
+from app.training.config import OptimConfig
 from app.training.step import move_to_device
 
 
 def simulate_loss_bytes(settings: StepSettings, evaluate: EvaluateConfig) -> int:
-    """Return the peak of the evaluation loss of one micro-batch, with weights and adapter."""
-    train = settings.train.model_copy(update={"micro_batch_size": evaluate.micro_batch_size})
-    settings = dataclasses.replace(settings, train=train)
+    """Return the peak of the evaluation loss of one micro-batch, with weights and adapter.
 
+    The settings of training that an evaluation does not read have one value here, so that the
+    search for settings that fit simulates an evaluation once.
+    """
+    train = settings.train.model_copy(update={"micro_batch_size": evaluate.micro_batch_size})
+    memory = MemoryConfig(embedding=settings.memory.embedding)
+    return _simulate_loss(
+        dataclasses.replace(
+            settings, train=train, memory=memory, optim=OptimConfig(), num_workers=1
+        )
+    )
+
+
+@functools.cache
+def _simulate_loss(settings: StepSettings) -> int:
     def compute_loss(objective: CaptionLoss, _timeline: MemoryTimeline) -> None:
         objective(**move_to_device(make_fake_batch(settings), TRAINING_DEVICE))
 

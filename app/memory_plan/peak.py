@@ -3,6 +3,7 @@
 The simulation runs the real step on fake tensors.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,10 +85,11 @@ class MemoryPeak:
         return sum(self.by_category.values())
 
 
+@functools.cache
 def simulate_peak(settings: StepSettings) -> MemoryPeak:
     """Return the peak of a step in the middle of the job, on one of its workers.
 
-    Raises UserError for a model without a known config.
+    A process simulates equal settings once. Raises UserError for a model without a known config.
     """
     model = load_model_config_offline(settings.model)
     num_layers: int = model.num_hidden_layers
@@ -101,9 +103,8 @@ def simulate_peak(settings: StepSettings) -> MemoryPeak:
         stages = _simulate_step(settings, model)
     else:
         sizes = (with_layers(model, number) for number in (FEW_LAYERS, MORE_LAYERS))
-        stages = _extrapolate_layers(
-            num_layers, *(_simulate_step(settings, size) for size in sizes)
-        )
+        few, more = (_simulate_step(settings, size) for size in sizes)
+        stages = _extrapolate_layers(num_layers, few, more)
 
     peaks = (_find_highest(stage, live) for stage, live in stages.items())
     return max(peaks, key=lambda peak: peak.num_bytes)
@@ -294,7 +295,6 @@ def _extrapolate_layers(
 
 def _find_highest(stage: str, live: Bytes) -> MemoryPeak:
     moment = live[live.sum(axis=1).argmax()]
-    by_category: dict[str, int] = {
-        name: round(value) for name, value in zip(CATEGORIES, moment, strict=True)
-    }
+    pairs = zip(CATEGORIES, moment, strict=True)
+    by_category: dict[str, int] = {name: round(value) for name, value in pairs}
     return MemoryPeak(by_category, stage)
