@@ -25,7 +25,7 @@ TUNE_ON_RAY = (
     "progress",
     "warm",
 )
-TORCH_ONLY = ("app.training", "app.gemma", "app.memory_plan", "app.evaluation")
+TORCH_ONLY = ("app.training", "app.gemma", "app.memory_plan", "app.speed_plan", "app.evaluation")
 
 
 def imports(file):

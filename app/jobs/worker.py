@@ -2,8 +2,6 @@
 
 import gc
 import math
-import os
-import platform
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,10 +18,18 @@ from transformers import Gemma2ForCausalLM
 from app.config import Config
 from app.gemma.activation_checkpoint import apply_memory_config, compile_model
 from app.gemma.base_model import BaseModelPin
-from app.gemma.load import DTYPES, CaptionLoss, add_lora, count_parameters, load_base_model
+from app.gemma.load import (
+    DTYPES,
+    CaptionLoss,
+    add_lora,
+    count_parameters,
+    load_base_model,
+    unwrap_gemma,
+)
 from app.jobs.train_context import JobContext, RayTrainContext
 from app.jobs.watch import build_watch
 from app.jobs.worker_job import WorkerJob
+from app.speed_plan.calibration import describe_missing, name_device, read_calibration
 from app.training import checkpoint, loop
 from app.training.loop import TrainState
 from app.training.optim import build_optimizer
@@ -33,6 +39,7 @@ from app.training.parallel import (
     choose_loading_device,
     wrap_model,
 )
+from app.training.speed import SpeedMeter
 from app.training.step import compute_mean_loss
 from data_pipeline.stream.ray_dataset import iterate_batches
 from data_pipeline.stream.token_stream import Batch, Position
@@ -119,7 +126,25 @@ def build_setup(
         compute_progress=job.stream.compute_progress,
         after_step=after_step,
         watch_model=build_watch(config, job.stream, objective, context),
+        speed=SpeedMeter(
+            unwrap_gemma(objective.model).config,
+            config.lora,
+            num_workers=context.size,
+            peak_flops=_find_peak_flops(config, context),
+        ),
     )
+
+
+def _find_peak_flops(config: Config, context: JobContext) -> float | None:
+    """Return the measured peak of the device of rank 0. Print one sentence if there is none."""
+    if context.rank != 0:
+        return None
+    name, precision = name_device(context.device), config.train.precision
+    calibration = read_calibration(name, precision)
+    if calibration is not None:
+        return calibration.matmul_flops
+    print(f"speed/mfu is not logged: {describe_missing(name, precision)}", flush=True)
+    return None
 
 
 def configure_device(config: Config, device: torch.device) -> None:
@@ -187,18 +212,11 @@ def start_records(context: JobContext, num_parameters: tuple[int, int], state: T
         "trained_parameters": str(num_parameters[0]),
         "parameters": str(num_parameters[1]),
         "base.sha256": context.base_pin["sha256"],
-        "device": f"{context.size} × {_name_device(context.device)}",
+        "device": f"{context.size} × {name_device(context.device)}",
     }
     context.tracker.set_tags(tags)
     if context.ledger is not None:
         context.ledger.delete_entries_after(state.step)
-
-
-def _name_device(device: torch.device) -> str:
-    """Return the name of the GPU, or the processor of the CPU as far as Python knows it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU ({platform.processor() or platform.machine()}, {os.cpu_count()} cores)"
 
 
 def _final_figures(

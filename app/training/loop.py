@@ -22,6 +22,7 @@ from app.training.nonfinite import (
 )
 from app.training.optim import compute_learning_rate
 from app.training.parallel import TrainContext
+from app.training.speed import SpeedMeter, measure_speed
 from app.training.step import (
     StepInput,
     StepOutcome,
@@ -80,6 +81,8 @@ class TrainSetup:
     """Called after each step with the micro-batches it trained on (none if it was skipped)."""
     watch_model: Callable[[int], Mapping[str, float]] = lambda step: {}
     """Called on all workers at each evaluation of a finite loss; returns more metrics of it."""
+    speed: SpeedMeter | None = None
+    """Counts the operations of a step; None: they are not counted."""
 
 
 def train_model(
@@ -99,6 +102,7 @@ def iterate_evaluations(
 ) -> Iterator[float]:
     """Train as `train_model` does. Yield the loss of each evaluation after its report."""
     config, context = setup.config, setup.context
+    window = None if setup.speed is None else setup.speed.window
 
     if state.step == 0:
         yield evaluate_model(setup, state, save=False)
@@ -114,7 +118,7 @@ def iterate_evaluations(
         micro_batches = [batch for batch, _ in taken]
         previous = compute_progress(state.step, setup.compute_progress(state.position), config)
         state.position = taken[-1][1]
-        totals = count_step_totals(micro_batches, context)
+        totals = count_step_totals(micro_batches, context, window)
         if not totals.num_targets:  # all examples were dropped: there is nothing to step on
             _add_dropped(state, totals)
             continue
@@ -131,16 +135,14 @@ def iterate_evaluations(
 
         # record
         if context.rank == 0:
-            metrics = _compute_metrics(
-                state,
+            speed = measure_speed(
+                setup.speed,
                 totals,
-                outcome,
-                learning_rate=learning_rate,
                 wait_seconds=step_started - wait_started,
                 step_seconds=time.monotonic() - step_started,
-                device=context.device,
             )
-            context.record(state.step, metrics)
+            metrics = _compute_metrics(state, totals, outcome, learning_rate, context.device)
+            context.record(state.step, metrics | speed)
 
         # evaluate and save
         if state.step % config.eval_steps == 0:
@@ -227,13 +229,10 @@ def _compute_metrics(
     state: TrainState,
     totals: StepTotals,
     outcome: StepOutcome,
-    *,
     learning_rate: float,
-    wait_seconds: float,
-    step_seconds: float,
     device: torch.device,
 ) -> dict[str, float]:
-    """Return the metrics of one step, as MLflow shows them."""
+    """Return the metrics of one step, as MLflow shows them, except its speed."""
     return {
         "train/loss": outcome.loss,
         "train/perplexity": math.exp(min(outcome.loss, 80.0)),
@@ -241,9 +240,6 @@ def _compute_metrics(
         "train/log10_learning_rate": math.log10(max(learning_rate, 1e-20)),
         "train/grad_norm": outcome.grad_norm,
         "train/progress": state.progress,
-        "speed/tokens_per_second": totals.num_tokens / (step_seconds + wait_seconds),
-        "speed/step_seconds": step_seconds,
-        "speed/data_wait_seconds": wait_seconds,
         "data/padding_share": 1.0 - totals.num_tokens / totals.num_slots,
         "data/examples": state.num_examples,
         "data/dropped": state.num_dropped,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from app.errors import UserError
+from app.gemma.flops import count_pairs
 from app.gemma.load import evaluation_mode
 from app.training.parallel import TrainContext, all_reduce_sum, reshard_model, unwrap_ddp
 from data_pipeline.stream.encode import IGNORE_INDEX
@@ -47,6 +48,10 @@ class StepTotals:
     num_examples: int
     num_dropped: int
     num_truncated: int
+    num_pairs: int
+    """Number of (query, key) pairs of one head with full attention (see `count_pairs`)."""
+    num_window_pairs: int
+    """The same with sliding-window attention."""
 
 
 class StepOutcome(NamedTuple):
@@ -63,8 +68,10 @@ class StepOutcome(NamedTuple):
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
-def count_step_totals(micro_batches: Sequence[Batch], context: TrainContext) -> StepTotals:
-    """Count targets, tokens and examples on the host.
+def count_step_totals(
+    micro_batches: Sequence[Batch], context: TrainContext, window: int | None = None
+) -> StepTotals:
+    """Count targets, tokens, examples and pairs on the host; `window` is that of the model.
 
     Call it before the forward pass: then the device has little queued work to wait for.
     """
@@ -76,6 +83,8 @@ def count_step_totals(micro_batches: Sequence[Batch], context: TrainContext) -> 
             int(batch["num_examples"].sum()),
             int(batch["num_dropped"].sum()),
             int(batch["num_truncated"].sum()),
+            count_pairs(batch["position_ids"], batch["num_tokens"], None),
+            count_pairs(batch["position_ids"], batch["num_tokens"], window),
         )
         for batch in micro_batches
     ]
