@@ -33,7 +33,8 @@ from app.gemma.activation_checkpoint import apply_memory_config
 from app.gemma.attention import softcapped_attention
 from app.gemma.load import DTYPES, CaptionLoss, add_lora
 from app.gemma.published import load_model_config_offline
-from app.jobs.plan import NON_ALLOCATOR_GIB, get_step_settings
+from app.jobs.gpu_share import NON_ALLOCATOR_GIB
+from app.jobs.plan import get_step_settings
 from app.memory_plan.peak import init_optimizer_state, simulate_peak
 from app.memory_plan.simulate import build_meta_model
 from app.training.optim import build_optimizer

@@ -174,7 +174,7 @@ def test_a_job_waits_for_what_other_work_gives_back(
 
 
 def workers_one_by_one(
-    nodes: list[Resources], cpus_per_worker: float, use_gpu: bool, cpus_per_task: float
+    nodes: list[Resources], cpus_per_worker: float, gpus: float, cpus_per_task: float
 ) -> int:
     """The oracle: put the task on each node in turn, then hand out workers one by one."""
     most = 0
@@ -185,10 +185,12 @@ def workers_one_by_one(
         left[at]["CPU"] -= cpus_per_task
         count = 0
         for other in left:
-            while other["CPU"] >= cpus_per_worker and (not use_gpu or other["GPU"] >= 1):
-                other["CPU"] -= cpus_per_worker
-                other["GPU"] -= 1
-                count += 1
+            places = [1.0 for _ in range(int(other["GPU"]))] if gpus else [999.0]
+            for free in places:
+                while other["CPU"] >= cpus_per_worker and free >= gpus - 1e-9:
+                    other["CPU"] -= cpus_per_worker
+                    free -= gpus
+                    count += 1
         most = max(most, count)
     return most
 
@@ -197,14 +199,15 @@ node = st.fixed_dictionaries(
     {"CPU": st.integers(0, 20).map(lambda n: n / 4), "GPU": st.integers(0, 3)}
 )
 quarters = st.integers(1, 12).map(lambda n: n / 4)
+shares = st.sampled_from([0.0, 0.1, 0.25, 0.3, 0.4, 0.5, 1.0])
 
 
-@given(nodes=st.lists(node, max_size=4), worker=quarters, use_gpu=st.booleans(), task=quarters)
+@given(nodes=st.lists(node, max_size=4), worker=quarters, gpus=shares, task=quarters)
 def test_room_is_what_handing_out_workers_one_by_one_gives(
-    nodes: list[Resources], worker: float, use_gpu: bool, task: float
+    nodes: list[Resources], worker: float, gpus: float, task: float
 ) -> None:
-    assert count_fitting_workers(nodes, worker, use_gpu, task) == workers_one_by_one(
-        nodes, worker, use_gpu, task
+    assert count_fitting_workers(nodes, worker, gpus, task) == workers_one_by_one(
+        nodes, worker, gpus, task
     )
 
 

@@ -159,8 +159,8 @@ class MemoryConfig(BaseModel):
     )
     max_gib_per_gpu: Annotated[float, Field(gt=0)] | None = Field(
         None,
-        description="limit of the allocator per GPU (GiB); null: the whole card; CPU runs "
-        "ignore it",
+        description="limit of the allocator per GPU (GiB), of which a worker has its share; null: "
+        "the whole card; CPU runs ignore it",
     )
     empty_cache_steps: Annotated[int, Field(ge=0)] = Field(
         0,

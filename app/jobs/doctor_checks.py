@@ -227,7 +227,7 @@ def check_ray(config: Config) -> Iterator[Line]:
     needs = (
         scaling.num_workers,
         scaling.cpus_per_worker,
-        scaling.use_gpu,
+        scaling.reserved_gpus,
         config.data.cpus_per_task,
     )
     is_private = is_ray_private()

@@ -97,7 +97,7 @@ def map_by_actors(
         fn_constructor_args=arguments,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=scaling.num_workers),
         num_cpus=scaling.cpus_per_worker,
-        num_gpus=1 if scaling.use_gpu else 0,
+        num_gpus=scaling.reserved_gpus,
     )
     yield from rows.iter_rows()
 

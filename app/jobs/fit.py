@@ -9,12 +9,10 @@ import torch
 
 from app.config import Config, override_config
 from app.errors import UserError
+from app.jobs.gpu_share import GIB, get_cap_bytes, get_usable_bytes, require_own_cards
 from app.jobs.plan import (
     CAPTION_LABEL_SHARE,
     FRAGMENTATION,
-    GIB,
-    NON_ALLOCATOR_GIB,
-    get_cap_bytes,
     get_step_settings,
     simulate_between_steps_bytes,
     simulate_evaluate_bytes,
@@ -54,8 +52,9 @@ def require_fit(config: Config, limit_bytes: float | None) -> MemoryPeak | None:
 
     Return None if the peak cannot be compared: on CPUs, without a known limit, and for workers that
     share weights (zero2, fsdp). Raises UserError, which names the settings to change, if a step or
-    an evaluation between two steps does not fit in `limit_bytes`.
+    an evaluation between two steps does not fit in `limit_bytes`, or if workers share a card.
     """
+    require_own_cards(config, config.scaling.num_workers)
     is_sharded = config.parallel.strategy != "ddp" and config.scaling.num_workers > 1
     if not config.scaling.use_gpu or limit_bytes is None or is_sharded:
         return None
@@ -88,12 +87,12 @@ def _describe_excess(work: str, num_bytes: int, stage: str, limit_bytes: float, 
 
 
 def get_memory_limit(config: Config) -> float | None:
-    """Return the memory (bytes) that the job may use of a GPU, None if unknown.
+    """Return the memory (bytes) that one worker may use of a GPU, None if unknown.
 
-    It is the smallest of memory.max_gib_per_gpu and the cards of this machine.
+    It is its share of the smallest of memory.max_gib_per_gpu and the cards of this machine.
     """
     usable = [
-        torch.cuda.get_device_properties(i).total_memory - NON_ALLOCATOR_GIB * GIB
+        get_usable_bytes(torch.cuda.get_device_properties(i).total_memory, config)
         for i in range(torch.cuda.device_count())
     ]
     limits = [limit for limit in (get_cap_bytes(config), *usable) if limit is not None]

@@ -108,7 +108,7 @@ def measure_clip(
     if name is None or not svgs:
         return {}
     device = torch.device("cuda" if scaling.use_gpu else "cpu")
-    task = ray.remote(num_cpus=scaling.cpus_per_worker, num_gpus=1 if scaling.use_gpu else 0)(
+    task = ray.remote(num_cpus=scaling.cpus_per_worker, num_gpus=scaling.reserved_gpus)(
         compute_clip_cosines
     )
     try:

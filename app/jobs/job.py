@@ -41,7 +41,7 @@ def connect_workers(
     needs = (
         num_workers,
         scaling.cpus_per_worker,
-        scaling.use_gpu,
+        scaling.reserved_gpus,
         config.data.cpus_per_task if with_data_task else 0.0,
     )
     if is_ray_private():

@@ -14,18 +14,13 @@ from typing import Any
 from app.config import Config
 from app.errors import UserError
 from app.gemma.base_model import resolve_model_source
+from app.jobs.gpu_share import GIB, get_cap_bytes, get_usable_bytes
 from app.jobs.job import build_stream
 from app.memory_plan.inference import simulate_caption_bytes, simulate_loss_bytes
 from app.memory_plan.peak import MemoryPeak, StepSettings, find_longest_sequence, simulate_peak
 from data_pipeline.errors import DataError
 from data_pipeline.shards import open_shards
 
-GIB = 2**30
-NON_ALLOCATOR_GIB = 1.0
-"""Memory of a card outside the allocator: CUDA's context and loaded kernels (GiB).
-
-Measured on one H100: 0.9 to 1.2.
-"""
 FRAGMENTATION = 1.08
 """Bytes that the allocator needs for each live byte.
 
@@ -116,7 +111,7 @@ def make_plan(
     highest_bytes = max(peak.num_bytes, between_steps_bytes, evaluate_bytes)
     cap_bytes = get_cap_bytes(config)
     limits = [] if cap_bytes is None else [cap_bytes / FRAGMENTATION]
-    limits += [_usable_bytes(gib) for gib in gpus]
+    limits += [_usable_bytes(gib, config) for gib in gpus]
     cards = plan_cards(config, gpus or CARDS_GIB) if max_context else []
 
     # length
@@ -202,7 +197,9 @@ def plan_cards(config: Config, gpus: Sequence[float]) -> list[Card]:
             def peak_bytes(tokens: int, labelled: float = labelled) -> int:
                 return simulate_peak_bytes(config, sequence_tokens=tokens, labelled_share=labelled)
 
-            longest[gib, labelled] = find_longest_sequence(peak_bytes, _usable_bytes(gib), known)
+            longest[gib, labelled] = find_longest_sequence(
+                peak_bytes, _usable_bytes(gib, config), known
+            )
     return [Card(gib, longest[gib, 1.0], longest[gib, CAPTION_LABEL_SHARE]) for gib in gpus]
 
 
@@ -238,11 +235,6 @@ def estimate_tokens_and_steps(config: Config) -> tuple[int, int] | tuple[None, N
     return round(min(num_sequences, steps * sequences_per_step) * tokens_per_sequence), steps
 
 
-def get_cap_bytes(config: Config) -> float | None:
-    """Return memory.max_gib_per_gpu in bytes."""
-    return None if config.memory.max_gib_per_gpu is None else config.memory.max_gib_per_gpu * GIB
-
-
-def _usable_bytes(gib: float) -> float:
-    """Return the bytes of a card that live tensors may fill."""
-    return (gib - NON_ALLOCATOR_GIB) * GIB / FRAGMENTATION
+def _usable_bytes(gib: float, config: Config) -> float:
+    """Return the bytes of one worker's share of a card that live tensors may fill."""
+    return get_usable_bytes(gib * GIB, config) / FRAGMENTATION

@@ -206,8 +206,9 @@ def _name_cost(seconds: float, config: Config | None) -> dict[str, str]:
     """Return the time that all workers together took in steps."""
     if config is None:
         return {}
-    num_workers, unit = config.scaling.num_workers, "GPU" if config.scaling.use_gpu else "worker"
-    return {f"{unit}-hours": f"{seconds * num_workers / 3600:.3g}"}
+    scaling = config.scaling
+    unit, each = ("GPU", scaling.gpus_per_worker) if scaling.use_gpu else ("worker", 1.0)
+    return {f"{unit}-hours": f"{seconds * scaling.num_workers * each / 3600:.3g}"}
 
 
 def _format_seconds(seconds: float) -> str:

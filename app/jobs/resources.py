@@ -35,21 +35,32 @@ def list_node_resources() -> list[Resources]:
 
 
 def count_fitting_workers(
-    nodes: Sequence[Resources], cpus_per_worker: float, use_gpu: bool, cpus_per_task: float
+    nodes: Sequence[Resources], cpus_per_worker: float, gpus_per_worker: float, cpus_per_task: float
 ) -> int:
     """Return how many training workers fit on the nodes beside one data task.
 
     The data task is placed on the node where it displaces the fewest workers.
 
-    >>> count_fitting_workers([{"CPU": 4, "GPU": 1}, {"CPU": 2}], 1.0, False, 0.5)
+    A share of a GPU is of one card: two workers of 0.4 fit on a card, and four on two cards.
+
+    >>> count_fitting_workers([{"CPU": 4, "GPU": 1}, {"CPU": 2}], 1.0, 0.0, 0.5)
     5
-    >>> count_fitting_workers([{"CPU": 4, "GPU": 1}, {"CPU": 2}], 1.0, True, 0.5)
+    >>> count_fitting_workers([{"CPU": 4, "GPU": 1}, {"CPU": 2}], 1.0, 1.0, 0.5)
     1
+    >>> count_fitting_workers([{"CPU": 8, "GPU": 2}], 1.0, 0.4, 0.5)
+    4
     """
 
     def count(cpus: float, gpus: float) -> int:
         by_cpus = math.floor(cpus / cpus_per_worker + 1e-6)
-        return min(by_cpus, int(gpus)) if use_gpu else by_cpus
+        if not gpus_per_worker:
+            return by_cpus
+        cards, rest = divmod(gpus + 1e-6, 1)
+        by_gpus = sum(
+            math.floor(number / gpus_per_worker + 1e-6) * times
+            for number, times in ((1.0, int(cards)), (rest, 1))
+        )
+        return min(by_cpus, by_gpus)
 
     sizes = [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes]
     displaced = [
@@ -61,7 +72,7 @@ def count_fitting_workers(
 
 
 def count_concurrent_trials(
-    workers_per_trial: int, cpus_per_worker: float, use_gpu: bool, cpus_per_task: float
+    workers_per_trial: int, cpus_per_worker: float, gpus_per_worker: float, cpus_per_task: float
 ) -> tuple[int, str]:
     """Return how many trials run at once on the free resources of the cluster, and why.
 
@@ -71,9 +82,10 @@ def count_concurrent_trials(
     # the data task of a trial, as a part of each of its workers
     cpus = cpus_per_worker + cpus_per_task / workers_per_trial
     free: Resources = ray.available_resources()
-    by_nodes = count_fitting_workers(list_node_resources(), cpus, use_gpu, 0.0)
-    by_free = count_fitting_workers([free], cpus, use_gpu, 0.0)
-    trial = f"{cpus * workers_per_trial:g} CPU{f' and {workers_per_trial} GPU' if use_gpu else ''}"
+    by_nodes = count_fitting_workers(list_node_resources(), cpus, gpus_per_worker, 0.0)
+    by_free = count_fitting_workers([free], cpus, gpus_per_worker, 0.0)
+    gpus = f" and {workers_per_trial * gpus_per_worker:g} GPU" if gpus_per_worker else ""
+    trial = f"{cpus * workers_per_trial:g} CPU{gpus}"
     reason = f"each needs {trial} of {free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU free"
     return max(1, min(by_nodes, by_free) // workers_per_trial), reason
 
@@ -82,7 +94,7 @@ def describe_shortage(
     nodes: Sequence[Resources],
     num_workers: int,
     cpus_per_worker: float,
-    use_gpu: bool,
+    gpus_per_worker: float,
     cpus_per_task: float,
     workers_per_trial: int | None = None,
 ) -> str | None:
@@ -92,7 +104,7 @@ def describe_shortage(
     without room for a data task would deadlock. `workers_per_trial` is set for a search, which runs
     fewer trials at the same time instead of smaller ones.
     """
-    max_workers = count_fitting_workers(nodes, cpus_per_worker, use_gpu, cpus_per_task)
+    max_workers = count_fitting_workers(nodes, cpus_per_worker, gpus_per_worker, cpus_per_task)
     if max_workers >= num_workers:
         return None
 
@@ -102,7 +114,7 @@ def describe_shortage(
         (
             c
             for c in smaller
-            if count_fitting_workers(nodes, c, use_gpu, cpus_per_task) >= num_workers
+            if count_fitting_workers(nodes, c, gpus_per_worker, cpus_per_task) >= num_workers
         ),
         None,
     )
@@ -113,13 +125,13 @@ def describe_shortage(
         fixes.append(_name_fewer_workers(max_workers, workers_per_trial))
     if fitting_cpus:
         fixes.append(f"scaling.cpus_per_worker={fitting_cpus}")
-    if not fixes and use_gpu:
+    if not fixes and gpus_per_worker:
         fixes.append("scaling.use_gpu=false")
     if not (max_workers or fitting_cpus) and cpus_per_task:
         fixes.append("a smaller data.cpus_per_task")
 
     cpus, gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
-    worker = f"{cpus_per_worker:g} CPU{' and 1 GPU' if use_gpu else ''}"
+    worker = f"{cpus_per_worker:g} CPU{f' and {gpus_per_worker:g} GPU' if gpus_per_worker else ''}"
     task = f" and a data task of {cpus_per_task:g} CPU" if cpus_per_task else ""
     return (
         f"{cpus:g} CPU and {gpus:g} GPU cannot hold {num_workers} training workers of {worker} "
@@ -139,7 +151,7 @@ def _name_fewer_workers(max_workers: int, workers_per_trial: int | None) -> str:
 def require_resources(
     num_workers: int,
     cpus_per_worker: float,
-    use_gpu: bool,
+    gpus_per_worker: float,
     cpus_per_task: float,
     wait_seconds: int,
     workers_per_trial: int | None = None,
@@ -151,14 +163,14 @@ def require_resources(
     least the seconds in which a finished search releases its workers. Raises UserError when the
     time is over.
     """
-    needs = (num_workers, cpus_per_worker, use_gpu, cpus_per_task)
+    needs = (num_workers, cpus_per_worker, gpus_per_worker, cpus_per_task)
     shortage = describe_shortage(list_node_resources(), *needs, workers_per_trial)
     deadline = time.monotonic() + max(wait_seconds, 0 if shortage else _RELEASE_SECONDS)
 
     # request nodes
     requested = bool(shortage and wait_seconds)
     if requested:
-        worker = {"CPU": cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
+        worker = {"CPU": cpus_per_worker} | ({"GPU": gpus_per_worker} if gpus_per_worker else {})
         bundles = [worker] * num_workers + [{"CPU": cpus_per_task}]
         ray.autoscaler.sdk.request_resources(bundles=bundles)
 

@@ -4,6 +4,7 @@ import math
 
 from app.config import Config, override_config
 from app.errors import UserError
+from app.jobs.gpu_share import require_own_cards
 from app.jobs.resume import PINNED
 from app.tracking import read_finished_trials
 from tune.search import TrialFacts
@@ -12,11 +13,12 @@ from tune.space import Overrides
 
 
 def check_search(config: Config) -> None:
-    """Raise UserError for a draw that makes no valid config, or a setting that pbt cannot change.
+    """Raise UserError for a draw that makes no valid config, or a setting that cannot work.
 
     The config itself has checked the corners of the space. The draws of TPE depend on the losses.
     """
     search = config.search
+    require_own_cards(config, search.workers_per_trial)
     if search.algorithm != "optuna":
         for overrides in draw_trials(search):
             override_config(config, overrides)
@@ -44,7 +46,7 @@ def find_trial_facts(config: Config, trial_steps: int) -> TrialFacts:
     return TrialFacts(
         count_warmup_steps=count_warmup_steps,
         pinned_paths=_list_pinned_paths(config),
-        gpus_per_trial=float(search.workers_per_trial) if config.scaling.use_gpu else 0.0,
+        gpus_per_trial=search.workers_per_trial * config.scaling.reserved_gpus,
         earlier=[
             trial
             for reference in search.warm_start

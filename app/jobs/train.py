@@ -145,7 +145,6 @@ def _log_job(tracker: Tracker, config: Config, shards: Shards) -> None:
 
 def _build_trainer(job: WorkerJob, callbacks: Sequence[Any] = ()) -> ray.train.torch.TorchTrainer:
     config, scaling = job.config, job.config.scaling
-    resources = {"CPU": scaling.cpus_per_worker} | ({"GPU": 1.0} if scaling.use_gpu else {})
     # Ray would cut the query off a URI, such as an S3 endpoint
     filesystem, path = open_filesystem(job.job_dir)
     storage_path, _, name = path.rpartition("/")
@@ -162,7 +161,7 @@ def _build_trainer(job: WorkerJob, callbacks: Sequence[Any] = ()) -> ray.train.t
         scaling_config=ray.train.ScalingConfig(
             num_workers=scaling.num_workers,
             use_gpu=scaling.use_gpu,
-            resources_per_worker=resources,
+            resources_per_worker=scaling.worker_resources,
         ),
         run_config=ray.train.RunConfig(
             name=name,

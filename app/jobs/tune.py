@@ -191,9 +191,7 @@ def _make_warm_trials(campaign: Campaign) -> WarmTrials:
 
         return WarmWorker(campaign)
 
-    gpu = {"GPU": 1.0} if scaling.use_gpu else {}
-    resources = {"CPU": scaling.cpus_per_worker, **gpu}
-    return WarmTrials(make_worker, resources, campaign.config.train.max_failures)
+    return WarmTrials(make_worker, scaling.worker_resources, campaign.config.train.max_failures)
 
 
 def _choose_concurrency(config: Config, *, is_warm: bool) -> int:
@@ -205,7 +203,7 @@ def _choose_concurrency(config: Config, *, is_warm: bool) -> int:
         number, origin = count_concurrent_trials(
             search.workers_per_trial,
             scaling.cpus_per_worker,
-            scaling.use_gpu,
+            scaling.reserved_gpus,
             # a warm trial reads its data itself
             0.0 if is_warm else config.data.cpus_per_task,
         )

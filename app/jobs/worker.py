@@ -26,6 +26,7 @@ from app.gemma.load import (
     load_base_model,
     unwrap_gemma,
 )
+from app.jobs.gpu_share import get_allocator_limit
 from app.jobs.train_context import JobContext, RayTrainContext
 from app.jobs.watch import build_watch
 from app.jobs.worker_job import WorkerJob
@@ -153,10 +154,12 @@ def configure_device(config: Config, device: torch.device) -> None:
     torch.backends.cuda.matmul.allow_tf32 = config.train.tf32
     torch.backends.cudnn.allow_tf32 = config.train.tf32
 
-    if device.type == "cuda" and config.memory.max_gib_per_gpu is not None:
-        limit_bytes = config.memory.max_gib_per_gpu * 2**30
-        total_bytes = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / total_bytes), device)
+    if device.type == "cuda":
+        card_bytes = torch.cuda.get_device_properties(device).total_memory
+        limit_bytes = get_allocator_limit(card_bytes, config)
+        if limit_bytes is not None:
+            fraction = min(1.0, max(0.0, limit_bytes / card_bytes))
+            torch.cuda.set_per_process_memory_fraction(fraction, device)
 
 
 def adapt_base_model(base_model: Gemma2ForCausalLM, config: Config) -> CaptionLoss:

@@ -223,7 +223,12 @@ class ScalingConfig(BaseModel):
         2, description="number of training workers"
     )
     use_gpu: bool = Field(
-        False, description="train on one GPU per worker (NCCL); otherwise on CPUs (gloo)"
+        False, description="train on GPUs (NCCL), each worker on one; otherwise on CPUs (gloo)"
+    )
+    gpus_per_worker: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="share of a GPU, and of its memory, that Ray reserves for one worker (GPUs); "
+        "0.25: four trials, or four workers of an evaluation, share a card; CPU runs ignore it",
     )
     cpus_per_worker: Annotated[float, Field(gt=0, le=256)] = Field(
         0.5,
@@ -236,3 +241,14 @@ class ScalingConfig(BaseModel):
         0,
         description="longest wait for an autoscaler to add the missing CPUs or GPUs (seconds)",
     )
+
+    @property
+    def reserved_gpus(self) -> float:
+        """GPUs that Ray reserves for one worker: 0 on CPUs."""
+        return self.gpus_per_worker if self.use_gpu else 0.0
+
+    @property
+    def worker_resources(self) -> dict[str, float]:
+        """Resources that Ray reserves for one worker."""
+        gpu = {"GPU": self.reserved_gpus} if self.use_gpu else {}
+        return {"CPU": self.cpus_per_worker, **gpu}
