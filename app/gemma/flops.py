@@ -48,7 +48,7 @@ class StepFlops:
 
 
 def count_pairs(
-    position_ids: npt.NDArray[np.int32], num_tokens: npt.NDArray[np.int64], window: int | None
+    position_ids: npt.NDArray[np.integer], num_tokens: npt.NDArray[np.integer], window: int | None
 ) -> int:
     """Return the number of (query, key) pairs of one head in packed sequences.
 
@@ -90,7 +90,7 @@ def count_step_flops(model: Gemma2Config, lora: LoraConfig, work: Workload) -> S
 
     # attention
     attention = 0
-    for kind, needs_grad_x in zip(model.layer_types, needed, strict=True):
+    for kind, needs_grad_x in zip(model.layer_types or (), needed, strict=True):
         num_pairs = work.num_window_pairs if kind == "sliding_attention" else work.num_pairs
         num_products = 2 + _count_attention_gradients(lora, needs_grad_x)
         attention += num_products * 2 * num_pairs * model.num_attention_heads * model.head_dim
@@ -123,7 +123,7 @@ def _list_needed_gradients(lora: LoraConfig, *, is_first: bool) -> dict[str, boo
     In the first layer above a frozen embedding, no trained weight comes before its first adapter.
     """
     is_trained = lora.train_embeddings or not is_first
-    needed = {}
+    needed: dict[str, bool] = {}
     for stage in _STAGES:
         needed |= dict.fromkeys(stage, is_trained)
         is_trained = is_trained or any(name in lora.target_modules for name in stage)

@@ -23,10 +23,9 @@ class SpeedMeter:
     """
 
     @property
-    def window(self) -> int:
+    def window(self) -> int | None:
         """Sliding window of the model (tokens)."""
-        window: int = self.model.sliding_window
-        return window
+        return self.model.sliding_window
 
     def count_flops(self, totals: StepTotals) -> int:
         """Return the useful operations of a step of all workers.
