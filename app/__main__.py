@@ -107,15 +107,20 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    """Print the memory of one optimizer step, the number of steps and the size of a checkpoint."""
+    """Print the memory and the time of one optimizer step, and the number of steps."""
     config = resolve_precision(_load_config(arguments))
-    from app.jobs import plan
+    from app.jobs import plan, step_time
+
+    if arguments.calibrate:
+        step_time.calibrate_device(config)
 
     gpus = [plan.parse_gib(text) for text in arguments.gpu]
     made = plan.make_plan(
         config, gpus, max_context=arguments.max_context, speed=arguments.tokens_per_second
     )
-    print(json.dumps(made) if arguments.json else plan.format_plan(made))
+    time = step_time.predict_time(config, made["optimizer_steps"], arguments.price_per_hour)
+    text = f"{plan.format_plan(made)}\n{step_time.format_time(time)}"
+    print(json.dumps(made | time) if arguments.json else text)
     return 0
 
 

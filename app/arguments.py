@@ -242,6 +242,14 @@ def _add_plan(commands: Commands) -> None:
         type=float,
         help="measured speed of all workers together, to estimate the hours",
     )
+    plan.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="first measure this device (two minutes at most)",
+    )
+    plan.add_argument(
+        "--price-per-hour", type=float, help="price of all the job's machines, to predict the cost"
+    )
     plan.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -19,7 +19,17 @@ from app.jobs.doctor_checks import check_model, check_packages, check_ray
 from data_pipeline.config import PrepareConfig
 from data_pipeline.prepare.dataset import prepare_dataset
 
-CHECKS = {"packages", "gpu", "bitsandbytes", "storage", "shards", "model", "tracking", "ray"}
+CHECKS = {
+    "packages",
+    "gpu",
+    "calibration",
+    "bitsandbytes",
+    "storage",
+    "shards",
+    "model",
+    "tracking",
+    "ray",
+}
 
 
 @pytest.fixture(scope="module")

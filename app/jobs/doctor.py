@@ -12,6 +12,7 @@ from data_pipeline.masking import mask_secrets
 _CHECKS: dict[str, tuple[Check, float | None]] = {
     "packages": (checks.check_packages, None),  # imports are slow on a busy machine, but they end
     "gpu": (checks.check_gpu, 15),
+    "calibration": (checks.check_calibration, None),
     "bitsandbytes": (checks.check_bitsandbytes, 15),
     "storage": (checks.check_storage, 15),
     "shards": (checks.check_shards, 15),

@@ -99,6 +99,13 @@ def check_gpu(config: Config) -> Iterator[Line]:
         yield "ok", f"no GPU on this machine; scaling.use_gpu={use_gpu}"
 
 
+def check_calibration(config: Config) -> Iterator[Line]:
+    """Name the file of this device's measured speeds. A job can run without it."""
+    from app.jobs.step_time import describe_calibration
+
+    yield "ok", describe_calibration(config)
+
+
 def check_bitsandbytes(config: Config) -> Iterator[Line]:
     """Compute one 4-bit matrix product and compare it with the exact one."""
     kind = config.quantization.kind

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from app.gemma.flops import count_pairs
 from app.gemma.load import DTYPES
 
 _CACHE = "svgscribe/calibration"  # below $XDG_CACHE_HOME, which is ~/.cache if it is not set
-_SECONDS = 3.0
+_SECONDS = 2.0
 """Longest time of the repetitions of one measurement (seconds)."""
 _MAX_REPEATS = 50
 _LONG_ENOUGH = 0.02
@@ -42,8 +43,6 @@ class Calibration:
     """Memory, read and written (bytes a second)."""
     dequantise_bytes: float
     """Results of dequantising NF4 with double quantisation (bytes a second)."""
-    call_seconds: float
-    """Shortest time of one operation, forward or backward (seconds)."""
 
 
 def name_device(device: torch.device) -> str:
@@ -81,6 +80,9 @@ def describe_missing(device: str, precision: str) -> str:
 def calibrate(device: torch.device, precision: str) -> Calibration:
     """Measure the device, store the result and return it. It takes less than two minutes."""
     dtype = DTYPES[precision]
+    file = find_calibration_file(name_device(device), precision)
+    file.parent.mkdir(parents=True, exist_ok=True)  # before the minutes of the measurement
+
     calibration = Calibration(
         device=name_device(device),
         precision=precision,
@@ -89,10 +91,7 @@ def calibrate(device: torch.device, precision: str) -> Calibration:
         attention_flops=_measure_attention(device, dtype),
         memory_bytes=_measure_memory(device),
         dequantise_bytes=_measure_dequantising(device, dtype),
-        call_seconds=_measure_call(device, dtype),
     )
-    file = find_calibration_file(calibration.device, precision)
-    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(asdict(calibration), indent=2) + "\n", encoding="utf-8")
     return calibration
 
@@ -102,7 +101,7 @@ def _measure_matmul(device: torch.device, dtype: torch.dtype) -> float:
     size = 512
     while True:
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        seconds = _time(lambda a=a, b=b: a @ b, device)
+        seconds = _time(partial(torch.matmul, a, b), device)
         if seconds > _LONG_ENOUGH or size == 8192:
             return 2 * size**3 / seconds
         size *= 2
@@ -137,33 +136,25 @@ def _measure_memory(device: torch.device) -> float:
 def _measure_dequantising(device: torch.device, dtype: torch.dtype) -> float:
     """Return the bytes a second of the dequantised weight."""
     drawn = torch.randn(4096, 4096 if device.type == "cuda" else 1024).to(dtype)
-    weight: Any = Params4bit(drawn, requires_grad=False, quant_type="nf4").to(device)
+    packed: Any = Params4bit(drawn, requires_grad=False, quant_type="nf4")
+    weight = packed.to(device)
     seconds = _time(lambda: dequantize_4bit(weight.data, weight.quant_state), device)
     return drawn.nbytes / seconds
 
 
-def _measure_call(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the seconds of an operation on a few numbers; half of a forward and backward pass."""
-    x = torch.ones(16, device=device, dtype=dtype, requires_grad=True)
-    num_calls = 200
-
-    def run() -> None:
-        y = x
-        for _ in range(num_calls):
-            y = y * 1.0
-        torch.autograd.grad(y, x, torch.ones_like(y))
-
-    return _time(run, device) / (2 * num_calls)
-
-
 def _time(run: Callable[[], Any], device: torch.device) -> float:
-    """Return the median seconds of one run after a warm-up."""
+    """Return the median seconds of one run after a warm-up.
+
+    With one thread on a CPU it is CPU time, which other programs do not lengthen.
+    """
+    is_alone = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if is_alone else time.perf_counter
     taken: list[float] = []
     ends_at = time.monotonic() + _SECONDS
     while len(taken) < 3 or (len(taken) < _MAX_REPEATS and time.monotonic() < ends_at):
-        started = time.perf_counter()
+        started = clock()
         run()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        taken.append(time.perf_counter() - started)
+        taken.append(clock() - started)
     return statistics.median(taken[1:])
