@@ -110,7 +110,8 @@ ray.init(num_cpus=4, num_gpus=1, address="local", log_to_driver=False)
 meeting = Meeting.options(name="meeting").remote()
 number, _ = count_concurrent_trials(1, scaling.cpus_per_worker, scaling.reserved_gpus, 0.0)
 search = SearchConfig.model_validate(
-    {"space": {"x": {"choice": [0, 1]}}, "num_trials": 4, "max_concurrent": number}
+    {"space": {"x": {"choice": [0, 1]}}, "num_trials": 4, "max_concurrent": number,
+     "scheduler": "none"}
 )
 found = run_search(
     search, WarmTrials(MeetingWorker, scaling.worker_resources),
@@ -123,6 +124,7 @@ print(number, sorted(trial.state for trial in found.trials))
 def test_four_trials_of_a_quarter_run_on_one_card_at_the_same_time(tmp_path: Path) -> None:
     """Each trial waits for the other three, on a Ray of its own with one logical GPU."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment["CUDA_VISIBLE_DEVICES"] = "0"  # Ray refuses more GPUs than are visible
     done = subprocess.run(
         [sys.executable, "-c", SEARCH, str(tmp_path)],
         env=environment, capture_output=True, text=True, timeout=170,

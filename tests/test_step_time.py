@@ -14,6 +14,7 @@ from app.jobs.plan import get_step_settings
 from app.jobs.step_time import describe_calibration, format_time, predict_time
 from app.speed_plan.calibration import (
     Calibration,
+    calibrate,
     find_calibration_file,
     name_device,
     read_calibration,
@@ -87,6 +88,15 @@ def test_a_plan_without_a_calibration_of_this_device_names_the_command():
     calibration = store()
     folder = find_calibration_file(calibration.device, "fp32").parent
     assert describe_calibration(config).endswith(f"0.04 TFLOP/s in fp32, as stored in {folder}")
+
+
+def test_a_calibration_measures_this_device_and_is_read_again(monkeypatch):
+    monkeypatch.setattr("app.speed_plan.calibration._SECONDS", 0.0)  # three runs of each
+    measured = calibrate(torch.device("cpu"), "fp32")
+    assert measured == read_calibration(name_device(torch.device("cpu")), "fp32")
+    speeds = [value for value in vars(measured).values() if isinstance(value, float)]
+    assert len(speeds) == 4
+    assert all(1e6 < speed < 1e15 for speed in speeds)
 
 
 def test_a_file_of_another_version_is_no_calibration():
