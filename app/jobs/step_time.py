@@ -94,7 +94,7 @@ def format_time(predicted: dict[str, Any]) -> str:
     kinds = ", ".join(
         f"{name} {value / seconds:.0%}" for name, value in predicted["step_seconds_by_kind"].items()
     )
-    line = f"a step takes about {seconds:.3g} s on {predicted['calibration']} ({kinds})"
+    line = f"a step takes at least {seconds:.3g} s on {predicted['calibration']} ({kinds})"
     if predicted["predicted_hours"] is not None:
         line += f"; all steps {predicted['predicted_hours']:.3g} hours"
     if predicted["cost"] is not None:
