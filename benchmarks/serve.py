@@ -32,6 +32,7 @@ from app.config import load_config
 from app.gemma.config import ModelConfig
 from app.gemma.load import add_lora, load_base_model
 from app.jobs.trained_model import save_config
+from app.storage import write_json
 from data_pipeline.sources.scenes import generate_scenes
 
 BIG = 20_000_000
@@ -254,6 +255,7 @@ def write_model(folder: Path) -> None:
             torch.nn.init.normal_(weight, std=1.0)
     model.save_pretrained(str(folder))
     save_config(folder, config)
+    write_json(str(folder / "state.json"), {"state": {"step": 0}})
 
 
 def find_free_port() -> int:

@@ -100,17 +100,17 @@ def test_an_unreachable_cluster_is_named_at_once(monkeypatch: pytest.MonkeyPatch
     ("needs", "message"),
     [
         (
-            (5, 1.0, False, 0.5, 0),
+            (5, 1.0, 0.0, 0.5, 0),
             "4 CPU and 0 GPU cannot hold 5 training workers of 1 CPU each "
             "and a data task of 0.5 CPU; set scaling.num_workers=3 or scaling.cpus_per_worker=0.7",
         ),
         (
-            (1, 4.0, False, 0.5, 0),
+            (1, 4.0, 0.0, 0.5, 0),
             "4 CPU and 0 GPU cannot hold 1 training workers of 4 CPU each "
             "and a data task of 0.5 CPU; set scaling.cpus_per_worker=3.5",
         ),
         (
-            (2, 1.0, True, 0.5, 2),
+            (2, 1.0, 1.0, 0.5, 2),
             "4 CPU and 0 GPU cannot hold 2 training workers of 1 CPU and 1 GPU each "
             "and a data task of 0.5 CPU; set scaling.use_gpu=false or a smaller data.cpus_per_task",
         ),
@@ -137,14 +137,14 @@ def test_a_search_that_can_never_fit_is_told_to_run_fewer_trials_at_a_time(
     num_workers: int, per_trial: int, fix: str
 ) -> None:
     node = {"CPU": 64.0, "GPU": 1.0 if num_workers == 2 else 3.0}
-    sentence = describe_shortage([node], num_workers, 1.0, True, 0.5, per_trial)
+    sentence = describe_shortage([node], num_workers, 1.0, 1.0, 0.5, per_trial)
     assert sentence is not None
     assert sentence.endswith(fix)
 
 
 def test_an_evaluation_needs_no_data_task() -> None:
-    assert describe_shortage([{"CPU": 1.0}], 1, 1.0, False, 0.0) is None
-    sentence = describe_shortage([{"CPU": 1.0}], 1, 1.0, True, 0.0)
+    assert describe_shortage([{"CPU": 1.0}], 1, 1.0, 0.0, 0.0) is None
+    sentence = describe_shortage([{"CPU": 1.0}], 1, 1.0, 1.0, 0.0)
     assert sentence == (
         "1 CPU and 0 GPU cannot hold 1 training workers of 1 CPU and 1 GPU each; "
         "set scaling.use_gpu=false"

@@ -14,13 +14,14 @@ from app.evaluation.vllm_captioner import build_engine_arguments
 from app.gemma.base_model import TINY
 from app.jobs.open_captioner import _list_vllm_settings, open_engine, require_engine
 from app.jobs.trained_model import save_config
+from tests.checkpoints import write_checkpoint_files
 
 VLLM = {"evaluate.caption_engine": "vllm", "tracking.uri": "null"}
 
 
 def save_adapter(folder: Path, **changes: Any) -> str:
-    """Write the settings of an adapter; weights are not read before vLLM is there."""
-    folder.mkdir()
+    """Write an adapter without weights: they are not loaded before vLLM is there."""
+    write_checkpoint_files(folder, {"state": {"step": 0}})
     settings = {"peft_type": "LORA", "r": 16, "modules_to_save": None, "rank_pattern": {}}
     (folder / "adapter_config.json").write_text(json.dumps(settings | changes))
     return str(folder)
