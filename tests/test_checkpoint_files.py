@@ -62,7 +62,9 @@ def test_an_adapter_of_another_program_needs_no_state(tmp_path: Path) -> None:
     require_whole_checkpoint(str(tmp_path))
     (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
     require_whole_checkpoint(str(tmp_path))
-    (tmp_path / SAVED).write_text("")  # but a checkpoint of this application does
+    (tmp_path / SAVED).write_text("")  # added by hand, or by `promote`
+    require_whole_checkpoint(str(tmp_path))
+    (tmp_path / "optimizer.safetensors").write_bytes(EMPTY_TENSORS)  # a job's checkpoint has one
     with pytest.raises(UserError, match=r"state\.json is damaged or missing"):
         require_whole_checkpoint(str(tmp_path))
 

@@ -29,10 +29,10 @@ def require_whole_checkpoint(folder: str, needed: Collection[str] = ()) -> None:
         filesystem, path = open_filesystem(folder)
         found = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
         names = {file.base_name for file in found}
-        required = {*needed, *({"adapter_config.json"} & names)}
+        required = {*needed, *({"adapter_config.json", "state.json"} & names)}
         if WEIGHTS_FILE in names or _PICKLE_FILE not in names:
             required.add(WEIGHTS_FILE)
-        if {"config.yaml", "state.json"} & names:  # this application has saved the checkpoint
+        if "optimizer.safetensors" in names:  # a job has saved the checkpoint
             required.add("state.json")
 
         for name in sorted(required):
