@@ -107,7 +107,7 @@ def test_the_adapter_of_a_report_without_credentials_is_found_in_the_jobs_folder
     job_dir = tmp_path / "job"
     adapter = f"s3://k:{SECRET}@bucket/job/checkpoint_1?secret_key={SECRET}"
     write_json(str(job_dir / "result.json"), {"adapter": adapter})
-    write_checkpoint_files(job_dir / "checkpoint_1")
+    write_checkpoint_files(job_dir / "checkpoint_1", {"state": {"step": 1}})
     config = load_config(None, {"train.output_dir": str(tmp_path), "train.run_name": "job"})
     assert find_adapter(config) == str(job_dir / "checkpoint_1")
 
