@@ -6,6 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,16 @@ def test_actors_give_the_captions_of_one_process_also_if_one_is_killed(
     for window in windows:
         captioned += window
     assert sorted(captioned) == [alone[1], alone[3], *alone[5:]]
+
+
+def test_a_reader_that_stops_early_stops_the_actors(
+    ray_local: ConnectedRay, folder: Path, model: TrainedModel
+) -> None:
+    windows = _caption_windows([str(folder / "icons")], DrawingsConfig(), model, 0, ())
+    assert next(windows)
+    assert any("StreamingExecutor" in thread.name for thread in threading.enumerate())
+    windows.close()
+    assert not any("StreamingExecutor" in thread.name for thread in threading.enumerate())
 
 
 def test_the_command_continues_a_run_of_one_process_on_the_cluster(

@@ -434,6 +434,7 @@ def test_a_checkpoint_of_one_base_is_neither_continued_nor_judged_on_another(
         with pytest.raises(UserError, match=message) as error:
             run(other)
         assert "\n" not in str(error.value)
+        assert not any("StreamingExecutor" in thread.name for thread in threading.enumerate())
     run = MlflowClient(config.tracking.uri).get_run(uninterrupted.run_id)
     assert run.data.tags["base.sha256"] == hash_weights(config.model)
 

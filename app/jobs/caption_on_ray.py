@@ -7,8 +7,8 @@ need the base model and the adapter.
 import os
 import pickle
 import socket
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import chdir
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from contextlib import chdir, closing
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -57,8 +57,10 @@ def caption_on_ray(
     if is_ray_private():
         load_model_config(model.config.model)  # raises UserError before Ray starts
     with connect_workers(model.config, 1, with_data_task=False):
-        for captioned in _caption_windows(inputs, drawings, model, num_read, missed):
-            write(captioned)
+        captions = _caption_windows(inputs, drawings, model, num_read, missed)
+        with closing(captions):
+            for captioned in captions:
+                write(captioned)
 
 
 def _caption_windows(
@@ -67,16 +69,17 @@ def _caption_windows(
     model: TrainedModel,
     num_read: int,
     missed: Collection[int],
-) -> Iterator[list[CaptionedDrawing]]:
+) -> Generator[list[CaptionedDrawing]]:
     """Yield the captions of each window. Needs a connected Ray."""
     size = BATCHES_PER_WINDOW * model.config.evaluate.generation_batch_size
     read = partial(_read_windows, os.getcwd(), inputs, drawings, num_read, missed, size)
     windows = build_ordered_dataset(read, on_this_node=True)
-    for row in map_by_actors(windows, WindowCaptioner, (model,), model.config.scaling):
-        captioned = pickle.loads(row[COLUMN])
-        if isinstance(captioned, Exception):
-            raise captioned
-        yield captioned
+    with map_by_actors(windows, WindowCaptioner, (model,), model.config.scaling) as rows:
+        for row in rows:
+            captioned = pickle.loads(row[COLUMN])
+            if isinstance(captioned, Exception):
+                raise captioned
+            yield captioned
 
 
 def _read_windows(

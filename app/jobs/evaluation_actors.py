@@ -6,12 +6,12 @@ the adapter. A unit of work is one batch of prompts, or one worker's part of the
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import ray.data
@@ -77,17 +77,19 @@ def evaluate_models(
     """
     units = make_units(config, prompts)
     dataset = ray.data.from_items(units, override_num_blocks=len(units))
-    rows = map_by_actors(dataset, Evaluator, (config, stream, adapter), config.scaling)
-    return collect_rows(rows, len(prompts))
+    with map_by_actors(dataset, Evaluator, (config, stream, adapter), config.scaling) as rows:
+        return collect_rows(rows, len(prompts))
 
 
+@contextmanager
 def map_by_actors(
     dataset: ray.data.Dataset, actor: Any, arguments: tuple[Any, ...], scaling: ScalingConfig
-) -> Iterator[Row]:
-    """Yield the rows that `actor(*arguments)(row)` returns for each row of the dataset.
+) -> Iterator[Iterator[Row]]:
+    """Yield an iterator over the rows that `actor(*arguments)(row)` returns for each row.
 
     `actor` is a callable class. There are at most `scaling.num_workers` of it; each takes the
-    resources of a training worker.
+    resources of a training worker. The end of the context stops them, and Ray Data's thread in this
+    process: after an error the thread would go on, and connect to Ray again when Ray is left.
     """
     dataset.context.enable_progress_bars = dataset.context.print_on_execution_start = False
     dataset.context.custom_execution_callback_classes = [SchedulerPause]
@@ -99,7 +101,8 @@ def map_by_actors(
         num_cpus=scaling.cpus_per_worker,
         num_gpus=scaling.reserved_gpus,
     )
-    yield from rows.iter_rows()
+    with closing(cast(Generator[Row], iter(rows.iter_rows()))) as found:
+        yield found
 
 
 def make_units(config: Config, prompts: Sequence[list[int]]) -> list[Row]:
@@ -110,6 +113,7 @@ def make_units(config: Config, prompts: Sequence[list[int]]) -> list[Row]:
         max_new_tokens=config.evaluate.max_new_tokens,
         max_cache_tokens=config.evaluate.max_cache_tokens,
     )
+
     losses = [
         {"kind": "loss", "model": model, "numbers": [rank], "prompts": [[0]]}
         for rank in range(config.scaling.num_workers)
