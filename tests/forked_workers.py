@@ -19,7 +19,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 from unittest import mock
 
@@ -42,11 +41,11 @@ def _start_worker() -> None:
 
 
 def _start_server(path: str) -> None:
-    server = subprocess.Popen([sys.executable, __file__, "serve", path], start_new_session=True)
-    while not os.path.exists(path):
-        if server.poll() is not None:
-            raise SystemExit(f"the server of forked workers ended with {server.returncode}")
-        time.sleep(0.02)
+    command = [sys.executable, __file__, "serve", path]
+    server = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE)
+    assert server.stdout is not None
+    if not server.stdout.read(1):  # the server writes when it listens
+        raise SystemExit(f"the server of forked workers ended with {server.wait()}")
 
 
 def _serve(path: str) -> None:
@@ -60,6 +59,7 @@ def _serve(path: str) -> None:
         listener.listen(64)
         listener.settimeout(0.5)
         os.rename(f"{path}.new", path)
+        os.write(1, b".")
         while os.path.exists(raylet):
             try:
                 connection, _ = listener.accept()

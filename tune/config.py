@@ -117,7 +117,7 @@ class SearchConfig(BaseModel):
 
     @property
     def pauses_trials(self) -> bool:
-        """Whether the scheduler pauses trials and continues them from checkpoints."""
+        """Tell whether the scheduler pauses trials and continues them from checkpoints."""
         return self.scheduler in ("asha_pause", "pbt")
 
     @model_validator(mode="after")
@@ -144,6 +144,7 @@ class SearchConfig(BaseModel):
                 f"search.warm_start has no use in search.algorithm={self.algorithm}: "
                 "set search.algorithm=optuna, or remove it"
             )
+
         if self.pauses_trials and self.workers_per_trial > 1:
             raise ValueError(
                 f"search.scheduler={self.scheduler} pauses trials of one worker only: set "
@@ -155,6 +156,7 @@ class SearchConfig(BaseModel):
                 f"search.patience counts ended trials, and search.scheduler={self.scheduler} ends "
                 "them all at the end: set search.patience=null, or search.scheduler=asha"
             )
+
         if self.scheduler == "pbt" and self.algorithm == "optuna":
             raise ValueError(
                 "search.scheduler=pbt changes the values of running trials, which "

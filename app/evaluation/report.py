@@ -166,6 +166,7 @@ def _render_caption(view: CaptionView | None, reference: str) -> str:
             else (mark_words(part, reference) if part else "")
             for i, part in enumerate(parts)
         )
+
     findings = "".join(
         f"<li><b>{escape_text(claim)}</b>: {escape_text(finding)}</li>"
         for claim, finding in view.wrong

@@ -27,6 +27,7 @@ def _render_score(runs: Sequence[RunView], name: str) -> str:
     ]
     if not measured:
         return ""
+
     target, marks = _get_target(runs, name), _get_marks(runs, name)
     is_loss = name in LOWER_IS_BETTER  # which has no upper end for a scale
     bars = draw_ranges([_get_range(i, one) for i, one in measured], target, marks)
@@ -35,6 +36,7 @@ def _render_score(runs: Sequence[RunView], name: str) -> str:
         f"{_render_badges(one, _is_worse(runs[i], name))}{'' if is_loss else bar}</li>"
         for (i, one), bar in zip(measured, bars, strict=True)
     )
+
     compared = " · ".join(
         f"{escape_text(key)} {format_number(value)}" for key, value in marks.items()
     )

@@ -179,6 +179,7 @@ def _list_figures(job: _Job) -> dict[str, str]:
         peaks = [value for _, value in history.metrics.get("memory/peak_mib", [])]
         if peaks:
             figures["peak memory of a worker"] = f"{max(peaks):,.0f} MiB"
+
     for key, title in (("step", "steps"), ("num_examples", "examples"), ("num_tokens", "tokens")):
         if key in result:
             figures[title] = f"{result[key]:,}"
