@@ -12,9 +12,10 @@ import forked_workers
 import hypothesis
 import pytest
 import torch
-from ray._private import ray_constants
 
 from app.jobs.cluster import ConnectedRay, connect_ray
+
+forked_workers.fork_workers()
 
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
@@ -28,7 +29,6 @@ def ray_local() -> Iterator[ConnectedRay]:
     with pytest.MonkeyPatch.context() as environment:
         # Workers unpickle functions of the test modules by their names.
         environment.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-        environment.setattr(ray_constants, "SETUP_WORKER_FILENAME", forked_workers.__file__)
         with connect_ray(num_cpus=4) as cluster:
             yield cluster
 

@@ -4,9 +4,11 @@ A fit starts about ten worker processes. Each imports Ray; some import PyTorch, 
 PEFT: 35 CPU seconds in all. A forked worker differs from a worker of Ray only in that it has these
 modules already. test_train took 600 s with Ray's workers and 190 s with forked ones.
 
-Ray runs this file in place of its own `setup_worker.py` (see `ray_local` in conftest.py). The first
-such process starts the server, because the server must import Ray in an environment that Ray has
-made for a worker: Ray reads its settings when it is imported.
+Ray runs this file in place of its own `setup_worker.py`: see `fork_workers`. The first such process
+starts the server, because the server must import Ray in an environment that Ray has made for a
+worker: Ray reads its settings when it is imported.
+
+`python tests/forked_workers.py run -m MODULE …` runs a module whose private Ray forks its workers.
 """
 
 import fcntl
@@ -22,7 +24,16 @@ import sys
 from types import SimpleNamespace
 from unittest import mock
 
+FORKED = (sys.executable, __file__, "run", "-m")
+"""Start of a command whose private Ray forks its workers; the module and its arguments follow."""
 _MODULES = ("ray.data", "ray.train.torch", "ray.tune", "app.jobs.worker", "app.jobs.warm_trials")
+
+
+def fork_workers() -> None:
+    """Let the Rays that this process starts fork their workers."""
+    from ray._private import ray_constants
+
+    ray_constants.SETUP_WORKER_FILENAME = __file__
 
 
 def _start_worker() -> None:
@@ -127,5 +138,10 @@ def _become_worker(connection: socket.socket) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "serve":
         _serve(sys.argv[2])
+    elif sys.argv[1] == "run":
+        fork_workers()
+        sys.argv = sys.argv[3:]
+        sys.path[0] = os.getcwd()
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     else:
         _start_worker()

@@ -5,7 +5,6 @@ import math
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,6 +12,7 @@ from typing import Any, TypeAlias
 import psutil
 import pytest
 import ray
+from forked_workers import FORKED
 from mlflow import MlflowClient
 from ray.util.state import list_actors, list_placement_groups
 
@@ -223,7 +223,7 @@ def test_a_search_whose_driver_was_killed_continues_in_the_same_runs(
         "tracking.experiment=killed",
     ]
     report = tmp_path / "trials.json"
-    command = [sys.executable, "-m", "app", "tune", "demo", *settings]
+    command = [*FORKED, "app", "tune", "demo", *settings]
     command += ["--json", str(report)]
     environment = {**os.environ, "RAY_ADDRESS": "", "OMP_NUM_THREADS": "1", "RAY_DEDUP_LOGS": "0"}
 

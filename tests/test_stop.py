@@ -6,10 +6,10 @@
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked_workers import FORKED
 from mlflow import MlflowClient
 
 from app.tracking import TrackingConfig, check_tracking
@@ -50,7 +50,7 @@ def test_a_signal_ends_all_runs_as_killed_with_one_sentence(
 ) -> None:
     name = f"{command}-{number.name}"
     with subprocess.Popen(
-        [sys.executable, "-m", "app", command, "demo", *settings, f"train.run_name={name}"],
+        [*FORKED, "app", command, "demo", *settings, f"train.run_name={name}"],
         cwd=ROOT,
         # an empty RAY_ADDRESS is as if it were not set
         env={**os.environ, "RAY_ADDRESS": "", "OMP_NUM_THREADS": "1", "RAY_DEDUP_LOGS": "0"},
