@@ -80,10 +80,16 @@ class Progress(ray.tune.Callback):
         step, loss = trial.last_result[STEP_KEY], trial.last_result[METRIC_KEY]
         if not record.reports or record.reports[-1] != (step, loss) or record.state is not None:
             return  # of a repeated report
+        before = {path for path in (record.checkpoint, record.best_checkpoint) if path}
         record.checkpoint = checkpoint.path.removeprefix(f"{self._record.root}/")
         if loss <= min((loss for step, loss in record.reports if step > 0), default=math.inf):
             record.best_checkpoint = record.checkpoint
         self._record.write(record)
+
+        # Tune would delete the old checkpoint before the record names the new one: a search that is
+        # killed in between could not continue the trial.
+        if not self._keep_checkpoints:
+            self._record.delete_folders(before - {record.checkpoint, record.best_checkpoint})
 
     def on_trial_recover(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any

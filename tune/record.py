@@ -6,6 +6,7 @@ written every few seconds, and the scheduler is not in it.
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,10 +74,14 @@ class CampaignRecord:
                 continue
             trial.checkpoint = trial.best_checkpoint = None
             self.write(trial)
-            for folder in folders:
-                path = f"{self.root}/{folder}"
-                if self.filesystem.get_file_info(path).type == pyarrow.fs.FileType.Directory:
-                    self.filesystem.delete_dir(path)
+            self.delete_folders(folders)
+
+    def delete_folders(self, folders: Iterable[str]) -> None:
+        """Delete folders of checkpoints, given by their paths below the folder of the campaign."""
+        for folder in folders:
+            path = f"{self.root}/{folder}"
+            if self.filesystem.get_file_info(path).type == pyarrow.fs.FileType.Directory:
+                self.filesystem.delete_dir(path)
 
     def _write_json(self, name: str, value: dict[str, Any]) -> None:
         path = f"{self._folder}/{name}"

@@ -144,12 +144,12 @@ def _build_tuner(
             reuse_actors=isinstance(trials, WarmTrials),
             trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}_{attempt}",
         ),
-        run_config=_make_run_config(config, record, callbacks, max_failures),
+        run_config=_make_run_config(record, callbacks, max_failures),
     )
 
 
 def _make_run_config(
-    config: SearchConfig, record: CampaignRecord, callbacks: Sequence[Any], max_failures: int
+    record: CampaignRecord, callbacks: Sequence[Any], max_failures: int
 ) -> ray.tune.RunConfig:
     storage_path, _, name = record.root.rpartition("/")
     return ray.tune.RunConfig(
@@ -160,12 +160,6 @@ def _make_run_config(
         callbacks=list(callbacks),
         stop=callbacks[-1],
         failure_config=ray.tune.FailureConfig(max_failures=max_failures),
-        checkpoint_config=ray.tune.CheckpointConfig(
-            # the best one, besides the newest; pbt may need those of other trials
-            num_to_keep=None if config.scheduler == "pbt" else 1,
-            checkpoint_score_attribute=METRIC_KEY,
-            checkpoint_score_order="min",
-        ),
     )
 
 
