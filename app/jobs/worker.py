@@ -1,5 +1,6 @@
 """The main function of each Ray Train worker: build the parts and call the training loop."""
 
+import functools
 import gc
 import math
 from collections.abc import Iterator, Sequence
@@ -137,15 +138,20 @@ def build_setup(
 
 
 def _find_peak_flops(config: Config, context: JobContext) -> float | None:
-    """Return the measured peak of the device of rank 0. Print one sentence if there is none."""
+    """Return the measured peak of the device of rank 0. Print a sentence once if there is none."""
     if context.rank != 0:
         return None
     name, precision = name_device(context.device), config.train.precision
     calibration = read_calibration(name, precision)
     if calibration is not None:
         return calibration.matmul_flops
-    print(f"speed/mfu is not logged: {describe_missing(name, precision)}", flush=True)
+    _print_missing(name, precision)
     return None
+
+
+@functools.cache  # once, also in a process that runs many trials
+def _print_missing(device: str, precision: str) -> None:
+    print(f"speed/mfu is not logged: {describe_missing(device, precision)}", flush=True)
 
 
 def configure_device(config: Config, device: torch.device) -> None:
