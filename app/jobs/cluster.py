@@ -120,14 +120,22 @@ def _start_private_ray(num_cpus: int | None, folder: str) -> Any:
     os.environ.update({"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"127.0.0.1:{port}"})
     for name, value in _PRIVATE_DEFAULTS.items():
         os.environ.setdefault(name, value)
-    return ray.init(
-        address="local",
-        num_cpus=num_cpus,
-        include_dashboard=True,
-        dashboard_host="127.0.0.1",
-        logging_config=_LOGGING,
-        _temp_dir=folder,
-    )
+    try:
+        return ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            logging_config=_LOGGING,
+            _temp_dir=folder,
+        )
+    except Exception as error:  # Ray raises no more specific one
+        if "timed out during startup" not in str(error):
+            raise
+        raise UserError(
+            "Ray did not start in time, because other programs keep this machine busy: stop some "
+            "of them and start the command again, or set RAY_ADDRESS to a running cluster"
+        ) from error
 
 
 def _find_free_port() -> int:
