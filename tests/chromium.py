@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,19 @@ from websockets.sync.client import ClientConnection, connect
 
 CHROMIUM = shutil.which("chromium")
 _SECONDS = 60.0
+_BAD_TEXTS = """
+(() => {
+    const boxes = [...document.querySelectorAll('svg text')]
+        .map(text => [text.textContent, text.getBoundingClientRect()])
+        .filter(([text, box]) => text && box.width);
+    const touch = (a, b) => a.left < b.right - 1 && b.left < a.right - 1
+        && a.top < b.bottom - 1 && b.top < a.bottom - 1;
+    return boxes
+        .filter(([_, a], i) => a.left < 0 || a.top < 0 || a.right > innerWidth
+            || a.bottom > innerHeight || boxes.some(([_, b], j) => i !== j && touch(a, b)))
+        .map(([text]) => text);
+})()
+"""
 
 
 class Page:
@@ -55,26 +68,47 @@ class Page:
             self.messages.append(str(params["exceptionDetails"]))
 
     def open(self, url: str, width: int, height: int) -> None:
-        """Show a page in a window of this size; a narrow one is a phone."""
+        """Show a page in a window of this size."""
+        self.resize(width, height)
+        self.call("Page.navigate", url=url)
+        self.wait("document.readyState === 'complete'")
+
+    def resize(self, width: int, height: int) -> None:
+        """Change the size of the window; a narrow one is a phone."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width, height=height, deviceScaleFactor=1, mobile=width < 600,
         )  # fmt: skip
-        self.call("Page.navigate", url=url)
-        self.wait("document.readyState === 'complete'")
 
-    def run(self, script: str) -> Any:
+    def run(self, script: str, **context: Any) -> Any:
         """Return the value of an expression, or of the promise that it returns."""
         result = self.call(
-            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
+            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True, **context
         )
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
+    def run_in_frame(self, script: str) -> Any:
+        """Return the value of an expression in the only frame of the page, also a sandboxed one."""
+        (child,) = self.call("Page.getFrameTree")["frameTree"]["childFrames"]
+        world = self.call("Page.createIsolatedWorld", frameId=child["frame"]["id"])
+        return self.run(script, contextId=world["executionContextId"])
+
+    def find_bad_texts(self) -> list[str]:
+        """Return the texts of all SVG that leave the window or overlap another text."""
+        return list(self.run(_BAD_TEXTS))
+
     def wait(self, script: str) -> None:
         """Wait until an expression is true."""
+        self._wait(self.run, script)
+
+    def wait_in_frame(self, script: str) -> None:
+        """Wait until an expression is true in the only frame of the page."""
+        self._wait(self.run_in_frame, script)
+
+    def _wait(self, run: Callable[[str], Any], script: str) -> None:
         deadline = time.monotonic() + _SECONDS
-        while not self.run(script):
+        while not run(script):
             assert time.monotonic() < deadline, script
 
     def overflow(self) -> int:
@@ -95,6 +129,7 @@ def open_chromium() -> Iterator[Page]:
         command = [
             str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu",
             "--disable-dev-shm-usage", "--remote-debugging-port=0", "--no-first-run",
+            "--disable-features=IsolateSandboxedIframes",  # for run_in_frame
             f"--user-data-dir={folder}", "about:blank",
         ]  # fmt: skip
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:

@@ -139,11 +139,11 @@ def test_a_heat_map_holds_the_lowest_finished_loss_of_each_pair() -> None:
     assert [list(row) for row in heat_map.z] == [
         [1.2, None, None], nothing, nothing, nothing, nothing, [None, 3.0, 1.0]
     ]  # fmt: skip
-    assert heat_map.text[0][0] == "1.2000<br>2 of 3 finished"
+    assert heat_map.text[0][0] == "1.2000<br>(2 of 3)"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH")
-def test_a_figure_draws_itself_without_a_network(tmp_path: Path) -> None:
+def test_a_figure_draws_itself_without_a_network_for_phones_and_desktops(tmp_path: Path) -> None:
     trials = draw_campaign()
     pages = draw_figures(trials, list_ranges(SPACE), compute_importances(trials, SPACE))
     with open_chromium() as page:
@@ -151,6 +151,12 @@ def test_a_figure_draws_itself_without_a_network(tmp_path: Path) -> None:
             file = tmp_path / name
             file.write_text(text)
             page.requests.clear()
-            page.open(f"file://{file}", 1000, 640)
-            page.wait("document.querySelector('.js-plotly-plot .main-svg') !== null")
+            page.open(f"file://{file}", 390, 700)
+            drawing = "document.querySelector('.js-plotly-plot .main-svg')"
+            page.wait(f"{drawing} !== null")
             assert page.requests == [f"file://{file}"]
+            assert page.find_bad_texts() == [], name
+
+            page.resize(1280, 640)
+            page.wait(f"{drawing}.clientWidth > 1200")
+            assert page.find_bad_texts() == [], name

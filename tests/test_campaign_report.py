@@ -208,8 +208,8 @@ def test_mlflow_shows_the_compared_trials_the_leaderboard_and_the_figures(
     shots = Path(os.environ.get("SHOTS", tmp_path))
 
     def show(url: str, script: str, name: str) -> None:
-        page.open("about:blank", 1600, 900)
-        page.open(url, 1600, 900)
+        page.open("about:blank", 1280, 800)
+        page.open(url, 1280, 800)
         page.wait(script)
         page.screenshot(shots / f"{name}.png")
 
@@ -225,3 +225,7 @@ def test_mlflow_shows_the_compared_trials_the_leaderboard_and_the_figures(
     for name in ("learning_curves", "parallel_coordinates", "heat_map", "importance"):
         frame = "document.querySelector('iframe.mlflow-html-iframe') !== null"
         show(f"{artifacts}/figures/{name}.html", frame, name)
+        # the figure draws itself inside the sandboxed frame
+        page.wait_in_frame("document.querySelectorAll('.main-svg text').length > 5")
+        page.screenshot(shots / f"{name}.png")
+    assert all(url.startswith((server, "blob:", "about:")) for url in page.requests)

@@ -4,6 +4,7 @@ Every function raises ImportError if Plotly is not installed.
 """
 
 import math
+import re
 from bisect import bisect
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -26,6 +27,9 @@ _NUM_BANDS, _NUM_TICKS = 6, 5
 _SCALE = "Viridis"
 """Colour scale of losses: the darkest is the lowest."""
 _LOSS = "evaluation loss"
+_HEAD = """<head>
+    <meta name="viewport" content="width=device-width" />
+    <style>body {margin: 0}</style>"""
 
 
 def draw_figures(
@@ -73,7 +77,8 @@ def draw_curves(trials: Sequence[Trial]) -> "Figure":
         )
         shown.add(trial.state)
 
-    figure.update_layout(title="Learning curves", legend_title="state (click to hide)")
+    _set_title(figure, "Learning curves", "by state: click on a state to hide its trials")
+    figure.update_layout(legend={"orientation": "h", "y": 1.0, "yanchor": "bottom"})
     figure.update_xaxes(title="optimizer step")
     figure.update_yaxes(title=f"{_LOSS} (nats per token)", type="log")
     return figure
@@ -92,10 +97,11 @@ def draw_parallel_coordinates(
     losses = [float(trial.loss or 0.0) for trial in whole]
     axes = [_make_axis(path, [t.params[path] for t in whole], ranges.get(path)) for path in paths]
     axes.append(_make_axis(_LOSS, losses, Range(min(losses), max(losses))))
-    line = {"color": losses, "colorscale": _SCALE, "showscale": True, "colorbar_title": _LOSS}
+    line = {"color": losses, "colorscale": _SCALE}  # its bar would repeat the axis of the loss
 
-    figure = go.Figure(go.Parcoords(dimensions=axes, line=line))
-    figure.update_layout(title="Parallel coordinates (drag along an axis to select trials)")
+    figure = go.Figure(go.Parcoords(dimensions=axes, line=line, labelside="bottom"))
+    hint = "drag along an axis to select trials; dark: low loss"
+    _set_title(figure, "Parallel coordinates", hint)
     return figure
 
 
@@ -122,17 +128,17 @@ def draw_heat_map(
             continue
         finished = [trial for trial in members if trial.state == "finished"]
         loss = min(float(trial.loss or 0.0) for trial in finished or members)
-        number = f"{len(finished)} of {len(members)} finished"
+        number = f"({len(finished)} of {len(members)})"
         losses[row][column], texts[row][column] = loss, f"{loss:.4f}<br>{number}"
 
     figure = go.Figure(
         go.Heatmap(
             x=columns, y=rows, z=losses, text=texts, texttemplate="%{text}", colorscale=_SCALE,
-            colorbar_title=_LOSS, xgap=2, ygap=2, hoverongaps=False,
+            showscale=False, textfont_size=12, xgap=2, ygap=2, hoverongaps=False,
             hovertemplate=f"{column_path} %{{x}}<br>{row_path} %{{y}}<br>%{{text}}<extra></extra>",
         )
     )  # fmt: skip
-    figure.update_layout(title=f"Lowest evaluation loss by {column_path} and {row_path}")
+    _set_title(figure, f"Lowest {_LOSS}", "in brackets: finished of all trials; dark: low loss")
     figure.update_xaxes(title=column_path, type="category", showgrid=False)
     figure.update_yaxes(title=row_path, type="category", showgrid=False)
     return figure
@@ -150,18 +156,25 @@ def draw_importances(importances: Mapping[str, float], num_trials: int) -> "Figu
     )  # fmt: skip
 
     figure = go.Figure(bars)
-    figure.update_layout(title=f"Importance of each setting (PED-ANOVA, {num_trials} trials)")
-    figure.update_xaxes(title="share of the difference between good and other trials")
+    _set_title(figure, "Importance of each setting", f"by PED-ANOVA, of {num_trials} trials")
+    figure.update_xaxes(title="share of the difference<br>between good and other trials")
     figure.update_xaxes(range=[0, 1.08], tickformat=".0%")
     figure.update_yaxes(automargin=True)
     return figure
 
 
+def _set_title(figure: "Figure", title: str, subtitle: str) -> None:
+    """Set two lines that fit into the window of a phone (390 pixels)."""
+    figure.update_layout(title={"text": title, "subtitle": {"text": subtitle}})
+
+
 def _render(figure: "Figure") -> str:
     """Return a page with Plotly's script in it: MLflow shows each page in a frame of its own."""
-    figure.update_layout(template="plotly_white", font_size=14, margin={"t": 90})
+    margin = {"l": 70, "r": 45, "t": 130, "b": 70}
+    figure.update_layout(template="plotly_white", font_size=13, margin=margin)
     config = {"displaylogo": False, "responsive": True}
-    return str(figure.to_html(include_plotlyjs=True, full_html=True, config=config))
+    page = str(figure.to_html(include_plotlyjs=True, full_html=True, config=config))
+    return page.replace("<head>", _HEAD, 1)
 
 
 def _choose_pair(paths: Sequence[str], importances: Mapping[str, float]) -> tuple[str, str] | None:
@@ -178,6 +191,7 @@ def _count_values(trials: Sequence[Trial], path: str) -> int:
 
 def _make_axis(label: str, values: Sequence[Any], searched: Range | None) -> dict[str, Any]:
     """Return a vertical axis: logarithmic, linear, or with a tick for each choice."""
+    label = re.sub(r"([. ])", r"\1<br>", label)  # the axes of a phone are 90 pixels apart
     if searched is None or searched.is_choice:
         choices = _list_choices(values)
         ticks, texts = list(range(len(choices))), [str(choice) for choice in choices]
