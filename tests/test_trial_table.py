@@ -43,6 +43,17 @@ def test_a_table_has_a_line_for_each_trial_with_its_time_left() -> None:
     ]
 
 
+def test_the_steps_of_a_trial_end_where_its_data_end() -> None:
+    table, clock = make_table()
+    table.report("a", 20, 2.0, progress=0.5)
+    assert table.render()[1].split()[:6] == ["a", "running", "20/40", "2.0000", "20", "s"]
+    assert table.render()[-1] == "1 of 4 trials ended in 30 s, about 50 s left"
+    clock.now = 50.0
+    table.report("a", 39, 1.75, progress=1.0)
+    table.end("a", "finished")
+    assert table.render()[3].startswith("a      finished  39/39   1.7500")
+
+
 def test_a_table_fits_its_terminal_and_counts_the_trials_that_it_hides() -> None:
     table, clock = make_table()
     clock.now = 3000.0

@@ -87,7 +87,7 @@ def train_alone(campaign, overrides):
 
 
 def evaluations(worker, overrides, trial_id, folder=None):
-    return [(step, loss) for step, loss, _ in worker.start(overrides, trial_id, folder)]
+    return [one[:2] for one in worker.start(overrides, trial_id, folder)]
 
 
 def hash_base(worker):

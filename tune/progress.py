@@ -10,7 +10,14 @@ from ray.tune.experiment import Trial
 
 from tune.budget import Budget
 from tune.config import SearchConfig
-from tune.keys import FAILURE_KEY, FINISHED_KEY, METRIC_KEY, OVERRIDES_KEY, STEP_KEY
+from tune.keys import (
+    FAILURE_KEY,
+    FINISHED_KEY,
+    METRIC_KEY,
+    OVERRIDES_KEY,
+    PROGRESS_KEY,
+    STEP_KEY,
+)
 from tune.outcome import State, TrialOutcome, format_outcome
 from tune.record import CampaignRecord, TrialRecord
 from tune.search_algorithm import count_trials
@@ -65,7 +72,7 @@ class Progress(ray.tune.Callback):
     ) -> None:
         record = self._record.trials[trial.trial_id]
         step = result[STEP_KEY]
-        self._table.report(trial.trial_id, step, result[METRIC_KEY])
+        self._table.report(trial.trial_id, step, result[METRIC_KEY], result.get(PROGRESS_KEY))
         # a continued or restarted trial repeats reports
         if FAILURE_KEY not in result and (not record.reports or step > record.reports[-1][0]):
             record.reports.append((step, result[METRIC_KEY]))

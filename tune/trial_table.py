@@ -21,6 +21,8 @@ _HEADER = ("trial", "state", "step", "loss", "left", "parameters")
 @dataclass
 class _Row:
     params: Mapping[str, Any]
+    num_steps: int
+    """Steps to the end of the trial: of its data, or the limit of all trials."""
     started_at: float
     state: State | str = "running"
     first_step: int | None = None
@@ -41,11 +43,13 @@ class TrialTable:
 
     def start(self, trial_id: str, params: Mapping[str, Any]) -> None:
         """Add a trial that starts, or that runs again."""
-        self._rows[trial_id] = _Row(params, self._clock())
+        self._rows[trial_id] = _Row(params, self._trial_steps, self._clock())
 
-    def report(self, trial_id: str, step: int, loss: float) -> None:
-        """Note an evaluation of a running trial."""
+    def report(self, trial_id: str, step: int, loss: float, progress: float | None = None) -> None:
+        """Note an evaluation of a running trial, of which the share `progress` is done."""
         row = self._rows[trial_id]
+        if progress:
+            row.num_steps = round(step / progress)
         if row.first_step is None:
             row.first_step, row.started_at = step, self._clock()
         row.step = step
@@ -73,7 +77,7 @@ class TrialTable:
     def _format_row(self, trial_id: str, row: _Row) -> tuple[str, ...]:
         loss = "" if row.loss == math.inf else f"{row.loss:.4f}"
         left = _format_seconds(self._estimate_trial(row)) if row.state == "running" else ""
-        step = f"{row.step}/{self._trial_steps}"
+        step = f"{row.step}/{row.num_steps}"
         return trial_id, row.state, step, loss, left, format_params(row.params)
 
     def _estimate_trial(self, row: _Row) -> float | None:
@@ -81,7 +85,7 @@ class TrialTable:
         if row.first_step is None or row.step <= row.first_step:
             return None
         seconds_per_step = (self._clock() - row.started_at) / (row.step - row.first_step)
-        return max(0.0, seconds_per_step * (self._trial_steps - row.step))
+        return max(0.0, seconds_per_step * (row.num_steps - row.step))
 
     def _format_summary(self) -> str:
         running = [row for row in list(self._rows.values()) if row.state == "running"]
@@ -90,8 +94,8 @@ class TrialTable:
         text = f"{num_ended} of {self._num_trials} trials ended in {_format_seconds(seconds)}"
 
         # time left, from the share of the work that is done
-        steps = sum(row.step for row in running)
-        done = (num_ended + steps / self._trial_steps) / self._num_trials
+        shares = sum(row.step / row.num_steps for row in running)
+        done = (num_ended + shares) / self._num_trials
         if 0 < done < 1:
             text += f", about {_format_seconds(seconds * (1 - done) / done)} left"
         return text

@@ -12,7 +12,14 @@ import ray.tune
 from ray.tune.result import DONE, SHOULD_CHECKPOINT
 
 from tune.errors import TrialFailed
-from tune.keys import FAILURE_KEY, FINISHED_KEY, METRIC_KEY, OVERRIDES_KEY, STEP_KEY
+from tune.keys import (
+    FAILURE_KEY,
+    FINISHED_KEY,
+    METRIC_KEY,
+    OVERRIDES_KEY,
+    PROGRESS_KEY,
+    STEP_KEY,
+)
 from tune.record import CampaignRecord, TrialRecord
 
 _REPLAY_FILE = "replay.json"
@@ -25,6 +32,8 @@ class Evaluation(NamedTuple):
     loss: float
     is_last: bool
     """True if the trial has ended with it. The trial has also ended if there is no next one."""
+    progress: float | None = None
+    """Share of the trial that is done, in [0, 1]; None: it is not known."""
 
 
 class TrialWorker(Protocol):
@@ -153,7 +162,8 @@ class WarmTrainable(ray.tune.Trainable):
         return self._last.step > 0 and math.isfinite(self._last.loss)
 
     def _report(self, *, ended: bool = False) -> dict[str, Any]:
-        return {STEP_KEY: self._last.step, METRIC_KEY: self._last.loss, DONE: ended}
+        step, loss, _, progress = self._last
+        return {STEP_KEY: step, METRIC_KEY: loss, PROGRESS_KEY: progress, DONE: ended}
 
 
 def build_warm_trainable(

@@ -134,7 +134,7 @@ class WarmWorker:
         setup, state = self._training.setup, self._training.state
         for loss in loop.iterate_evaluations(setup, self._training.batches, state):
             is_last = is_finished(state.step, state.num_stale_evaluations, setup.config)
-            yield Evaluation(state.step, loss, is_last)
+            yield Evaluation(state.step, loss, is_last, state.progress)
 
     def _build(self, job: WorkerJob, folder: Path | None) -> _Training:
         """Make the trial's own parts, from the checkpoint in a folder if there is one."""
