@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import psutil
 import pytest
 import ray
+import torch
 from forked_workers import FORKED
 from mlflow import MlflowClient
 from ray.util.state import list_actors, list_placement_groups
@@ -23,12 +24,16 @@ from app.config import (
     make_paths_absolute,
     override_config,
 )
+from app.gemma.load import CaptionLoss
 from app.jobs.cluster import ConnectedRay
 from app.jobs.precision import resolve_precision
 from app.jobs.resources import count_concurrent_trials
 from app.jobs.trials import Campaign
 from app.jobs.warm_trials import WarmWorker
+from app.jobs.worker import run_worker
+from app.jobs.worker_job import WorkerJob
 from app.tracking import TrackingConfig, check_tracking
+from app.training.step import compute_mean_loss
 from data_pipeline.config import PrepareConfig
 from data_pipeline.prepare.dataset import prepare_dataset
 from data_pipeline.shards import open_shards
@@ -179,6 +184,165 @@ def test_a_trial_whose_process_is_killed_continues_from_its_checkpoint(
     killed = next(t for t in result.trials if t.overrides["optim.learning_rate"] == KILLED)
     assert (killed.state, killed.step, killed.error) == ("finished", 4, None)
     assert "starts again from its checkpoint" in capfd.readouterr().out
+
+
+class MeasuredWorker(WarmWorker):
+    """The worker of every trial; it measures each checkpoint that it continues from."""
+
+    def start(self, overrides: Any, trial_id: str, folder: Path | None) -> Iterator[Evaluation]:
+        trial = super().start(overrides, trial_id, folder)
+        if folder is not None:
+            assert self._training is not None
+            setup = self._training.setup
+            loss = compute_mean_loss(setup.objective, setup.validation, setup.context)
+            saved = json.loads((folder / "state.json").read_text())
+            line = [trial_id, saved["run_id"], saved["state"]["step"], saved["eval_loss"], loss]
+            with Path(self._campaign.job_dir, "continued.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        return trial
+
+
+def search_in_one_process(config: Config, folder: Path, **settings: Any) -> SearchResult:
+    """Run trials in turns, and track them. `continued.jsonl` has each one's continuations."""
+    config = override_config(config, {"search.trial_steps": 6})
+    campaign = Campaign(config, open_shards(config.data.shards), str(folder), None)
+
+    def make_worker() -> MeasuredWorker:
+        return MeasuredWorker(campaign)
+
+    return run_search(
+        SearchConfig.model_validate({"grace_steps": 2, "algorithm": "grid", **settings}),
+        WarmTrials(make_worker, {"CPU": 4.0}),
+        name="tune",
+        storage_path=str(folder),
+        trial_steps=6,
+    )
+
+
+def read_continuations(folder: Path) -> list[tuple[str, str, int, float, float]]:
+    """(trial, run of the checkpoint, step, its loss, loss after the start) of each continuation."""
+    lines = (folder / "continued.jsonl").read_text().splitlines()
+    return [tuple(json.loads(line)) for line in lines]
+
+
+def require_each_step_once(config: Config, folder: Path, result: SearchResult) -> None:
+    """Compare the runs of the trials with their steps: no step is missing, and none is double."""
+    campaign = Campaign(config, open_shards(config.data.shards), str(folder), None)
+    client = MlflowClient(str(config.tracking.uri))
+    for trial in result.trials:
+        rows = read_rows(client, str(campaign.read_run_id(trial.trial_id)))
+        assert rows["eval/loss"] == list(range(0, trial.step + 1, 2))
+        assert rows["train/loss"] == list(range(1, trial.step + 1))
+
+
+def test_a_promoted_trial_has_the_losses_of_one_that_never_paused(
+    ray_local: ConnectedRay, config: Config, tmp_path: Path
+) -> None:
+    space = {"optim.learning_rate": {"choice": [3e-3, 1e-5]}}
+    result = search_in_one_process(
+        config, tmp_path, space=space, num_trials=2, scheduler="asha_pause"
+    )
+    steps = {trial.overrides["optim.learning_rate"]: trial.step for trial in result.trials}
+    assert steps == {3e-3: 6, 1e-5: 2}
+
+    # its continuations are from its own checkpoints, with their losses
+    continued = read_continuations(tmp_path)
+    campaign = Campaign(config, open_shards(config.data.shards), str(tmp_path), None)
+    assert [step for _, _, step, _, _ in continued] == [2, 4]
+    for trial_id, run_id, _, saved_loss, loss in continued:
+        assert run_id == campaign.read_run_id(trial_id)
+        assert loss == saved_loss
+    require_each_step_once(config, tmp_path, result)
+
+    # as if it had never paused
+    longer = override_config(config, {"search.trial_steps": 6, "tracking.uri": None})
+    alone = Campaign(longer, open_shards(config.data.shards), str(tmp_path / "alone"), None)
+    trial = list(WarmWorker(alone).start(result.best.overrides, "0000", None))
+    client = MlflowClient(str(config.tracking.uri))
+    run_id = str(campaign.read_run_id(result.best.trial_id))
+    points = client.get_metric_history(run_id, "eval/loss")
+    assert [(point.step, point.value) for point in points] == [one[:2] for one in trial]
+
+
+def test_an_exploited_trial_starts_with_the_loss_of_the_checkpoint_of_another(
+    ray_local: ConnectedRay, config: Config, tmp_path: Path
+) -> None:
+    space = {"optim.learning_rate": {"choice": [1e-5, 3e-3]}}
+    result = search_in_one_process(config, tmp_path, space=space, num_trials=2, scheduler="pbt")
+    assert [trial.step for trial in result.trials] == [6, 6]
+
+    campaign = Campaign(config, open_shards(config.data.shards), str(tmp_path), None)
+    runs = {trial.trial_id: campaign.read_run_id(trial.trial_id) for trial in result.trials}
+    donors = {run_id: trial_id for trial_id, run_id in runs.items()}
+    client = MlflowClient(str(config.tracking.uri))
+    num_exploits = 0
+    for trial_id, run_id, step, saved_loss, loss in read_continuations(tmp_path):
+        assert loss == saved_loss
+        if run_id != runs[trial_id]:
+            num_exploits += 1
+            evaluated = client.get_metric_history(run_id, "eval/loss")
+            assert loss in [point.value for point in evaluated if point.step == step]
+            assert donors[run_id] != trial_id
+    assert num_exploits
+    require_each_step_once(config, tmp_path, result)
+
+
+def starving_worker(arguments: dict[str, WorkerJob]) -> dict[str, Any]:
+    """The worker of a trial whose allocator refuses a tensor in step 3, for two sequences."""
+    steps = []
+
+    def allocate(objective: Any, input_ids: Any, position_ids: Any) -> Any:
+        if torch.is_grad_enabled():
+            steps.append(len(input_ids))
+            if steps[2:] and len(input_ids) > 1:
+                Path(arguments["job"].job_dir, f"refused-{os.getpid()}").touch()
+                torch.empty(2**58)
+        return compute_hidden(objective, input_ids, position_ids)
+
+    compute_hidden = CaptionLoss.compute_hidden
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CaptionLoss, "compute_hidden", allocate)
+        return run_worker(arguments)
+
+
+def test_a_trial_of_two_workers_without_memory_continues_with_half_the_micro_batch(
+    ray_local: ConnectedRay, config: Config, tmp_path: Path
+) -> None:
+    changes = {
+        "search.workers_per_trial": 2,
+        "scaling.cpus_per_worker": 0.5,
+        "train.micro_batch_size": 2,
+        "train.max_failures": 5,
+    }
+    config = override_config(config, changes)
+    campaign = Campaign(config, open_shards(config.data.shards), str(tmp_path), None)
+
+    def run_trial(overrides: dict[str, Any], trial_id: str) -> dict[str, Any]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("app.jobs.train.run_worker", starving_worker)
+            return campaign.run_nested(overrides, trial_id)
+
+    space = {"optim.learning_rate": {"choice": [1e-3]}}
+    result = run_search(
+        SearchConfig.model_validate({"space": space, "num_trials": 1, "scheduler": "none"}),
+        run_trial,
+        name="tune",
+        storage_path=str(tmp_path),
+        trial_steps=4,
+    )
+    assert (result.best.state, result.best.step) == ("finished", 4)
+    refused = list(tmp_path.glob("trials/trial-0000/refused-*"))
+    assert 1 <= len(refused) <= 2  # once, on one worker or on both
+
+    client = MlflowClient(str(config.tracking.uri))
+    run_id = str(campaign.read_run_id("0000"))
+    run = client.get_run(run_id)
+    assert run.data.tags["retry"] == "out of memory with train.micro_batch_size=2, retried with 1"
+    assert run.data.params["train.micro_batch_size"] == "2"
+    assert run.data.tags["resumed.train.micro_batch_size"] == "1"
+    rows = read_rows(client, run_id)
+    assert rows["eval/loss"] == [0, 2, 4]
+    assert rows["train/loss"] == [1, 2, 3, 4]
 
 
 def test_concurrency_follows_the_free_resources(ray_local: ConnectedRay) -> None:

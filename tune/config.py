@@ -59,8 +59,9 @@ class SearchConfig(BaseModel):
     )
     retry_out_of_memory: bool = Field(
         True,
-        description="start a trial of one worker that runs out of memory once more, with half the "
-        "micro-batch and twice the accumulation",
+        description="start a trial that runs out of memory once more, with half the micro-batch "
+        "and twice the accumulation; a trial of several workers continues from its newest "
+        "checkpoint",
     )
     scheduler: Literal["asha", "asha_pause", "median", "pbt", "none"] = Field(
         "asha",

@@ -33,10 +33,23 @@ def find_lasting_error(error: BaseException) -> UserError | None:
     return None
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return True if memory of the GPU or of the host did not suffice for a tensor."""
-    is_named = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return is_named or "can't allocate memory" in str(error)  # torch's RuntimeError on the host
+class OutOfMemory(UserError):
+    """Memory of the GPU or of the host did not suffice for a tensor."""
+
+
+def find_out_of_memory(error: BaseException) -> OutOfMemory | None:
+    """Return the lack of memory among an error and its causes, with its reason; None if none."""
+    found = None
+    for cause in _iterate_causes(error, set()):
+        if isinstance(cause, OutOfMemory):
+            return cause
+        is_named = isinstance(cause, torch.OutOfMemoryError | MemoryError)
+        if is_named or "can't allocate memory" in str(cause):  # torch's RuntimeError on the host
+            found = cause  # the last one has the bare reason
+    if found is None:
+        return None
+    reason = str(found).strip().partition("\n")[0] or type(found).__name__
+    return OutOfMemory(f"out of memory ({reason}): lower train.micro_batch_size")
 
 
 def find_lost_process(error: BaseException) -> UserError | None:
@@ -62,8 +75,11 @@ class StopAtLastingErrors(UserCallback):
     """End the job when a worker fails with a lasting error, instead of restarting the workers.
 
     Ray Train restarts the workers after every exception of a worker, but not after one of a
-    callback.
+    callback. `is_trial`: a lack of memory is lasting too, because a trial answers it itself.
     """
+
+    def __init__(self, *, is_trial: bool = False) -> None:
+        self._is_trial = is_trial
 
     def after_exception(
         self, run_context: Any, worker_exceptions: Mapping[int, BaseException]
@@ -71,6 +87,8 @@ class StopAtLastingErrors(UserCallback):
         """Raise the lasting error of a worker, if there is one."""
         for error in worker_exceptions.values():
             lasting = find_lasting_error(error)
+            if lasting is None and self._is_trial:
+                lasting = find_out_of_memory(error)
             if lasting is not None:
                 raise lasting
 

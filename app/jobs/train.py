@@ -22,6 +22,7 @@ from app.jobs.job import track_run
 from app.jobs.job_dir import get_job_dir
 from app.jobs.lease import hold_lease
 from app.jobs.materials import describe_code, list_materials
+from app.jobs.micro_batch import halve_micro_batch
 from app.jobs.run_tags import NOTE, add_result, describe_job, describe_source
 from app.jobs.worker import run_worker
 from app.jobs.worker_job import ResumingDataset, WorkerJob
@@ -87,6 +88,9 @@ def _train(
 def train_trial(config: Config, shards: Shards, tracker: Tracker) -> dict[str, Any]:
     """Run one trial of a search inside its Tune session. Return rank 0's final figures.
 
+    A trial that runs out of memory continues once from its newest checkpoint, with half the
+    micro-batch.
+
     Every evaluation goes to Tune as soon as it is reported. When Tune stops the trial, this process
     ends without cleaning up, and the trial's MLflow run keeps the status RUNNING. The driver of the
     search sets the true status of every trial.
@@ -94,7 +98,12 @@ def train_trial(config: Config, shards: Shards, tracker: Tracker) -> dict[str, A
     from ray.tune.integration.ray_train import TuneReportCallback
 
     job = open_job(config, check_job(config, shards), tracker)
-    metrics, _ = _fit(_build_trainer(job, callbacks=[TuneReportCallback()]))
+    callbacks = [StopAtLastingErrors(is_trial=True), TuneReportCallback()]
+    try:
+        metrics, _ = _fit(_build_trainer(job, callbacks))
+    except UserError as error:
+        smaller = halve_micro_batch(job, error)
+        metrics, _ = _fit(_build_trainer(smaller, callbacks))
     tracker.flush()
     return metrics
 
@@ -143,7 +152,9 @@ def _log_job(tracker: Tracker, config: Config, shards: Shards) -> None:
     tracker.log_metrics(0, counts)
 
 
-def _build_trainer(job: WorkerJob, callbacks: Sequence[Any] = ()) -> ray.train.torch.TorchTrainer:
+def _build_trainer(
+    job: WorkerJob, callbacks: Sequence[Any] = (StopAtLastingErrors(),)
+) -> ray.train.torch.TorchTrainer:
     config, scaling = job.config, job.config.scaling
     # Ray would cut the query off a URI, such as an S3 endpoint
     filesystem, path = open_filesystem(job.job_dir)
@@ -176,7 +187,7 @@ def _build_trainer(job: WorkerJob, callbacks: Sequence[Any] = ()) -> ray.train.t
                 checkpoint_score_attribute="eval_loss",
                 checkpoint_score_order="min",
             ),
-            callbacks=cast(Any, [StopAtLastingErrors(), *callbacks]),
+            callbacks=cast(Any, list(callbacks)),
         ),
     )
 

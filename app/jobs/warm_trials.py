@@ -4,19 +4,20 @@ import gc
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import Gemma2ForCausalLM
 
-from app.config import Config, override_config
+from app.config import Config
 from app.gemma.base_model import BaseModelPin, pin_base_model
 from app.gemma.load import DTYPES, count_parameters, load_base_model
 from app.gemma.share import copy_modules
 from app.jobs.check import check_job
-from app.jobs.failures import find_lasting_error, is_out_of_memory
+from app.jobs.failures import find_lasting_error, find_out_of_memory
+from app.jobs.micro_batch import halve_micro_batch
 from app.jobs.train import open_job
 from app.jobs.train_context import TrialContext
 from app.jobs.trials import Campaign
@@ -30,7 +31,6 @@ from app.jobs.worker import (
     start_records,
 )
 from app.jobs.worker_job import WorkerJob
-from app.tracking import attach_run
 from app.training import loop
 from app.training.horizon import is_finished
 from app.training.loop import TrainState
@@ -236,15 +236,8 @@ class WarmWorker:
             torch.cuda.reset_peak_memory_stats()
 
     def _halve_micro_batch(self, job: WorkerJob, error: Exception) -> WorkerJob:
-        """Return the job with half the micro-batch and twice the accumulation, after `error`.
-
-        An odd micro-batch becomes one sequence, so that the global batch stays. Raises the error
-        again if it is not a lack of memory, or if the micro-batch cannot be smaller.
-        """
-        config = job.config
-        size = config.train.micro_batch_size
-        if not is_out_of_memory(error) or size == 1 or not config.search.retry_out_of_memory:
-            raise error
+        """Return the job with half the micro-batch, and free the memory; see the function."""
+        smaller = halve_micro_batch(job, error)
 
         # Tensors are alive in the frames of the error.
         error.__traceback__ = None
@@ -252,20 +245,7 @@ class WarmWorker:
             self._training.context.tracker.flush()
         self._training = None
         self._free_memory()
-
-        factor = size if size % 2 else 2
-        reason = f"out of memory with train.micro_batch_size={size}, retried with {size // factor}"
-        print(f"{config.train.run_name}: {reason}", flush=True)
-        changes = {
-            "train.micro_batch_size": size // factor,
-            "train.gradient_accumulation_steps": factor * config.train.gradient_accumulation_steps,
-            "evaluate.micro_batch_size": max(1, config.evaluate.micro_batch_size // factor),
-        }
-        tracker = attach_run(config.tracking, job.run_id, job_dir=job.job_dir)
-        tracker.set_tags({"retry": reason})
-        tracker.log_params(changes)
-        tracker.flush()
-        return replace(job, config=override_config(config, changes))
+        return smaller
 
 
 @contextmanager
@@ -276,10 +256,7 @@ def _raise_lasting_errors() -> Iterator[None]:
     except TrialFailed:
         raise
     except Exception as error:
-        if is_out_of_memory(error):
-            reason = str(error).strip().partition("\n")[0]
-            raise TrialFailed(f"out of memory ({reason}): lower train.micro_batch_size") from error
-        lasting = find_lasting_error(error)
+        lasting = find_out_of_memory(error) or find_lasting_error(error)
         if lasting is None:
             raise
         raise TrialFailed(str(lasting)) from error
