@@ -1,20 +1,24 @@
 """Two workers, all strategies: the losses of one process, a share of its bytes, one checkpoint."""
 
+import peft
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from bitsandbytes.nn import Params4bit
 from torch.distributed.tensor import DTensor
+from transformers import BitsAndBytesConfig, Gemma2ForCausalLM
 
 from app.gemma.activation_checkpoint import apply_memory_config
-from app.gemma.config import MemoryConfig
+from app.gemma.adapter import read_adapter
+from app.gemma.config import LoraConfig, MemoryConfig
 from app.gemma.load import unwrap_gemma
 from app.training import checkpoint
 from app.training.config import OptimConfig, TrainConfig
 from app.training.loop import TrainSetup, TrainState, state_from_json, state_to_json, train_model
 from app.training.optim import build_optimizer
 from app.training.parallel import wrap_model
+from data_pipeline.stream.encode import IGNORE_INDEX
 from tests.tiny import CPU, Recorder, batches, objective, save_model
 
 STRATEGIES = ("ddp", "zero2", "fsdp")
@@ -50,7 +54,59 @@ def held(tensors):
     )
 
 
-def run(folder, strategy, rank, size, *, saved, resumed=None, dtype=torch.float32, **config):
+def write_peft_adapter(base, folder):
+    """Save a random adapter of transformers and PEFT alone; return its loss of the validation."""
+    torch.manual_seed(5)
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    plain = Gemma2ForCausalLM.from_pretrained(
+        base, quantization_config=nf4, dtype=torch.float32, attn_implementation="eager"
+    )
+    settings = peft.LoraConfig(
+        r=3,
+        lora_alpha=8,
+        target_modules=list(LoraConfig().target_modules),
+        modules_to_save=["embed_tokens", "lm_head"],
+        ensure_weight_tying=True,
+        init_lora_weights=False,  # random: it changes the model
+        task_type="CAUSAL_LM",
+    )
+    model = peft.get_peft_model(plain, settings)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.add_(0.05)
+    model.save_pretrained(folder)
+
+    model.eval()
+    total, count = 0.0, 0
+    for batch in validation():
+        ids, positions = (torch.tensor(batch[name]) for name in ("input_ids", "position_ids"))
+        logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0]
+        targets = torch.tensor(batch["targets"][0]).long()
+        total += torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
+        count += int((targets != IGNORE_INDEX).sum())
+    return total / count
+
+
+def validation(rank=0, size=1):
+    return [batch for batch, _ in batches(12, seed=9, rank=rank, num_workers=size)][: 4 // size]
+
+
+def run(
+    folder,
+    strategy,
+    rank,
+    size,
+    *,
+    saved,
+    resumed=None,
+    initial=None,
+    dtype=torch.float32,
+    **config,
+):
     """Train one worker of a job, and return its losses and the bytes that it holds.
 
     The job has trained embeddings, dropout, recomputed layers and gradient accumulation.
@@ -63,6 +119,8 @@ def run(folder, strategy, rank, size, *, saved, resumed=None, dtype=torch.float3
     state = TrainState()
     if resumed is not None:
         state = state_from_json(checkpoint.restore_checkpoint(resumed, loss.model, optimizer))
+    if initial is not None:
+        checkpoint.load_weights(read_adapter(initial, "the adapter").weights, loss.model)
     context = Saving(rank, size, saved, loss.model, optimizer)
     if resumed is not None:
         context.report(state, 0.0, save=True)
@@ -91,11 +149,10 @@ def run(folder, strategy, rank, size, *, saved, resumed=None, dtype=torch.float3
     stream = batches(90, rank=rank, num_workers=size)[
         state.step * config.gradient_accumulation_steps :
     ]
-    held_out = [batch for batch, _ in batches(12, seed=9, rank=rank, num_workers=size)][: 4 // size]
     setup = TrainSetup(
         objective=wrapped,
         optimizer=optimizer,
-        validation=held_out,
+        validation=validation(rank, size),
         config=config,
         optim=OPTIM,
         context=context,
@@ -127,6 +184,9 @@ def work(rank, folder, out):
         seen[before, after] = run(
             folder, after, rank, 2, saved=out / f"{before}-{after}", resumed=out / before
         )
+    for strategy in STRATEGIES:
+        settings = {"saved": out / "none", "initial": out / "peft", "max_steps": 2}
+        seen["peft", strategy] = run(folder, strategy, rank, 2, **settings)
     for every in (1, 100):
         seen[f"evaluated every {every}"] = run(
             folder,
@@ -158,7 +218,12 @@ def one(folder, out):
 
 
 @pytest.fixture(scope="module")
-def two(folder, out, one):
+def peft_loss(folder, out):
+    return write_peft_adapter(folder, out / "peft")
+
+
+@pytest.fixture(scope="module")
+def two(folder, out, one, peft_loss):
     torch.multiprocessing.start_processes(work, (folder, out), nprocs=2, start_method="spawn")
     return [torch.load(out / f"rank-{rank}") for rank in (0, 1)]
 
@@ -208,6 +273,15 @@ def test_a_job_goes_on_under_another_strategy(one, two, out, before, after):
     if before == after:
         assert resumed["losses"] == two[0][before]["losses"][SAVED:], "not bit for bit"
     assert resumed["moments"] == two[0][after]["moments"]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_an_adapter_of_plain_peft_trains_on_with_the_loss_it_had(one, two, peft_loss, strategy):
+    before, after = two[0]["peft", strategy]["evaluations"]
+    assert before == pytest.approx(peft_loss, rel=1e-5)
+    assert after < before
+    assert after == pytest.approx(two[0]["peft", "ddp"]["evaluations"][1], rel=1e-5)
+    assert abs(peft_loss - one["evaluations"][0]) > 0.01  # a new adapter has another loss
 
 
 def test_a_job_goes_on_with_one_worker(one, two, folder, out):
