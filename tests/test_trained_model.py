@@ -13,7 +13,7 @@ from app.jobs.initial_adapter import read_initial_adapter
 from app.jobs.job_dir import SNAPSHOT
 from app.jobs.trained_model import CONFIG_FILE, find_model, save_config
 from app.tracking import TrackingConfig, check_tracking, open_run
-from app.tracking.registry import CHECKPOINT_TAG
+from app.tracking.registry import CHECKPOINT_TAG, register_model
 from tests.checkpoints import write_checkpoint_files
 
 # MLflow's use of SQLAlchemy
@@ -161,3 +161,22 @@ def test_a_registered_model_is_the_checkpoint_that_was_logged(
     for reference in (f"models:/{name}@champion", f"models:/{name}/{version.version}"):
         found = find_model(reference, tracking)
         assert (found.name, found.step, found.config) == (reference, 4, config)
+
+
+def test_a_registry_that_was_moved_to_another_machine_still_has_its_models(
+    tracking: TrackingConfig, config: Config, tmp_path: Path
+) -> None:
+    folder = write_checkpoint(tmp_path / "checkpoint_4", 4, config)
+    version = register_model(tracking, folder, {"run_id": "", "adapter.sha256": "0"})
+
+    here, there = Path(str(tracking.uri).removeprefix("sqlite:///")).parent, tmp_path / "there"
+    shutil.copytree(here, there)
+    (here / "mlartifacts").rename(here / "gone")  # as on a machine without that path
+    try:
+        with pytest.raises(UserError, match="neither files nor the tag"):
+            find_model(version, tracking)
+        moved = find_model(version, TrackingConfig(uri=f"sqlite:///{there}/mlflow.db"))
+    finally:
+        (here / "gone").rename(here / "mlartifacts")
+    assert moved.adapter.startswith(f"{there}/mlartifacts/")
+    assert (moved.step, moved.config) == (4, config)

@@ -1,6 +1,7 @@
 """Configuration section `tracking`."""
 
 import os
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -35,3 +36,13 @@ def resolve_uri(config: TrackingConfig) -> TrackingConfig:
         return config
     path = os.path.abspath(expand_home(config.uri.removeprefix("sqlite:///")))
     return config.model_copy(update={"uri": f"sqlite:///{path}"})
+
+
+def get_sqlite_file(uri: str) -> str:
+    """Return the absolute path of the file of a database `sqlite:///…`."""
+    return os.path.abspath(uri.removeprefix("sqlite:///").partition("?")[0])
+
+
+def get_artifact_folder(uri: str) -> str:
+    """Return the folder with the artifacts of a database `sqlite:///…`, beside its file."""
+    return str(Path(get_sqlite_file(uri)).with_name("mlartifacts"))

@@ -6,14 +6,18 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from app.errors import UserError
 from app.free_port import require_free_port
 from app.storage import join_uri, write_json
-from app.tracking.config import TrackingConfig, resolve_uri
+from app.tracking.config import (
+    TrackingConfig,
+    get_artifact_folder,
+    get_sqlite_file,
+    resolve_uri,
+)
 from app.tracking.mlflow_client import describe_error, make_client, read_run_id
 from app.tracking.mlflow_run import MlflowRun
 from app.tracking.tracker import NullTracker, Status, Tracker
@@ -167,7 +171,7 @@ def build_ui_command(config: TrackingConfig, *, port: int = 5000) -> list[str]:
     command = [sys.executable, "-m", "mlflow", "server"]
     if _get_scheme(config) == "sqlite":
         command += ["--backend-store-uri", uri]
-        command += ["--artifacts-destination", _get_artifact_folder(uri)]
+        command += ["--artifacts-destination", get_artifact_folder(uri)]
     return [*command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
 
 
@@ -187,14 +191,6 @@ def _get_scheme(config: TrackingConfig) -> str:
     return str(config.uri).partition(":")[0].partition("+")[0]
 
 
-def _get_sqlite_file(uri: str) -> str:
-    return os.path.abspath(uri.removeprefix("sqlite:///").partition("?")[0])
-
-
-def _get_artifact_folder(uri: str) -> str:
-    return str(Path(_get_sqlite_file(uri)).with_name("mlartifacts"))
-
-
 def _connect(config: TrackingConfig) -> "MlflowClient":
     """Return a client, and raise the error of the server or database if it cannot be used.
 
@@ -204,7 +200,7 @@ def _connect(config: TrackingConfig) -> "MlflowClient":
 
     # database
     if _get_scheme(config) == "sqlite":
-        file = _get_sqlite_file(uri)
+        file = get_sqlite_file(uri)
         _check_sqlite(file, config.timeout_seconds)
         # Two processes that create the schema of one new file at the same time both fail.
         with open(f"{file}.lock", "w") as lock:
@@ -270,7 +266,7 @@ def get_experiment_id(client: "MlflowClient", config: TrackingConfig) -> str:
     if experiment is None:
         # MLflow's default for a database is ./mlruns in the working directory of this process.
         is_sqlite = _get_scheme(config) == "sqlite"
-        folder = _get_artifact_folder(str(config.uri)) if is_sqlite else None
+        folder = get_artifact_folder(str(config.uri)) if is_sqlite else None
         try:
             return client.create_experiment(config.experiment, artifact_location=folder)
         except MlflowException:

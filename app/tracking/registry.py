@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import UserError
-from app.tracking.config import TrackingConfig, resolve_uri
+from app.tracking.config import TrackingConfig, get_artifact_folder, resolve_uri
 from app.tracking.mlflow_client import describe_error, extend_timeout_for_upload, make_client
 from app.tracking.mlflow_run import to_params
 from app.tracking.mlflow_store import get_experiment_id
@@ -93,9 +93,23 @@ def _find_checkpoint(
     folder = location.removeprefix("file://")
     if location.startswith(_SERVED):
         folder = _download(config, location)
-    if "://" in folder or (os.path.isdir(folder) and os.listdir(folder)):
+    if "://" in folder:
         return folder
+    for place in (folder, _find_beside_database(str(config.uri), folder)):
+        if os.path.isdir(place) and os.listdir(place):
+            return place
     return tags.get(CHECKPOINT_TAG)
+
+
+def _find_beside_database(uri: str, folder: str) -> str:
+    """Return the place of a folder of artifacts if a database was copied or moved with them.
+
+    MLflow stores their absolute path.
+    """
+    if not uri.startswith("sqlite:///"):
+        return folder
+    artifacts = get_artifact_folder(uri)
+    return f"{artifacts}/{folder.rpartition(f'/{os.path.basename(artifacts)}/')[2]}"
 
 
 def _download(config: TrackingConfig, location: str) -> str:
