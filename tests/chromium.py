@@ -33,6 +33,10 @@ _BAD_TEXTS = """
 """
 
 
+class CommandRefused(Exception):
+    """Chromium answers a command with an error."""
+
+
 class Page:
     """One tab."""
 
@@ -52,7 +56,8 @@ class Page:
         while True:
             message = json.loads(self._socket.recv(timeout=_SECONDS))
             if message.get("id") == number:
-                assert "error" not in message, message
+                if "error" in message:
+                    raise CommandRefused(message)
                 return dict(message["result"])
             self._note(message)
 
@@ -89,10 +94,18 @@ class Page:
         return result["result"].get("value")
 
     def run_in_frame(self, script: str) -> Any:
-        """Return the value of an expression in the only frame of the page, also a sandboxed one."""
-        (child,) = self.call("Page.getFrameTree")["frameTree"]["childFrames"]
-        world = self.call("Page.createIsolatedWorld", frameId=child["frame"]["id"])
-        return self.run(script, contextId=world["executionContextId"])
+        """Return the value of an expression in the frame of the page, also a sandboxed one.
+
+        None: there is no frame, or the page has just replaced it.
+        """
+        children = self.call("Page.getFrameTree")["frameTree"].get("childFrames")
+        if not children:
+            return None
+        try:
+            world = self.call("Page.createIsolatedWorld", frameId=children[0]["frame"]["id"])
+            return self.run(script, contextId=world["executionContextId"])
+        except CommandRefused:
+            return None
 
     def find_bad_texts(self) -> list[str]:
         """Return the texts of all SVG that leave the window or overlap another text."""

@@ -105,6 +105,7 @@ class WarmWorker:
                 self._training = self._build(job, folder)
             except Exception as error:
                 job = self._halve_micro_batch(job, error)
+            if self._training is None:
                 self._training = self._build(job, None)
             seconds = time.monotonic() - started
             self._training.context.tracker.set_tags({"start_seconds": f"{seconds:.3f}"})
@@ -236,7 +237,7 @@ class WarmWorker:
             torch.cuda.reset_peak_memory_stats()
 
     def _halve_micro_batch(self, job: WorkerJob, error: Exception) -> WorkerJob:
-        """Return the job with half the micro-batch, and free the memory; see the function."""
+        """Return the job of `halve_micro_batch`, and free the memory of the failed attempt."""
         smaller = halve_micro_batch(job, error)
 
         # Tensors are alive in the frames of the error.
