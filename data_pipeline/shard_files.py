@@ -45,7 +45,7 @@ def read_rows(
 ) -> list[tuple[Any, ...]]:
     """Return the columns of some rows of a file with `num_rows` rows; read only their row groups.
 
-    Raises DataError if the file has another number of rows or lacks a column.
+    Raises DataError if it cannot be read, has another number of rows or lacks a column.
     """
     with open_parquet(fs, path, num_rows=num_rows, columns=columns) as file:
         # select the row groups that overlap the rows
@@ -67,15 +67,24 @@ def read_rows(
 def open_parquet(
     fs: pyarrow.fs.FileSystem, path: str, *, num_rows: int, columns: Sequence[str]
 ) -> Iterator[pq.ParquetFile]:
-    """Open a file. Raises DataError if it has another number of rows or lacks a column."""
-    with pq.ParquetFile(path, filesystem=fs) as file:
-        _require_columns(path, file.metadata, columns)
-        if file.metadata.num_rows != num_rows:
-            raise DataError(
-                f"shard {path} holds {file.metadata.num_rows} records, and dataset.json says "
-                f"{num_rows}: prepare the dataset again"
-            )
-        yield file
+    """Open a file. Raises DataError if it has another number of rows or lacks a column.
+
+    An error of reading in the `with` block becomes a DataError that names the file.
+    """
+    try:
+        with pq.ParquetFile(path, filesystem=fs) as file:
+            _require_columns(path, file.metadata, columns)
+            if file.metadata.num_rows != num_rows:
+                raise DataError(
+                    f"shard {path} holds {file.metadata.num_rows} records, and dataset.json says "
+                    f"{num_rows}: prepare the dataset again"
+                )
+            yield file
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"shard {path} cannot be read ({' '.join(str(error).split())}): give data.shards a "
+            "folder that every node can read, or prepare the dataset again"
+        ) from None
 
 
 def _require_columns(path: str, metadata: pq.FileMetaData, columns: Sequence[str]) -> None:

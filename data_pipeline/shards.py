@@ -132,7 +132,10 @@ class ShardWriter:
     def read_written(self, split: str) -> Iterator[ShardRecord]:
         """Yield the records of a split from the written files. Call it after `close`."""
         for name in self._shards[split]:
-            with pq.ParquetFile(f"{self._partial}/{name}", filesystem=self._fs) as file:
+            path, num_rows = f"{self._partial}/{name}", self._shards[split][name]
+            with open_parquet(
+                self._fs, path, num_rows=num_rows, columns=ShardRecord._fields
+            ) as file:
                 for batch in file.iter_batches(ROW_GROUP_ROWS, columns=list(ShardRecord._fields)):
                     columns = batch.select(ShardRecord._fields)
                     yield from map(ShardRecord, *(column.to_pylist() for column in columns))
@@ -207,21 +210,18 @@ class Shards:
         assert 0 <= start <= stop <= self.num_records(split), (split, start, stop)
         fs, path = open_filesystem(self.folder)
         records: list[ShardRecord] = []
-        try:
-            for file in self.files[split]:
-                file_start = max(start - file.first_record, 0)
-                file_stop = min(stop - file.first_record, file.num_records)
-                if file_start < file_stop:
-                    rows = read_rows(
-                        fs,
-                        f"{path}/{file.name}",
-                        range(file_start, file_stop),
-                        num_rows=file.num_records,
-                        columns=ShardRecord._fields,
-                    )
-                    records += map(ShardRecord._make, rows)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise self._make_read_error(error) from None
+        for file in self.files[split]:
+            file_start = max(start - file.first_record, 0)
+            file_stop = min(stop - file.first_record, file.num_records)
+            if file_start < file_stop:
+                rows = read_rows(
+                    fs,
+                    f"{path}/{file.name}",
+                    range(file_start, file_stop),
+                    num_rows=file.num_records,
+                    columns=ShardRecord._fields,
+                )
+                records += map(ShardRecord._make, rows)
         assert len(records) == stop - start, (self.folder, split, start, stop, len(records))
         return records
 
@@ -232,19 +232,11 @@ class Shards:
         """
         fs, path = open_filesystem(self.folder)
         for file in self.files[split]:
-            try:
-                with open_parquet(
-                    fs, f"{path}/{file.name}", num_rows=file.num_records, columns=["caption"]
-                ) as parquet:
-                    captions = parquet.read(columns=["caption"])["caption"]
-            except (OSError, pa.ArrowInvalid) as error:
-                raise self._make_read_error(error) from None
+            with open_parquet(
+                fs, f"{path}/{file.name}", num_rows=file.num_records, columns=["caption"]
+            ) as parquet:
+                captions = parquet.read(columns=["caption"])["caption"]
             yield from captions.to_pylist()
-
-    def _make_read_error(self, error: Exception) -> DataError:
-        reason = " ".join(str(error).split())
-        fix = "give data.shards a folder that every node can read, or prepare the dataset again"
-        return DataError(f"{self.folder!r} cannot be read ({reason}): {fix}")
 
 
 def open_shards(folder: str) -> Shards:
@@ -261,7 +253,8 @@ def open_shards(folder: str) -> Shards:
     except FileNotFoundError:
         raise DataError(f"{folder!r} holds no prepared dataset (no {MANIFEST}): {fix}") from None
     except OSError as error:
-        raise DataError(f"cannot read {folder!r}: {error}") from None
+        reason = " ".join(str(error).split())
+        raise DataError(f"cannot read {MANIFEST} of {folder!r}: {reason}") from None
 
     try:
         manifest = json.loads(content)

@@ -477,7 +477,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, max_file_bytes:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, limits[1]))
     try:
-        with pytest.raises(DataError, match=r"cannot write to .*out.*File too large.*set TMPDIR"):
+        with pytest.raises(DataError, match=r"cannot write to .*out.*File too large.* TMPDIR"):
             run(tmp_path / "out", path, processes=1, shard_records=1000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -146,7 +146,7 @@ def prepare_dataset(
         if isinstance(error, OSError):
             raise DataError(
                 f"cannot write to {config.out} or to the temporary folder {tempfile.gettempdir()} "
-                f"({error}): free some space, or set TMPDIR to another disk"
+                f"({error}): free some space, or give another disk with --out or TMPDIR"
             ) from error
         raise
 

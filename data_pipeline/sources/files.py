@@ -9,6 +9,8 @@ import posixpath
 import re
 import unicodedata
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn, TextIO
 
@@ -42,23 +44,29 @@ class SourceFile:
         """The base name up to the first dot: `icons/a.tar.gz` → `a`."""
         return self.name.rpartition("/")[2].partition(".")[0]
 
-    def open_stream(self) -> Any:
+    @contextmanager
+    def open_stream(self) -> Iterator[Any]:
         """Open the file for sequential reading of bytes; the stream cannot seek.
 
-        Raises UnreadableFileError.
+        An OSError in the `with` block, such as EIO of a failing disk, becomes UnreadableFileError.
         """
         try:
-            return self.fs.open_input_stream(self.path, compression=None)
+            with self.fs.open_input_stream(self.path, compression=None) as stream:
+                yield stream
         except (OSError, UnicodeEncodeError) as error:
             raise UnreadableFileError(_explain_unreadable(self.path, error)) from None
 
-    def open_text(self) -> TextIO:
-        """Open the file as text without a byte order mark; a bad UTF-8 byte becomes U+FFFD."""
-        stream = self.open_stream()
-        return io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline="")
+    @contextmanager
+    def open_text(self) -> Iterator[TextIO]:
+        """Open the file as text without a byte order mark; a bad UTF-8 byte becomes U+FFFD.
+
+        It names errors as `open_stream` does.
+        """
+        with self.open_stream() as stream:
+            yield io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline="")
 
     def read_text(self) -> str:
-        """Return the whole text."""
+        """Return the whole text. Raises UnreadableFileError."""
         with self.open_text() as stream:
             return stream.read()
 
@@ -67,11 +75,8 @@ class SourceFile:
 
         Raises UnreadableFileError.
         """
-        try:
-            with self.open_stream() as stream:
-                return bytes(stream.read(num_bytes))
-        except OSError as error:
-            raise UnreadableFileError(_explain_unreadable(self.path, error)) from None
+        with self.open_stream() as stream:
+            return bytes(stream.read(num_bytes))
 
 
 def _explain_unreadable(path: str, error: OSError | UnicodeEncodeError) -> str:

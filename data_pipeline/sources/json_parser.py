@@ -30,8 +30,9 @@ def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def load_json(file: SourceFile) -> Any:
     """Return the value of the whole file. Raises DataError if it is not JSON."""
+    text = file.read_text()
     try:
-        return json.loads(file.read_text())
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file.path} is not JSON: {error}") from None
 

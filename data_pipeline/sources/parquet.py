@@ -51,14 +51,11 @@ def read_parquet(file: SourceFile, source: str, config: PrepareConfig) -> Iterat
 
 def read_schema(file: SourceFile) -> pa.Schema:
     """Return the columns of a Parquet file. Raises DataError."""
-    try:
-        return _read_metadata(file).schema.to_arrow_schema()
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file.path} is not a readable Parquet file: {error}") from None
+    return _read_metadata(file).schema.to_arrow_schema()
 
 
 def count_rows(file: SourceFile) -> int:
-    """Return the number of rows in the footer of a readable Parquet file."""
+    """Return the number of rows in the footer of a Parquet file. Raises DataError."""
     return int(_read_metadata(file).num_rows)
 
 
@@ -67,9 +64,14 @@ def _read_metadata(file: SourceFile) -> pq.FileMetaData:
 
     Text is then `string` and a list is `list`, whatever the writer had in memory (dictionary,
     fixed size). pyarrow 25 cannot read a null in a column that was noted as a fixed-size list.
+    Raises DataError if the file cannot be read.
     """
     footer = io.BytesIO()
-    pq.read_metadata(file.path, filesystem=file.fs).write_metadata_file(footer)
+    try:
+        pq.read_metadata(file.path, filesystem=file.fs).write_metadata_file(footer)
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{file.path} is not a readable Parquet file: {reason}") from None
     return pq.read_metadata(io.BytesIO(footer.getvalue().replace(b"ARROW:schema", b"arrow-schema")))
 
 

@@ -96,7 +96,7 @@ def _read_samples(file: SourceFile, config: PrepareConfig) -> Iterator[tuple[str
                 svg, captions = _read_sample(archive, files, config)
                 if svg is not None:
                     yield key, svg, captions
-    except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+    except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise DataError(f"{file.path} is not a readable tar: {error}") from None
 
 
