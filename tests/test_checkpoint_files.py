@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +12,17 @@ from safetensors.torch import save_file
 
 from app.errors import UserError
 from app.jobs.checkpoint_files import RESUMED_FILES, require_whole_checkpoint
-from app.jobs.job_dir import SNAPSHOT, read_newest_checkpoint
+from app.jobs.job_dir import (
+    SNAPSHOT,
+    SavedCheckpoint,
+    find_lowest_checkpoint,
+    read_newest_checkpoint,
+)
 from tests.checkpoints import EMPTY_TENSORS, write_checkpoint_files
 from tests.command_line import refuse_command, run_command
 
 SAVED = "config.yaml"
+LORA = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 
 
 @pytest.fixture
@@ -60,13 +67,96 @@ def test_an_adapter_of_another_program_needs_no_state(tmp_path: Path) -> None:
     write_checkpoint_files(tmp_path)
     (tmp_path / "optimizer.safetensors").unlink()
     require_whole_checkpoint(str(tmp_path))
-    (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
+    (tmp_path / "adapter_model.safetensors").unlink()
+    torch.save({LORA: torch.ones(4, 9)}, tmp_path / "adapter_model.bin")
     require_whole_checkpoint(str(tmp_path))
     (tmp_path / SAVED).write_text("")  # added by hand, or by `promote`
     require_whole_checkpoint(str(tmp_path))
     (tmp_path / "optimizer.safetensors").write_bytes(EMPTY_TENSORS)  # a job's checkpoint has one
     with pytest.raises(UserError, match=r"state\.json is damaged or missing"):
         require_whole_checkpoint(str(tmp_path))
+
+
+STATES = {
+    "[]": "it holds a list, not an object",
+    '"x"': "it holds a str, not an object",
+    "null": "it holds a NoneType, not an object",
+    '{"run_id": "a"}': "it has no state",
+    '{"run_id": "a", "state": {"step": 4}}': "it has no eval_loss",
+    '{"run_id": "a", "state": {}, "eval_loss": 1}': "its step is None",
+    '{"run_id": "a", "state": null, "eval_loss": 1}': "its state is None",
+    '{"run_id": "a", "state": [], "eval_loss": 1}': "its state is [], not an object",
+    '{"run_id": "a", "state": {"step": 4.5}, "eval_loss": 1}': "its step is 4.5",
+    '{"run_id": "a", "state": {"step": "4"}, "eval_loss": 1}': "its step is '4'",
+    '{"run_id": "a", "state": {"step": true}, "eval_loss": 1}': "its step is True",
+    '{"run_id": "a", "state": {"step": -1}, "eval_loss": 1}': "its step is -1",
+    '{"run_id": "a", "state": {"step": NaN}, "eval_loss": 1}': "its step is nan",
+    '{"run_id": "a", "state": {"step": 4}, "eval_loss": NaN}': "its eval_loss is nan",
+    '{"run_id": "a", "state": {"step": 4}, "eval_loss": -Infinity}': "its eval_loss is -inf",
+    '{"run_id": "a", "state": {"step": 4}, "eval_loss": null}': "its eval_loss is None",
+    '{"run_id": "a", "state": {"step": 4}, "eval_loss": "1"}': "its eval_loss is '1'",
+    '{"run_id": "a", "state": {"step": 4}, "eval_loss": [1]}': "its eval_loss is [1]",
+    '{"run_id": "a", "state": {"step": 4}, "eval_loss": 1, "base": 3}': "its base is 3",
+    '{"run_id": "a", "state": {"step": 4}, "eval_loss": 1, "base": {"name": "b"}}': "quantization",
+}
+
+
+@pytest.mark.parametrize("text", STATES)
+def test_a_damaged_state_below_the_folder_of_a_search_is_named(tmp_path: Path, text: str) -> None:
+    good = {"run_id": "a", "state": {"step": 8}, "eval_loss": 0.5}
+    write_checkpoint_files(tmp_path / "good", good)
+    write_checkpoint_files(tmp_path / "bad", {})
+    assert find_lowest_checkpoint(str(tmp_path), "a") == SavedCheckpoint(
+        str(tmp_path / "good"), {"step": 8, "eval_loss": 0.5}
+    )
+    (tmp_path / "bad" / "state.json").write_text(text)
+    with pytest.raises(UserError) as error:
+        find_lowest_checkpoint(str(tmp_path), "a")
+    assert f"{tmp_path}/bad/state.json is damaged or missing: " in str(error.value)
+    assert STATES[text] in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_pickle_that_holds_code_is_refused_before_a_model_is_loaded(
+    job: Path, tmp_path: Path
+) -> None:
+    (job / "checkpoint_8" / "adapter_model.safetensors").unlink()
+    file = job / "checkpoint_8" / "adapter_model.bin"
+    (tmp_path / "icon.svg").write_text('<svg viewBox="0 0 9 9"><path d="M1 1h5v5z"/></svg>')
+    torch.save({LORA: torch.ones(4, 9), "bomb": Bomb()}, file)
+    torch.load(file, weights_only=False)
+    assert Bomb.num_runs == 1  # the injected code works
+    for command in (
+        ["evaluate", str(job)],
+        [
+            "caption",
+            str(tmp_path / "icon.svg"),
+            "--model",
+            str(job),
+            "--out",
+            f"{tmp_path}/a.jsonl",
+        ],
+        ["export", str(job), "--adapter", "--out", str(tmp_path / "exported")],
+        ["promote", str(job)],
+        ["serve", "--model", str(job)],
+    ):
+        sentence = refuse_command(*command)
+        assert "adapter_model.bin is a pickle that holds Python code, which is not run" in sentence
+        assert str(file.parent) in sentence
+    assert Bomb.num_runs == 1
+
+
+class Bomb:
+    """An object whose unpickling runs code."""
+
+    num_runs = 0
+
+    def __reduce__(self) -> Any:
+        return _explode, ()
+
+
+def _explode() -> None:
+    Bomb.num_runs += 1
 
 
 DAMAGES = [
@@ -76,6 +166,8 @@ DAMAGES = [
     ("state.json", b"\xff"),
     ("state.json", b'{"state": 3}'),
     ("state.json", b'{"state": {"step": "a"}}'),
+    ("state.json", b'{"state": {"step": 8}, "eval_loss": NaN}'),
+    ("state.json", b'{"state": {"step": 8}, "base": {}}'),
     ("adapter_model.safetensors", None),
     ("adapter_model.safetensors", b""),
     ("adapter_model.safetensors", EMPTY_TENSORS[:-1]),

@@ -58,16 +58,13 @@ def read_adapter(folder: Path, name: str) -> SavedAdapter:
     Raises UserError for a file that is missing, damaged, holds code, or holds no LoRA weights, and
     for values that are not finite.
     """
-    file = next((folder / each for each in WEIGHT_FILES if (folder / each).is_file()), None)
-    if file is None:
-        raise UserError(f"{name} holds none of {', '.join(WEIGHT_FILES)}: give an adapter's folder")
+    file = find_weights(folder, name)
 
     # read
     options = _read_options(folder / CONFIG_FILE, name)
     try:
         stored = load_file(file) if file.suffix == ".safetensors" else _unpickle(file)
-        with file.open("rb") as stream:
-            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        sha256 = hash_file(file)
     except pickle.UnpicklingError:
         raise UserError(
             f"{name}: {file.name} is a pickle that holds Python code, which is not run, or other "
@@ -90,6 +87,20 @@ def read_adapter(folder: Path, name: str) -> SavedAdapter:
                 f"{name}: {key} holds values that are not finite: give another checkpoint"
             )
     return SavedAdapter(name, weights, options, sha256)
+
+
+def find_weights(folder: Path, name: str) -> Path:
+    """Return the file of WEIGHT_FILES with the weights of an adapter. Raises UserError."""
+    file = next((folder / each for each in WEIGHT_FILES if (folder / each).is_file()), None)
+    if file is None:
+        raise UserError(f"{name} holds none of {', '.join(WEIGHT_FILES)}: give an adapter's folder")
+    return file
+
+
+def hash_file(file: Path) -> str:
+    """Return the sha256 of a file, in hexadecimal digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _read_options(file: Path, name: str) -> dict[str, Any]:

@@ -123,11 +123,11 @@ def _log_views(config: Config, trials: list[Trial], parent: Tracker) -> str:
 
 def _register_best(config: Config, job_dir: str, run_id: str) -> None:
     """Register the best checkpoint of the best trial, and print its version."""
-    saved = find_lowest_checkpoint(job_dir, run_id)
-    if saved is None:
-        print("the best trial saved no checkpoint: train with best.yaml, then run promote")
-        return
     try:
+        saved = find_lowest_checkpoint(job_dir, run_id)
+        if saved is None:
+            print("the best trial saved no checkpoint: train with best.yaml, then run promote")
+            return
         folder = find_adapter_folder(saved.folder)
         version = register_checkpoint(config.tracking, folder, config)
     except Exception as error:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.errors import UserError
+from app.jobs.checkpoint_files import read_state
 from app.jobs.job_dir import get_job_dir, read_job_file
 from app.jobs.trained_model import TrainedModel
 from app.storage import join_uri
 from app.tracking import read_scores
-from app.training.checkpoint import STATE_FILE
 from data_pipeline.masking import mask_secrets
 
 REPORTS = ("evaluation-test.json", "evaluation.json")
@@ -88,7 +88,10 @@ def _is_of_model(report: Mapping[str, Any], place: str, model: TrainedModel) -> 
 
 def _identify(adapter: str) -> tuple[str, int] | None:
     """Return the MLflow run and the step of a checkpoint."""
-    state = _read(adapter, STATE_FILE) or {}
+    try:
+        state = read_state(adapter, needed=("run_id", "state"))
+    except UserError:
+        return None
     return (state["run_id"], state["state"]["step"]) if state.get("run_id") else None
 
 

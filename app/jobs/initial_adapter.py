@@ -17,10 +17,10 @@ from app.errors import UserError
 from app.gemma.adapter import WEIGHT_FILES, SavedAdapter, read_adapter
 from app.gemma.adapter_check import require_same_adapter
 from app.gemma.base_model import BaseModelPin, load_model_config
-from app.jobs.job_dir import get_job_dir, read_job_file, read_newest_checkpoint
+from app.jobs.checkpoint_files import read_state
+from app.jobs.job_dir import get_job_dir, read_newest_checkpoint
 from app.jobs.trained_model import find_model
 from app.tracking import REGISTRY_SCHEME, ModelNotRegistered
-from app.training.checkpoint import STATE_FILE
 from data_pipeline.fetch import fetch_folder
 from data_pipeline.filesystem import open_filesystem
 from data_pipeline.masking import mask_secrets
@@ -70,7 +70,7 @@ def read_initial_adapter(config: Config) -> InitialAdapter | None:
     require_same_adapter(adapter, config.lora, load_model_config(config.model))
     return InitialAdapter(
         {key: weight.numpy() for key, weight in adapter.weights.items()},
-        (read_job_file(str(folder), STATE_FILE) or {}).get("base"),
+        read_state(str(folder)).get("base"),
         _make_tags(adapter, reference),
     )
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from app.config import Config, make_absolute
 from app.errors import UserError
-from app.jobs.checkpoint_files import require_whole_checkpoint
+from app.jobs.checkpoint_files import read_state, require_whole_checkpoint
 from app.storage import join_uri, read_json, read_value
 from data_pipeline.errors import DataError
 
@@ -79,7 +79,8 @@ def find_lowest_checkpoint(folder: str, run_id: str) -> SavedCheckpoint | None:
     """Return the checkpoint of an MLflow run with the lowest evaluation loss, None without one.
 
     It reads all checkpoints below the folder: a trial that was stopped has no list of its own, and
-    Ray Train and Ray Tune keep checkpoints in different folders.
+    Ray Train and Ray Tune keep checkpoints in different folders. Raises UserError that names a
+    damaged file.
     """
     from pyarrow.fs import FileSelector  # this and the next import pyarrow
 
@@ -94,8 +95,8 @@ def find_lowest_checkpoint(folder: str, run_id: str) -> SavedCheckpoint | None:
         if not path.endswith(end):
             continue
         checkpoint = join_uri(folder, path.removesuffix(end))
-        saved = read_job_file(checkpoint, "state.json") or {}
-        if saved.get("run_id") == run_id:
+        if read_state(checkpoint).get("run_id") == run_id:
+            saved = read_state(checkpoint, needed=("state", "eval_loss"))
             metrics = {"step": saved["state"]["step"], "eval_loss": saved["eval_loss"]}
             found.append(SavedCheckpoint(checkpoint, metrics))
     return min(found, key=lambda each: float(each.metrics["eval_loss"]), default=None)
@@ -149,6 +150,5 @@ def find_job_adapter(job_dir: str) -> str:
 
 def read_step(adapter: str) -> int:
     """Return the optimizer step of a checkpoint; 0 for an adapter that PEFT alone saved."""
-    saved = read_job_file(adapter, "state.json") or {}
-    step: int = saved.get("state", {}).get("step", 0)
+    step: int = read_state(adapter).get("state", {}).get("step", 0)
     return step

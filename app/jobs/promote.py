@@ -5,7 +5,6 @@ if the paired bootstrap interval of the difference excludes zero.
 """
 
 import argparse
-import hashlib
 import json
 import shutil
 import sys
@@ -219,8 +218,9 @@ def _measure(
 
 
 def _hash_adapter(folder: Path) -> str:
-    with (folder / "adapter_model.safetensors").open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    from app.gemma.adapter import find_weights, hash_file  # imports torch
+
+    return hash_file(find_weights(folder, str(folder)))
 
 
 def _find_own_version(challenger: TrainedModel) -> str | None:
