@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
+from safetensors.torch import load_file
 
 from app.__main__ import main
 from app.config import Config, load_config
@@ -198,6 +199,26 @@ def test_the_alias_moves_only_to_a_better_model_or_by_force(
     assert model.params["lora.rank"] == str(config.lora.rank)
     assert model.params["code"] == "1.2 abc"
     assert len(model.params["adapter.sha256"]) == 64
+
+
+def test_an_adapter_that_is_a_pickle_of_numbers_is_promoted_and_found_again(
+    config: Config, shards: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = Path(save_adapter(tmp_path / "pickled", config, noise=0.1))
+    plain = adapter / "adapter_model.safetensors"
+    copy = shutil.copytree(adapter, tmp_path / "plain")
+    torch.save(load_file(plain), adapter / "adapter_model.bin")
+    plain.unlink()
+
+    assert run(capsys, str(adapter))[0] == 0
+    code, _, line = run(capsys, str(adapter))
+    assert (code, line.endswith("there is nothing to do")) == (0, True)
+    champion = find_model("models:/svgscribe@champion", config.tracking)
+    pairs = [(record.svg, record.caption) for record in shards.read("test", 0, 3)]
+    losses = [
+        open_captioner(config, each).measure_losses(pairs) for each in (champion.adapter, str(copy))
+    ]
+    np.testing.assert_array_equal(*losses)
 
 
 def test_a_difference_that_may_be_chance_promotes_nothing(
