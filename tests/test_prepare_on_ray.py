@@ -44,6 +44,60 @@ def test_a_cluster_writes_the_same_bytes_as_one_machine(
     assert {"dataset.json", "report.json", "quarantine.parquet", "train-00000.parquet"} < {*hashes}
 
 
+TWO_NODES = """
+import os, sys, time
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from app.jobs.prepare import map_on_ray
+from data_pipeline.config import PrepareConfig
+from data_pipeline.prepare.dataset import prepare_dataset
+
+source, out, batches = sys.argv[1:]
+
+def map_and_note(clean, batches_of_records):
+    def clean_and_note(batch):
+        with Path(batches, ray.get_runtime_context().get_node_id()).open("a") as file:
+            file.write(".")
+        deadline = time.monotonic() + 60
+        while len(os.listdir(batches)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)  # until the other node cleans too: its worker may start later
+        return clean(batch)
+
+    return map_on_ray(clean_and_note, batches_of_records)
+
+node = {"num_cpus": 1, "include_dashboard": False}
+cluster = Cluster(initialize_head=True, head_node_args=node)
+cluster.add_node(**node)
+os.environ["RAY_ADDRESS"] = cluster.address
+config = PrepareConfig(out=out, shard_records=256)
+prepare_dataset([source], config, map_batches=map_and_note, progress=False)
+with open(f"{batches}.nodes", "w") as file:
+    file.writelines(f"{one.node_id}\\n" for one in cluster.list_all_nodes())
+cluster.shutdown()
+"""
+
+
+def test_two_nodes_both_clean_and_write_the_bytes_of_one_machine(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "a.jsonl")
+    alone = PrepareConfig(out=str(tmp_path / "alone"), shard_records=256, processes=1)
+    prepare_dataset([source], alone, progress=False)
+
+    out, batches = tmp_path / "out", tmp_path / "batches"
+    batches.mkdir()
+    command = [sys.executable, "-c", TWO_NODES, source, str(out), str(batches)]
+    environment = {name: value for name, value in os.environ.items() if name[:4] != "RAY_"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+    num_batches = {node.name: len(node.read_text()) for node in batches.iterdir()}
+    nodes = (tmp_path / "batches.nodes").read_text().split()
+    assert len(nodes) == 2
+    assert num_batches.keys() == {*nodes}
+    assert sum(num_batches.values()) == 16  # 2,000 records
+    assert hash_files(out) == hash_files(tmp_path / "alone")
+
+
 MAP_ON_RAY = """
 import os, signal, sys, time
 from pathlib import Path
