@@ -106,6 +106,23 @@ def test_composed_and_decomposed_names_are_one(tmp_path: Path, drawn: str, named
     assert read(tmp_path) == {NFC: "", f"{NFC}2": "a dog"}
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_captions_are_read_in_the_encoding_of_their_byte_order_mark(
+    tmp_path: Path, encoding: str
+) -> None:
+    for name in ("txt", "csv", "jsonl", "json"):
+        draw(tmp_path / name, "a.svg")
+        text = {
+            "txt": " é cat\r\n",
+            "csv": "file,caption\r\na.svg,é cat\r\n",
+            "jsonl": '{"file": "a.svg", "caption": "é cat"}\n',
+            "json": '{"a.svg": "é cat"}',
+        }[name]
+        file = "a.txt" if name == "txt" else f"captions.{name}"
+        (tmp_path / name / file).write_bytes(text.encode(encoding))
+        assert read(tmp_path / name) == {"a": "é cat"}, name
+
+
 def read_unreadable(folder: Path, *, prefix: str = "") -> dict[str, str]:
     """Map the id of each record to the reason why its file could not be read."""
     records = read_source(f"{prefix}{folder}", PrepareConfig(out="unused"))

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Iterator
 
 from data_pipeline.config import PrepareConfig
+from data_pipeline.sources.files import detect_encoding
 from data_pipeline.sources.record import Record, stable_hash
 
 MAX_CAPTION_BYTES = 1 << 20
@@ -150,5 +151,8 @@ def _describe(value: object) -> str:
 
 
 def decode_caption(data: bytes) -> str:
-    """Decode the text of a caption; a byte that is not UTF-8 becomes U+FFFD."""
-    return data.decode("utf-8-sig", "replace").strip()
+    """Decode the text of a caption in UTF-8, or in the Unicode encoding of its byte order mark.
+
+    A byte that is not of the encoding becomes U+FFFD.
+    """
+    return data.decode(detect_encoding(data), "replace").strip()

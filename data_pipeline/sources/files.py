@@ -3,6 +3,7 @@
 `data_pipeline.filesystem` lists the file systems that were tested.
 """
 
+import codecs
 import io
 import os
 import posixpath
@@ -58,12 +59,13 @@ class SourceFile:
 
     @contextmanager
     def open_text(self) -> Iterator[TextIO]:
-        """Open the file as text without a byte order mark; a bad UTF-8 byte becomes U+FFFD.
+        """Open the file as text without a byte order mark; a bad byte becomes U+FFFD.
 
         It names errors as `open_stream` does.
         """
+        encoding = detect_encoding(self.read_head(4))
         with self.open_stream() as stream:
-            yield io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline="")
+            yield io.TextIOWrapper(stream, encoding=encoding, errors="replace", newline="")
 
     def read_text(self) -> str:
         """Return the whole text. Raises UnreadableFileError."""
@@ -84,6 +86,13 @@ def _explain_unreadable(path: str, error: OSError | UnicodeEncodeError) -> str:
         return f"the name of {_escape(path)} is not UTF-8: rename the file"
     reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
     return f"{_escape(path)} cannot be read: {reason}"
+
+
+def detect_encoding(head: bytes) -> str:
+    """Return the encoding that a byte order mark names, which PowerShell writes; else UTF-8."""
+    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):  # begins as that of UTF-16
+        return "utf-32"
+    return "utf-16" if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
 
 
 def find_files(spec: str) -> tuple[str, list[SourceFile]]:
