@@ -16,6 +16,7 @@ from app.errors import UserError
 from app.evaluation.config import EvaluateConfig
 from app.gemma.config import LoraConfig, MemoryConfig, ModelConfig, QuantizationConfig
 from app.overrides import parse_override
+from app.storage import require_text
 from app.tracking import REGISTRY_SCHEME, TrackingConfig, resolve_uri
 from app.training.config import OptimConfig, ParallelConfig, ScalingConfig, TrainConfig
 from data_pipeline.config import DataConfig
@@ -117,11 +118,15 @@ def load_config(
 ) -> Config:
     """Return the resolved config of a file and its overrides.
 
-    `source` is a YAML file, the name of a shipped one, or None for the defaults. A file with
+    `source` is a YAML file, the URI of one without `extends`, the name of a shipped one, or None
+    for the defaults. A file with
     `extends: NAME` changes only the settings that it names; NAME is a file, relative to the folder
     of the file that names it, or a shipped one. `overrides` are `["optim.learning_rate=3e-4"]` from
     a shell or `{"optim.learning_rate": 3e-4}` from a search. Raises UserError in one sentence.
     """
+    if "://" in str(source):
+        config = config_from_yaml(require_text(str(source)), str(source))
+        return override_config(config, overrides)
     return _resolve({} if source is None else _read_yaml(source), overrides)
 
 

@@ -68,6 +68,19 @@ def read_text(uri: str) -> str | None:
         return None
 
 
+def require_text(uri: str) -> str:
+    """Return the text at a URI. Raises UserError if there is none, or if it cannot be read."""
+    try:
+        text = read_text(uri)
+    except (OSError, ValueError) as error:
+        text, reason = None, " ".join(str(error).split())
+    else:
+        reason = "there is no such file"
+    if text is None:
+        raise UserError(f"{uri} cannot be read ({reason}): correct the URI or its credentials")
+    return text
+
+
 def write_json(uri: str, value: dict[str, Any]) -> None:
     """Write an object as JSON without credentials, replacing the file as `write_text` does."""
     write_text(uri, mask_secrets(json.dumps(value, indent=2)))

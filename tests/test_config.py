@@ -218,6 +218,15 @@ def test_files_that_are_not_configs(tmp_path):
             load_config(tmp_path / name)
 
 
+def test_a_config_at_a_uri_is_read_as_its_file_is(tmp_path):
+    (tmp_path / "best.yaml").write_text(config_to_yaml(load_config("demo")))
+    uri = f"file://{tmp_path}/best.yaml"
+    assert load_config(uri, ["train.run_name=x"]) == load_config("demo", ["train.run_name=x"])
+    for wrong in (f"file://{tmp_path}/absent.yaml", "nosuch://a/b.yaml"):
+        with pytest.raises(UserError, match=rf"^{wrong} cannot be read \(.*: correct the URI"):
+            load_config(wrong)
+
+
 def test_shell_and_search_overrides_are_one_function():
     shell = load_config(
         "demo",

@@ -74,9 +74,10 @@ def find_evaluated(
 def _is_model(source: str) -> bool:
     if (CONFIGS / f"{source}.yaml").is_file():
         return False
+    is_file = source.partition("?")[0].endswith((".yaml", ".yml"))
     return (
         source.startswith("models:/")
-        or "://" in source
+        or ("://" in source and not is_file)
         or os.path.isdir(os.path.expanduser(source))
     )
 
