@@ -1,9 +1,10 @@
-"""Prepare, train, resume and evaluate on an S3 server, whose endpoint is the query of each URI."""
+"""Prepare, train, search, resume and evaluate on S3, whose endpoint is the query of each URI."""
 
 import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,10 @@ from app.jobs.cluster import ConnectedRay
 from app.jobs.evaluate import evaluate_job
 from app.jobs.job import build_stream
 from app.jobs.job_dir import find_adapter, get_job_dir
+from app.jobs.open_captioner import open_captioner
 from app.jobs.train import train_job
+from app.jobs.trained_model import find_model
+from app.jobs.tune import tune_job
 from app.storage import join_uri, read_json, write_json
 from benchmarks.s3_server import S3Server, serve_s3
 from data_pipeline.config import PrepareConfig
@@ -23,6 +27,7 @@ from data_pipeline.prepare.dataset import prepare_dataset
 from data_pipeline.shards import open_shards
 from data_pipeline.stream.cache import encode_cached
 from data_pipeline.stream.encode import PromptEncoder
+from tests.command_line import run_command
 from tests.corpus import write_shards
 
 MAX_OPENING_REQUESTS = 3
@@ -79,21 +84,28 @@ def test_cached_tokens_are_found_on_s3(server: S3Server) -> None:
     assert {request.split()[0] for request in server.list_requests()[before:]} == {"HEAD", "GET"}
 
 
-def test_a_job_is_prepared_trained_continued_and_found_on_s3(
-    server: S3Server, ray_local: ConnectedRay, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def settings(server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Settings of a short job on prepared shards, all on S3 except for the MLflow database."""
     shards_uri, jobs_uri = server.make_uri("bucket/shards"), server.make_uri("bucket/jobs")
     prepare_dataset(
         ["scenes:150"], PrepareConfig(out=shards_uri, validation_share=0.1), progress=False
     )
-    settings = {
+    database = tmp_path_factory.mktemp("tracking") / "mlflow.db"
+    return {
         "data.shards": shards_uri, "data.sequence_tokens": 256, "data.shuffle_block_examples": 16,
-        "data.ledger": True, "train.output_dir": jobs_uri, "train.run_name": "on-s3",
+        "train.output_dir": jobs_uri, "train.run_name": "on-s3",
         "train.max_steps": 2, "train.save_steps": 2, "train.eval_steps": 2,
         "train.precision": "fp32", "train.micro_batch_size": 1, "scaling.num_workers": 1,
-        "data.max_validation_records": 4, "tracking.uri": f"sqlite:///{tmp_path}/mlflow.db",
+        "data.max_validation_records": 4, "tracking.uri": f"sqlite:///{database}",
+        "evaluate.max_captions": 2, "evaluate.max_new_tokens": 4,
     }  # fmt: skip
-    config = make_paths_absolute(load_config("demo", settings))
+
+
+def test_a_job_is_trained_continued_and_evaluated_on_s3(
+    server: S3Server, ray_local: ConnectedRay, settings: dict[str, Any]
+) -> None:
+    config = make_paths_absolute(load_config("demo", {**settings, "data.ledger": True}))
     shards = open_shards(config.data.shards)
     assert train_job(config, shards).metrics["step"] == 2
 
@@ -121,7 +133,47 @@ def test_a_job_is_prepared_trained_continued_and_found_on_s3(
     assert math.isfinite(result.metrics["eval_loss"])
 
     # evaluate on S3: report and gallery lie in the folder of the job
-    captioning = {"evaluate.max_captions": 2, "evaluate.max_new_tokens": 4}
-    report = evaluate_job(override_config(config, captioning), shards, adapter)
+    report = evaluate_job(config, shards, adapter)
     assert report["metrics"]["eval_loss"]["n"] == 4
     assert (read_json(join_uri(job_dir, "evaluation.json")) or {})["metrics"] == report["metrics"]
+
+
+def test_a_search_that_was_interrupted_continues_on_s3_and_its_winner_captions(
+    ray_local: ConnectedRay, settings: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    rates = [1e-3, 2e-3]
+    searched = {
+        **settings, "train.run_name": "search", "search.num_trials": 2, "search.trial_steps": 6,
+        "search.space": {"optim.learning_rate": {"choice": rates}}, "search.scheduler": "none",
+        "search.points": [{"optim.learning_rate": rate} for rate in rates],
+        "search.max_concurrent": 1, "search.max_total_steps": 10,
+    }  # fmt: skip
+    config = make_paths_absolute(load_config("demo", searched))
+    job_dir, shards = get_job_dir(config), open_shards(config.data.shards)
+
+    # the budget ends the second trial at step 4, after its checkpoint of step 2
+    found = tune_job(config, shards)
+    assert [(one.state, one.step) for one in found.result.trials] == [
+        ("finished", 6), ("interrupted", 4)
+    ]  # fmt: skip
+    capfd.readouterr()
+
+    # continue it
+    found = tune_job(override_config(config, {"search.max_total_steps": None}), shards)
+    assert [(one.state, one.step) for one in found.result.trials] == [("finished", 6)] * 2
+    printed = capfd.readouterr().out
+    assert "1 of 2 trials have ended" in printed
+    assert "step 6: evaluation loss" in printed
+    assert "step 0: evaluation loss" not in printed  # it went on from its checkpoint
+
+    # best.yaml and the winner
+    best = found.result.best.overrides["optim.learning_rate"]
+    shown = run_command("config", "show", found.best_config, "train.max_steps=7")
+    assert f"learning_rate: {best}\n" in shown.stdout
+    assert "max_steps: 7\n" in shown.stdout
+    assert found.best_checkpoint is not None
+    assert found.best_checkpoint.startswith(join_uri(job_dir, "tune").partition("?")[0])
+    model = find_model(found.best_checkpoint)
+    assert model.step == 6
+    (caption,) = open_captioner(model.config, model.adapter).caption(["<svg/>"])
+    assert caption
