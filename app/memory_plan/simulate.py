@@ -20,11 +20,11 @@ from bitsandbytes.nn.modules import Linear4bit
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import BitsAndBytesConfig, Gemma2Config, Gemma2ForCausalLM
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
 from app.gemma.config import QuantizationConfig
+from app.memory_plan.repeated_ops import RepeatedOps
 
 Category = Literal["weights", "lora", "optimizer", "gradients", "activations", "loss", "temporary"]
 CATEGORIES: tuple[Category, ...] = (
@@ -151,6 +151,7 @@ class MemoryTimeline(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._num_labels = num_labels
         self._copying = _COPYING_ON_GPU if on_gpu else _COPYING
+        self._repeated = RepeatedOps()
         self._live: dict[int, tuple[weakref.ref[Any], _Storage]] = {}
         self._storages: list[_Storage] = []
         self._now = 0
@@ -196,10 +197,10 @@ class MemoryTimeline(TorchDispatchMode):
         if fake and func is torch.ops.aten.nonzero.default:
             out = args[0].new_empty(self._num_labels, 1, dtype=torch.int64)
         else:
-            out = func(*args, **kwargs)
+            out = self._repeated.run(func, args, kwargs)
 
         # allocations
-        for leaf in tree_leaves(out):
+        for leaf in out if isinstance(out, tuple | list) else (out,):
             if isinstance(leaf, Tensor):
                 self._record(leaf)
         if func in self._copying:
