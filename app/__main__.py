@@ -93,13 +93,16 @@ def _train(arguments: argparse.Namespace) -> int:
     config = _load_job_config(arguments)
     from app.jobs.check import check_before_ray
     from app.jobs.fit import get_memory_limit, require_fit
-    from app.jobs.job import connect_workers
-    from app.jobs.train import train_job
     from data_pipeline.shards import open_shards
 
     shards = open_shards(config.data.shards)
     check_before_ray(config, shards)
     require_fit(config, get_memory_limit(config))
+
+    # a job that is refused needs no ray
+    from app.jobs.job import connect_workers
+    from app.jobs.train import train_job
+
     with connect_workers(config, config.scaling.num_workers):
         result = train_job(config, shards)
     print(json.dumps({**result.metrics, "adapter": result.adapter, "run_id": result.run_id}))

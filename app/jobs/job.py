@@ -6,8 +6,6 @@ from contextlib import contextmanager
 from app.config import Config
 from app.errors import UserError
 from app.gemma.base_model import get_tokenizer_source
-from app.jobs.cluster import connect_ray, is_ray_private
-from app.jobs.resources import describe_shortage, get_machine_resources, require_resources
 from app.jobs.run_tags import NOTE, add_result, describe_end
 from app.tracking import Tracker, get_final_status, open_run
 from data_pipeline.shards import Shards
@@ -37,6 +35,10 @@ def connect_workers(
     room after `scaling.wait_seconds`. A private Ray has no autoscaler, so a machine that is too
     small is refused before Ray starts.
     """
+    # ray takes a second, and other parts of a job need none of it
+    from app.jobs.cluster import connect_ray, is_ray_private
+    from app.jobs.resources import describe_shortage, get_machine_resources, require_resources
+
     scaling = config.scaling
     needs = (
         num_workers,

@@ -24,7 +24,7 @@ from transformers import BitsAndBytesConfig, Gemma2Config, Gemma2ForCausalLM
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
 from app.gemma.config import QuantizationConfig
-from app.memory_plan.repeated_ops import RepeatedOps
+from app.memory_plan.repeated_ops import run_on_fake
 
 Category = Literal["weights", "lora", "optimizer", "gradients", "activations", "loss", "temporary"]
 CATEGORIES: tuple[Category, ...] = (
@@ -151,7 +151,6 @@ class MemoryTimeline(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._num_labels = num_labels
         self._copying = _COPYING_ON_GPU if on_gpu else _COPYING
-        self._repeated = RepeatedOps()
         self._live: dict[int, tuple[weakref.ref[Any], _Storage]] = {}
         self._storages: list[_Storage] = []
         self._now = 0
@@ -197,7 +196,7 @@ class MemoryTimeline(TorchDispatchMode):
         if fake and func is torch.ops.aten.nonzero.default:
             out = args[0].new_empty(self._num_labels, 1, dtype=torch.int64)
         else:
-            out = self._repeated.run(func, args, kwargs)
+            out = run_on_fake(func, args, kwargs)
 
         # allocations
         for leaf in out if isinstance(out, tuple | list) else (out,):
