@@ -17,7 +17,13 @@ from app.gemma.base_model import resolve_model_source
 from app.jobs.gpu_share import GIB, get_cap_bytes, get_usable_bytes
 from app.jobs.job import build_stream
 from app.memory_plan.inference import simulate_caption_bytes, simulate_loss_bytes
-from app.memory_plan.peak import MemoryPeak, StepSettings, find_longest_sequence, simulate_peak
+from app.memory_plan.peak import (
+    GRAIN,
+    MemoryPeak,
+    StepSettings,
+    find_longest_sequence,
+    simulate_peak,
+)
 from data_pipeline.errors import DataError
 from data_pipeline.shards import open_shards
 
@@ -189,7 +195,7 @@ def plan_cards(config: Config, gpus: Sequence[float]) -> list[Card]:
 
     The search starts with the largest card: its results are upper bounds for the smaller ones.
     """
-    longest = {}
+    longest: dict[tuple[float, float], int] = {}
     for labelled in (1.0, CAPTION_LABEL_SHARE):
         known: dict[int, int] = {}
         for gib in sorted(gpus, reverse=True):
@@ -197,9 +203,15 @@ def plan_cards(config: Config, gpus: Sequence[float]) -> list[Card]:
             def peak_bytes(tokens: int, labelled: float = labelled) -> int:
                 return simulate_peak_bytes(config, sequence_tokens=tokens, labelled_share=labelled)
 
-            longest[gib, labelled] = find_longest_sequence(
-                peak_bytes, _usable_bytes(gib, config), known
-            )
+            # fewer labels take less memory, but seldom enough for a longer sequence
+            limit_bytes = _usable_bytes(gib, config)
+            shortest = longest.get((gib, 1.0), 0)
+            if shortest:
+                known[shortest + GRAIN] = peak_bytes(shortest + GRAIN)
+            if shortest and known[shortest + GRAIN] > limit_bytes:
+                longest[gib, labelled] = shortest
+            else:
+                longest[gib, labelled] = find_longest_sequence(peak_bytes, limit_bytes, known)
     return [Card(gib, longest[gib, 1.0], longest[gib, CAPTION_LABEL_SHARE]) for gib in gpus]
 
 
