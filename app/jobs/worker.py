@@ -118,6 +118,7 @@ def build_setup(
         if context.ledger is not None:
             context.ledger.add(step, micro_batches)
 
+    device = name_device(context.device)
     return loop.TrainSetup(
         objective=wrapped,
         optimizer=optimizer,
@@ -132,26 +133,19 @@ def build_setup(
             unwrap_gemma(objective.model).config,
             config.lora,
             num_workers=context.size,
-            peak_flops=_find_peak_flops(config, context),
+            peak_flops=None if context.rank else _find_peak_flops(device, config.train.precision),
         ),
     )
 
 
-def _find_peak_flops(config: Config, context: JobContext) -> float | None:
-    """Return the measured peak of the device of rank 0. Print a sentence once if there is none."""
-    if context.rank != 0:
-        return None
-    name, precision = name_device(context.device), config.train.precision
-    calibration = read_calibration(name, precision)
+@functools.cache  # it prints once, also in a process that runs many trials
+def _find_peak_flops(device: str, precision: str) -> float | None:
+    """Return the measured peak of a device. Print one sentence if there is none."""
+    calibration = read_calibration(device, precision)
     if calibration is not None:
         return calibration.matmul_flops
-    _print_missing(name, precision)
-    return None
-
-
-@functools.cache  # once, also in a process that runs many trials
-def _print_missing(device: str, precision: str) -> None:
     print(f"speed/mfu is not logged: {describe_missing(device, precision)}", flush=True)
+    return None
 
 
 def configure_device(config: Config, device: torch.device) -> None:
