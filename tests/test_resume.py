@@ -39,11 +39,12 @@ def config(tmp_path):
     )
 
 
-def save_checkpoint(config, **state):
+def save_checkpoint(config, *, has_pins=True, **state):
     """Write the files that Ray Train and rank 0 leave after step 7."""
     stream = build_stream(config, open_shards(config.data.shards))
     folder = config.train.output_dir + "/demo/checkpoint_7"
-    write_checkpoint_files(Path(folder), {"job": pin_job(config, stream), **state})
+    pins = {"job": pin_job(config, stream)} if has_pins else {}
+    write_checkpoint_files(Path(folder), {**pins, **state})
     newest = {"checkpoint_dir_name": "checkpoint_7", "metrics": {"step": 7}}
     write(f"{get_job_dir(config)}/{SNAPSHOT}", {"latest_checkpoint_result": newest})
     return stream
@@ -141,7 +142,7 @@ def test_several_changes_are_all_named_in_one_sentence(config):
 
 
 def test_a_checkpoint_without_pins_is_accepted_with_a_warning(config, capsys):
-    save_checkpoint(config, job=None)
+    save_checkpoint(config, has_pins=False)
     check(override_config(config, {"lora.rank": 4}))
     assert "does not name its data and settings" in capsys.readouterr().err
 
