@@ -135,7 +135,7 @@ class PrepareConfig(BaseModel):
         description="maximum share of the records whose SVG text contains their own caption "
         "(0 to 1); above it nothing is written",
     )
-    max_records: Annotated[int, Field(ge=1)] | None = Field(
+    max_records: Annotated[int, Field(ge=1, lt=1 << 63)] | None = Field(
         None,
         description="read only the first N records of each source (records; default: all)",
     )

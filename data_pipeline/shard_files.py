@@ -1,6 +1,7 @@
-"""Count and read the rows of a dataset's Parquet files, and clear what a killed run has left."""
+"""Count and read the rows of a dataset's files, and tell them from the files of others."""
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -96,6 +97,12 @@ def _require_columns(path: str, metadata: pq.FileMetaData, columns: Sequence[str
         )
 
 
+def list_files(fs: pyarrow.fs.FileSystem, path: str) -> list[str]:
+    """Return the names of the files in a folder, none if it is missing."""
+    selector = pyarrow.fs.FileSelector(path, allow_not_found=True)
+    return [info.base_name for info in fs.get_file_info(selector) if info.is_file]
+
+
 def clear_partial_folder(
     fs: pyarrow.fs.FileSystem, path: str, partial_path: str, *, is_own: Callable[[str], bool]
 ) -> None:
@@ -117,3 +124,34 @@ def clear_partial_folder(
             )
     if fs.get_file_info(partial_path).type != kinds.NotFound:
         fs.delete_dir(partial_path)
+
+
+def require_own_files(
+    fs: pyarrow.fs.FileSystem, path: str, names: Collection[str], schemas: Collection[pa.Schema]
+) -> None:
+    """Raise DataError if a file that a new dataset would replace was not written by `prepare`.
+
+    `names` are the files in the folder `path` whose names are those of a dataset. A JSON file is
+    ours if it has the digest of a dataset. If it names shards, these are ours, also damaged ones,
+    and so are files other than shards. Another Parquet file is ours if it has one of `schemas`.
+    """
+    owned: set[str] = set()
+    for name in sorted(names, key=lambda name: (not name.endswith(".json"), name)):
+        try:
+            if name in owned:
+                continue
+            if name.endswith(".json"):
+                with fs.open_input_stream(f"{path}/{name}") as stream:
+                    values = json.loads(stream.read())
+                is_own = {"digest", "quarantined"} <= values.keys()
+                if is_own and "shards" in values:
+                    owned.update(*values["shards"].values(), (n for n in names if "-" not in n))
+            else:
+                is_own = pq.read_schema(f"{path}/{name}", filesystem=fs) in schemas
+        except (OSError, ValueError, AttributeError, TypeError, pa.ArrowException):
+            is_own = False
+        if not is_own:
+            raise DataError(
+                f"cannot write {path!r}: it holds {name}, which `prepare` has not written and "
+                "would replace; move it away, or give another folder"
+            )

@@ -23,7 +23,14 @@ import pyarrow.parquet as pq
 
 from data_pipeline.errors import DataError
 from data_pipeline.filesystem import open_filesystem
-from data_pipeline.shard_files import clear_partial_folder, count_rows, open_parquet, read_rows
+from data_pipeline.shard_files import (
+    clear_partial_folder,
+    count_rows,
+    list_files,
+    open_parquet,
+    read_rows,
+    require_own_files,
+)
 
 SPLITS = ("train", "validation", "test")
 ROW_GROUP_ROWS = 256  # reading one record reads a whole row group
@@ -65,7 +72,7 @@ class ShardWriter:
     """
 
     def __init__(self, folder: str, *, shard_records: int) -> None:
-        """Create the partial folder. Raises DataError if it cannot be written."""
+        """Create the partial folder. Raises DataError if it, or the folder, cannot be written."""
         self._fs, self._path = open_filesystem(folder)
         self._partial = f"{self._path}.partial"
         self._shard_records = shard_records
@@ -76,6 +83,8 @@ class ShardWriter:
 
         try:
             clear_partial_folder(self._fs, self._path, self._partial, is_own=_is_dataset_file)
+            old_files = _list_dataset_files(self._fs, self._path)
+            require_own_files(self._fs, self._path, old_files, (_SHARD, _QUARANTINE))
             self._fs.create_dir(self._partial, recursive=True)
             self._quarantine = pq.ParquetWriter(
                 f"{self._partial}/{QUARANTINE}", _QUARANTINE, filesystem=self._fs
@@ -152,12 +161,12 @@ class ShardWriter:
 
         # delete the old dataset, the manifest first
         fs.create_dir(path, recursive=True)
-        old_files = [name for name in _list_files(fs, path) if _is_dataset_file(name)]
+        old_files = _list_dataset_files(fs, path)
         for name in sorted(old_files, key=lambda name: name != MANIFEST):
             fs.delete_file(f"{path}/{name}")
 
         # move the new dataset, the manifest last
-        for name in sorted(_list_files(fs, self._partial), key=lambda name: name == MANIFEST):
+        for name in sorted(list_files(fs, self._partial), key=lambda name: name == MANIFEST):
             fs.move(f"{self._partial}/{name}", f"{path}/{name}")
         fs.delete_dir(self._partial)
 
@@ -171,13 +180,12 @@ def _is_dataset_file(name: str) -> bool:
     return name in (MANIFEST, QUARANTINE, REPORT) or _is_shard(name, "|".join(SPLITS))
 
 
+def _list_dataset_files(fs: pyarrow.fs.FileSystem, path: str) -> list[str]:
+    return [name for name in list_files(fs, path) if _is_dataset_file(name)]
+
+
 def _is_shard(name: str, split: str) -> bool:
     return re.fullmatch(rf"({split})-\d{{5,}}\.parquet", name) is not None
-
-
-def _list_files(fs: pyarrow.fs.FileSystem, path: str) -> list[str]:
-    selector = pyarrow.fs.FileSelector(path, allow_not_found=True)
-    return [info.base_name for info in fs.get_file_info(selector) if info.is_file]
 
 
 class _ShardFile(NamedTuple):
@@ -275,7 +283,7 @@ def open_shards(folder: str) -> Shards:
 
 def _count_records(fs: pyarrow.fs.FileSystem, path: str) -> dict[str, dict[str, int]]:
     """Return the number of records of each shard in the folder, by split and name."""
-    names = sorted(_list_files(fs, path))
+    names = sorted(list_files(fs, path))
     counted = {}
     for split in SPLITS:
         shards = [name for name in names if _is_shard(name, split)]

@@ -28,7 +28,8 @@ def write_shards(folder: Path, *, train: Sequence[int], validation: Sequence[int
     for split, lengths in (("train", train), ("validation", validation)):
         for i, length in enumerate(lengths):
             writer.add(split, ShardRecord(str(i), svg_of(length), f"icon {i}", "test"))
-    writer.commit({"digest": writer.close(), "duplicates": 0, "quarantined": {}}, {})
+    counts = {"digest": writer.close(), "duplicates": 0, "quarantined": {}}
+    writer.commit(counts, counts)
 
 
 def svg_of(length: int) -> str:

@@ -503,3 +503,16 @@ def test_bytes_and_text_of_one_drawing_are_duplicates(tmp_path: Path) -> None:
         tmp_path / "out", *(str(tmp_path / f"{name}.parquet") for name in "ab"), validation_share=0
     )
     assert (report.num_written, report.num_duplicates) == (1, 1)
+
+
+def test_a_source_is_not_replaced_by_the_file_of_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"svg": "<svg/>", "caption": "nothing"}\n')
+    before = source.read_bytes()
+    for spec in (str(source), f"{source}@2"):
+        command = ["prepare", spec, "--out", str(tmp_path / "out"), "--json", str(source)]
+        assert main(command) == 2
+        assert f"--json {source} is a source" in capsys.readouterr().err
+    assert source.read_bytes() == before

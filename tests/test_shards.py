@@ -21,6 +21,7 @@ from data_pipeline.shards import (
     ShardWriter,
     open_shards,
 )
+from tests.corpus import write_shards
 
 NUM_RECORDS = 1500
 RECORDS = [
@@ -262,3 +263,40 @@ def test_a_manifest_that_prepare_did_not_write_is_named(tmp_path: Path, content:
     (tmp_path / "dataset.json").write_text(content)
     with pytest.raises(DataError, match=r"dataset\.json .*: run `python -m app prepare"):
         open_shards(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "train-00000.parquet",
+        "test-00003.parquet",
+        "quarantine.parquet",
+        "report.json",
+        "dataset.json",
+    ],
+)
+def test_a_file_of_others_is_never_replaced(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    if file.suffix == ".json":
+        file.write_text('{"mine": 1}')
+    else:
+        pq.write_table(pa.table({"svg": ["<svg/>"], "caption": ["a square"]}), file)
+    before = file.read_bytes()
+    with pytest.raises(
+        DataError, match=f"{name}, which `prepare` has not written .* another folder"
+    ):
+        ShardWriter(str(tmp_path), shard_records=2)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("lost", ["dataset.json", "train-00000.parquet"])
+def test_a_dataset_that_is_damaged_or_not_whole_is_replaced(tmp_path: Path, lost: str) -> None:
+    for _ in range(2):
+        write_shards(tmp_path, train=[30] * 4)
+        if lost == "dataset.json":  # a commit was interrupted
+            (tmp_path / lost).unlink()
+        else:
+            (tmp_path / lost).write_bytes(b"PAR1")
+    write_shards(tmp_path, train=[30] * 4)
+    assert open_shards(str(tmp_path)).num_records("train") == 4

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 
 from app.config import validate_values
 from app.errors import UserError
@@ -20,6 +21,7 @@ def run_prepare(arguments: argparse.Namespace) -> PrepareReport:
     check_json_file(arguments.json)
     values = {name: getattr(arguments, name) for name in PrepareConfig.model_fields}
     config = validate_values(PrepareConfig, values)
+    _require_no_source(arguments.json, [*arguments.source, *config.validation, *config.test])
     on_ray = arguments.ray or os.environ.get("RAY_ADDRESS")
     if on_ray and config.processes:
         raise UserError(
@@ -37,3 +39,11 @@ def run_prepare(arguments: argparse.Namespace) -> PrepareReport:
         with open(arguments.json, "w") as file:
             json.dump(dataclasses.asdict(report), file, indent=2)
     return report
+
+
+def _require_no_source(json_file: str | None, sources: Sequence[str]) -> None:
+    """Raise UserError if the file of `--json` is one of the sources."""
+    for source in sources if json_file is not None and os.path.exists(json_file) else ():
+        path = source if os.path.exists(source) else source.rpartition("@")[0]  # @ a weight
+        if os.path.exists(path) and os.path.samefile(path, str(json_file)):
+            raise UserError(f"--json {json_file} is a source, which it would replace: give another")
