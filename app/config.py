@@ -186,7 +186,7 @@ def config_from_yaml(text: str, name: str) -> Config:
     """Return the config of `config_to_yaml`. Raises UserError, which calls the text `name`."""
     try:
         raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
     return validate_values(Config, raw)
 
@@ -225,7 +225,7 @@ def _read_yaml(source: str | Path, children: tuple[Path, ...] = ()) -> dict[str,
     # read it
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): correct its rights") from None

@@ -87,7 +87,7 @@ def _parse_yaml(text: str, value: str, *, is_text: bool) -> Any:
             if not isinstance(token, yaml.StreamEndToken)
         )
         parsed = yaml.load(value, loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"override {text!r} is not YAML: {' '.join(str(error).split())}") from None
     if value[end:].strip():
         raise UserError(

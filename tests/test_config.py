@@ -347,3 +347,12 @@ def test_config_show_prints_yaml_that_loads_to_the_same_config():
     assert Config.model_validate(yaml.safe_load(done.stdout)) == load_config(
         "search", ["lora.rank=32"]
     )
+
+
+def test_a_file_or_override_that_is_too_deep_is_named(tmp_path):
+    file = tmp_path / "deep.yaml"
+    file.write_text("data: " + "[" * 3000)
+    with pytest.raises(UserError, match=r"deep\.yaml is not YAML"):
+        load_config(file)
+    with pytest.raises(UserError, match=r"lora\.target_modules.* is not YAML"):
+        load_config("demo", ["lora.target_modules=" + "[" * 3000])
