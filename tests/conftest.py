@@ -7,6 +7,8 @@ from pathlib import Path
 
 # Two threads of one test on two busy cores wait for each other: 41 tests took 324 s instead of 10.
 os.environ["OMP_NUM_THREADS"] = "1"
+# as `python -m app ui` sets it: an MLflow server starts fewer processes
+os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
 
 import forked_workers
 import hypothesis
