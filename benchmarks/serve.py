@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -225,9 +225,14 @@ class Server:
 
 
 @contextmanager
-def run_server(model: str, port: int) -> Iterator[Server]:
-    """Run `python -m app serve` with its own Ray until the context ends; stop it by SIGTERM."""
-    command = [sys.executable, "-m", "app", "serve", "--model", model, "--port", str(port)]
+def run_server(
+    model: str, port: int, start: Sequence[str] = (sys.executable, "-m")
+) -> Iterator[Server]:
+    """Run `python -m app serve` with its own Ray until the context ends; stop it by SIGTERM.
+
+    `start` is the beginning of the command, before `app`.
+    """
+    command = [*start, "app", "serve", "--model", model, "--port", str(port)]
     environment = {**os.environ, "RAY_ADDRESS": ""}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
     try:

@@ -390,6 +390,7 @@ def test_a_search_whose_driver_was_killed_continues_in_the_same_runs(
     command = [*FORKED, "app", "tune", "demo", *settings]
     command += ["--json", str(report)]
     environment = {**os.environ, "RAY_ADDRESS": "", "OMP_NUM_THREADS": "1", "RAY_DEDUP_LOGS": "0"}
+    environment["RAY_gcs_rpc_server_reconnect_timeout_s"] = "5"  # of the agents, not a minute
 
     # kill the driver in the second trial
     with subprocess.Popen(

@@ -22,6 +22,7 @@ from benchmarks.serve import Server, find_free_port, run_server, send_round, wri
 from data_pipeline.svg import canonicalise
 from tests.chromium import CHROMIUM, open_chromium
 from tests.command_line import refuse_command
+from tests.forked_workers import FORKED
 
 CIRCLE = "<svg viewBox='0 0 24 24'><circle cx='8' cy='8' r='5' fill='#d22'/></svg>"
 LONG = '<svg viewBox="0 0 9 9"><path d="M1 1' + "l1 1 2-1" * 3000 + '"/></svg>'
@@ -165,7 +166,7 @@ def test_the_interface_describes_itself(client: TestClient) -> None:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("model")
     write_model(folder)
-    with run_server(str(folder), find_free_port()) as running:
+    with run_server(str(folder), find_free_port(), FORKED) as running:
         yield running
 
 
