@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.svg.style.css import parse_style
 from tests.drawings import HEAD, LINE, fills, refusal_reason
 
 XLINK = 'xmlns:xlink="http://www.w3.org/1999/xlink"'
@@ -186,3 +187,39 @@ def test_media_queries_are_those_of_a_light_screen(query: str, applies: bool) ->
 )
 def test_only_sheets_of_css_are_applied(attribute: str, fill: str) -> None:
     assert fills(f"<style {attribute}>path{{fill:red}}</style>{LINE}") == [fill]
+
+
+# Invalid values, by the grammars of CSS: browsers ignore the declaration
+
+VALUES = {
+    "fill": (["RED", "#12f", "#1234", "none", "currentColor", "context-stroke"], "foo", "#12"),
+    "color": (["red", "CanvasText", "transparent"], "none", "'red'"),
+    "stroke-width": (["2px", ".5", "1e-3em", "0", "7%"], "-3", "2 px", "2pixels", "x"),
+    "stroke-dasharray": (["none", "5", "5 , 3", "5,3 2%"], "foo", "5-3", "5 -3", "5,,3"),
+    "stroke-dashoffset": (["-3", "2mm"], "2 2"),
+    "opacity": ([".3", "30%", "1"], "x", "30 %"),
+    "visibility": (["hidden", "Collapse"], "gone"),
+    "display": (["none", "inline-block", "inline flow"], "foo", "none foo"),
+    "stroke-linecap": (["round", "INHERIT", "unset"], "rounded"),
+}
+"""Property → its valid values, and invalid ones."""
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_an_invalid_declaration_leaves_the_one_before_it(name: str) -> None:
+    valid, *invalid = VALUES[name]
+    for value in valid:
+        assert [each.value for each in parse_style(f"{name}:{value}")] == [value]
+        for wrong in invalid:
+            assert parse_style(f"{name}:{value};{name}:{wrong}") == parse_style(f"{name}:{value}")
+            assert parse_style(f"{name}:{wrong}") == ()
+
+
+def test_an_invalid_declaration_of_a_sheet_leaves_the_attribute() -> None:
+    body = '<style>path{fill:foo;fill:#12}</style><path fill="red" d="M0 0h9v9"/>'
+    assert fills(body) == ["red"]
+
+
+def test_a_long_value_is_judged_in_linear_time() -> None:
+    spaces = " " * 50_000
+    assert parse_style(f"stroke-dasharray:1{spaces}x") == ()

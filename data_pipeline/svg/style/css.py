@@ -16,6 +16,7 @@ from data_pipeline.svg.errors import StyleError
 from data_pipeline.svg.style.media import matches_screen, split_at_commas
 from data_pipeline.svg.style.properties import RELEVANT, find_unsupported_function
 from data_pipeline.svg.style.shorthands import expand_shorthand
+from data_pipeline.svg.style.values import is_valid
 
 MAX_SHEET = 400_000  # characters of all sheets, without embedded files
 MAX_RULES = 1_000  # selectors in all sheets
@@ -109,7 +110,7 @@ def _add_declaration(found: _Found, name: str, value: str, *, is_important: bool
     name = name if name.startswith("--") else name.lower()
     for longhand, part in expand_shorthand(name, value):
         is_custom = longhand.startswith("--")
-        if not is_custom and (longhand not in RELEVANT or not part):
+        if not is_custom and not (longhand in RELEVANT and part and is_valid(longhand, part)):
             continue
         has_fallback = (longhand, False) in found or (longhand, True) in found
         if has_fallback and find_unsupported_function(longhand, part):
