@@ -25,7 +25,7 @@ REWRITTEN = {
         '<g stroke="red" stroke-width="1.5" stroke-dasharray="1, 2" stroke-dashoffset="1">'
         + LINE
         + "</g>",
-        '<g stroke="red" stroke-width="16" stroke-dasharray="10.7 21.3" stroke-dashoffset="10.7">'
+        '<g stroke="red" stroke-width="16" stroke-dasharray="10.67 21.33" stroke-dashoffset="10.7">'
         '<path d="m0 0h96"/></g>',
     ),
     "transforms": (

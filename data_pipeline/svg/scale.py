@@ -213,7 +213,9 @@ class _Scaler:
                 scaled = self._scale_outline(outline, node.scale, space)
                 attributes[name] = scaled or _NOTHING[name]
             else:
-                attributes[name] = self._scale_value(node, name, role, space, decimals, is_stroked)
+                # So does each rounded dash.
+                finer = decimals + (name == "stroke-dasharray")
+                attributes[name] = self._scale_value(node, name, role, space, finer, is_stroked)
 
         if node.children:
             child_space = _find_child_space(node, space)
