@@ -27,6 +27,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.prepare.clean import clean_records
 from data_pipeline.prepare.dataset import PrepareReport, prepare_dataset
 from data_pipeline.prepare.leakage import Leakage, contains_caption, measure_leakage
+from data_pipeline.prepare.mixture import parse_weight
 from data_pipeline.prepare.partitions import Partitions
 from data_pipeline.prepare.splits import FACTS, choose_split, decide_splits
 from data_pipeline.shards import SPLITS, ShardRecord, open_shards
@@ -516,3 +517,11 @@ def test_a_source_is_not_replaced_by_the_file_of_json(
         assert main(command) == 2
         assert f"--json {source} is a source" in capsys.readouterr().err
     assert source.read_bytes() == before
+
+
+def test_a_folder_whose_name_ends_like_a_weight_is_a_source(tmp_path: Path) -> None:
+    folder = tmp_path / "icons@2"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text('{"svg": "<svg/>", "caption": "nothing"}\n')
+    assert parse_weight(str(folder)) == (str(folder), None)
+    assert parse_weight(f"{folder}@3") == (str(folder), 3.0)

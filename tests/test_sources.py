@@ -249,6 +249,26 @@ def test_a_large_array_is_read_in_pieces(tmp_path: Path) -> None:
         list(read_source(str(path), config()))
 
 
+@pytest.mark.parametrize("rest", [" \n\t", "[]", "x", " " * (1 << 21) + "{}"])
+def test_text_behind_an_array_is_refused(tmp_path: Path, rest: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"svg": SVG, "caption": "one"}]) + rest)
+    if rest.isspace():
+        assert len(list(read_source(str(path), config()))) == 1
+    else:
+        with pytest.raises(DataError, match=r"a\.json: more text follows the array"):
+            list(read_source(str(path), config()))
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.binary(), pa.large_binary()])
+def test_splits_are_read_from_text_and_from_bytes(tmp_path: Path, kind: pa.DataType) -> None:
+    names = pa.array([b"train", b"dev", b"TEST"]).cast(kind)
+    table = pa.table({"svg": [SVG] * 3, "caption": ["a", "b", "c"], "split": names})
+    pq.write_table(table, tmp_path / "a.parquet")
+    records = read_source(str(tmp_path / "a.parquet"), config())
+    assert [record.split for record in records] == ["train", "validation", "test"]
+
+
 CAPTIONED = [
     {
         "Filename": "a",

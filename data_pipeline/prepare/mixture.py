@@ -1,5 +1,6 @@
 """Mix several sources in proportion to their weights, written as `SOURCE@WEIGHT`."""
 
+import os
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -29,10 +30,10 @@ class Mixture:
 def parse_weight(spec: str) -> tuple[str, float | None]:
     """Split `a.parquet@2.5` into `a.parquet` and 2.5; the weight is None if there is none.
 
-    Raises DataError for a weight of 0.
+    A file or folder with such a name has no weight. Raises DataError for a weight of 0.
     """
     parts = _WEIGHTED.fullmatch(spec)
-    if parts is None:
+    if parts is None or os.path.exists(spec):
         return spec, None
     if float(parts[2]) == 0:
         raise DataError(

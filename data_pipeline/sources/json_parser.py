@@ -78,6 +78,11 @@ def _parse_array(buffer: str, stream: TextIO, where: str) -> Iterator[dict[str, 
         # skip separators: the pattern also matches an empty string, so it always matches
         position = _SEPARATOR.match(buffer, position).end()  # type: ignore[union-attr]
         if buffer.startswith("]", position):
+            rest = chain([buffer[position + 1 :]], iter(lambda: stream.read(_CHUNK_CHARS), ""))
+            if any(text.strip() for text in rest):
+                raise DataError(
+                    f"{where}: more text follows the array: give one array, or JSON Lines"
+                )
             return
 
         # decode one object

@@ -20,9 +20,11 @@ SPLIT_NAMES = {
 def parse_split(value: object) -> str | None:
     """Return our name of a split, "" for an empty value, and None for an unknown one.
 
-    >>> [parse_split(value) for value in ("Val", None, "holdout")]
-    ['validation', '', None]
+    >>> [parse_split(value) for value in ("Val", b"test", None, "holdout")]
+    ['validation', 'test', '', None]
     """
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
     if value is None or value == "":
         return ""
     return SPLIT_NAMES.get(value.strip().lower()) if isinstance(value, str) else None
