@@ -93,6 +93,8 @@ def test_keywords_are_one_caption(column: str) -> None:
         ([{"text": {"en": "a cat"}}], "an object with en"),
         ([turn("user", "a cat"), turn("assistant", SVG)], "a drawing"),
         (f"```svg\n{SVG}\n```", "a drawing"),
+        ("café".encode("latin-1"), "in another encoding than UTF-8"),
+        ("caf\ufffd", "in another encoding than UTF-8"),
     ],
 )
 def test_a_value_that_is_not_text_is_described(value: object, words: str) -> None:
@@ -101,6 +103,13 @@ def test_a_value_that_is_not_text_is_described(value: object, words: str) -> Non
     assert words in record.problem
     assert record.problem.startswith("the caption 'caption")
     assert record.problem.endswith(", not text")
+
+
+@pytest.mark.parametrize("text", ["", " \n", "\u200b", "\ufeff \0", "\xa0\u2060"])
+def test_invisible_text_is_no_caption(text: str) -> None:
+    captions = [("caption", text), ("text", "a cat")]
+    (record,) = make_records("a", SVG, captions, "x", PrepareConfig(out="unused"))
+    assert record.caption == "a cat"
 
 
 def test_texts_beside_a_value_that_is_not_text_are_kept() -> None:

@@ -84,10 +84,11 @@ def test_text_that_is_not_utf8_does_not_end_the_corpus(tmp_path: Path, kind: pa.
     path = write_parquet(tmp_path / "a.parquet", id=[1, 2, 3], svg=[SVG] * 3, caption=captions)
     records = list(read_source(str(path), config()))
     assert [(record.id, record.caption) for record in records] == [
-        ("1", "caf\ufffd"),
+        ("1", ""),
         ("2", "café"),
         ("3", ""),
     ]
+    assert records[0].problem.endswith("in another encoding than UTF-8, not text")
 
 
 def test_a_parquet_file_that_breaks_off_is_named(tmp_path: Path) -> None:

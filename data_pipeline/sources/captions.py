@@ -7,6 +7,7 @@ text may hold a list or an object as JSON.
 
 import json
 import math
+import string
 from collections.abc import Iterable, Iterator
 
 from data_pipeline.config import PrepareConfig
@@ -18,6 +19,8 @@ KEYWORD_COLUMNS = ("keywords", "tags")
 TEXT_KEYS = ("caption", "text", "description", "sentence", "raw", "value", "content")
 """In order of preference: the first key of an object in a list whose value is not empty."""
 
+_INVISIBLE = f"{string.whitespace}\0\xa0\u200b\u2060\ufeff"
+"""Characters that are no caption alone."""
 _SPEAKER_KEYS, _WORDS_KEYS = ("role", "from", "speaker"), ("content", "value", "text")  # of a turn
 _ASKING = {"user", "human", "system", "developer", "tool", "function"}
 _ANSWERING = {"assistant", "gpt", "chatgpt", "model", "bot", "ai"}
@@ -127,11 +130,13 @@ def _read_text(value: object) -> str:
     if is_missing(value):
         return ""
     if isinstance(value, bytes):
-        return decode_caption(value)
+        value = decode_caption(value)
     if isinstance(value, str):
         if "</svg>" in value:
             raise _NotTextError("a drawing")
-        return value
+        if "\ufffd" in value:
+            raise _NotTextError("in another encoding than UTF-8")
+        return value if value.strip(_INVISIBLE) else ""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)  # JSON writers turn the caption "5" into a number
     raise _NotTextError(_describe(value))
@@ -153,6 +158,6 @@ def _describe(value: object) -> str:
 def decode_caption(data: bytes) -> str:
     """Decode the text of a caption in UTF-8, or in the Unicode encoding of its byte order mark.
 
-    A byte that is not of the encoding becomes U+FFFD.
+    A byte that is not of the encoding becomes U+FFFD, which no caption may have.
     """
     return data.decode(detect_encoding(data), "replace").strip()
