@@ -111,6 +111,7 @@ def submit_job(
         f"tracking.uri=sqlite:///{folder}/mlflow.db",
         "data.sequence_tokens=256",
         "data.max_validation_records=8",
+        "scaling.num_workers=1",
         *overrides,
     ]
     for _ in range(10):  # the dashboard answers some seconds before the head's agent accepts a job
