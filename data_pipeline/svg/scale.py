@@ -207,15 +207,13 @@ class _Scaler:
                 continue
             if role == "path" or role == "points":
                 kind = tag if tag == "polygon" and role == "points" else role
-                # Each rounded length moves all dashes behind it.
+                # Each rounded length, and each rounded dash, moves all dashes behind it.
                 fine_decimals = decimals + (is_stroked and dashes != "none")
                 outline = (kind, value, fine_decimals, is_visible, is_stroked)
                 scaled = self._scale_outline(outline, node.scale, space)
                 attributes[name] = scaled or _NOTHING[name]
             else:
-                # So does each rounded dash.
-                finer = decimals + (name == "stroke-dasharray")
-                attributes[name] = self._scale_value(node, name, role, space, finer, is_stroked)
+                attributes[name] = self._scale_value(node, name, role, space, decimals, is_stroked)
 
         if node.children:
             child_space = _find_child_space(node, space)
@@ -269,7 +267,7 @@ class _Scaler:
             return scale_length(name, value, space, decimals, True) if is_scaled else value
         if role == "number list":
             decimals = self._choose_stroke_decimals(node, decimals)
-            return scale_number_list(value, space.scale, decimals)
+            return scale_number_list(value, space.scale, decimals + (name == "stroke-dasharray"))
         if role == "colours":  # three decimals are finer than a step of 1/255
             return " ".join([format_number(number, 3) for number in parse_numbers(value)])
         share = parse_length(value, 1.0)
