@@ -119,10 +119,10 @@ def load_config(
     """Return the resolved config of a file and its overrides.
 
     `source` is a YAML file, the URI of one without `extends`, the name of a shipped one, or None
-    for the defaults. A file with
-    `extends: NAME` changes only the settings that it names; NAME is a file, relative to the folder
-    of the file that names it, or a shipped one. `overrides` are `["optim.learning_rate=3e-4"]` from
-    a shell or `{"optim.learning_rate": 3e-4}` from a search. Raises UserError in one sentence.
+    for the defaults. A file with `extends: NAME` changes only the settings that it names; NAME is a
+    file, relative to the folder of the file that names it, or a shipped one. `overrides` are
+    `["optim.learning_rate=3e-4"]` from a shell or `{"optim.learning_rate": 3e-4}` from a search.
+    Raises UserError in one sentence.
     """
     if "://" in str(source):
         config = config_from_yaml(require_text(str(source)), str(source))

@@ -96,17 +96,22 @@ class WarmWorker:
         started = time.monotonic()
         with _raise_lasting_errors():
             self._release()
+
+            # job
             tracker = self._campaign.open_run(overrides, trial_id)
             config = self._campaign.make_config(overrides, trial_id)
             data = self._get_data(config, self._campaign.open_shards(config))
             job = open_job(config, data.stream, tracker)
             tracker.flush()
+
+            # training
             try:
                 self._training = self._build(job, folder)
             except Exception as error:
                 job = self._halve_micro_batch(job, error)
             if self._training is None:
                 self._training = self._build(job, None)
+
             seconds = time.monotonic() - started
             self._training.context.tracker.set_tags({"start_seconds": f"{seconds:.3f}"})
         return self._iterate(job)

@@ -213,6 +213,7 @@ def _require_usable(counts: _Counts, sources: Sequence[str], config: PrepareConf
                 f"no record of --{split} {', '.join(own)} is usable: all are refused, or also "
                 "given for the test; correct the source, or leave it out"
             )
+
     if not counts.num_kept["train"]:
         reasons = sorted(counts.quarantined.items())
         refused = ", ".join(f"{reason} {number}" for reason, number in reasons)
@@ -221,6 +222,7 @@ def _require_usable(counts: _Counts, sources: Sequence[str], config: PrepareConf
             f"{counts.num_kept['validation']} for validation, {counts.num_kept['test']} for the "
             f"test, refused: {refused or 'none'}"
         )
+
     if counts.num_leaked > config.max_leaked_share * counts.num_written:
         raise DataError(
             f"{counts.num_leaked:,} of {counts.num_written:,} drawings contain their own caption "
