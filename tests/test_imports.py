@@ -118,7 +118,7 @@ def test_each_library_is_imported_in_its_own_room_only():
     rooms = ("app.jobs.worker_job", "app.jobs.evaluation_actors", stream)
     assert importers("ray.data", *rooms) == []
     assert importers("xml", "data_pipeline.svg.read") == importers("lxml") == []
-    assert importers("torch", "app.jobs", *TORCH_ONLY) == []
+    assert importers("torch", "app.jobs", "app.lazy_compile", *TORCH_ONLY) == []
 
 
 @pytest.mark.parametrize("room", TORCH_ONLY)
@@ -207,3 +207,22 @@ def test_a_config_section_loads_no_heavy_library(section):
 def test_the_parts_that_ray_trains_controller_unpickles_load_no_model_library():
     heavy = ("transformers", "peft", "bitsandbytes", "mlflow")
     assert list_loaded("app.jobs.worker_job, app.jobs.failures", heavy) == "[]"
+
+
+def test_bitsandbytes_is_imported_without_the_compiler_and_compiles_at_the_first_call():
+    code = """
+import sys, torch
+torch.compile = lambda function, **options: compiled.append((function, options)) or function
+compiled, compile_ = [], torch.compile
+import app, peft
+from bitsandbytes.backends.default import ops
+assert ("torch._inductor.compile_fx" in sys.modules, compiled) == (False, [])
+assert torch.compile is compile_
+code = torch.arange(16.0)
+packed, ones = torch.tensor([0x12, 0x34], dtype=torch.uint8), torch.ones(1)
+for _ in range(2):
+    found = ops._dequantize_4bit_compute(packed, ones, code, 4, (1, 4), torch.float32)
+    assert found.tolist() == [[1.0, 2.0, 3.0, 4.0]]
+assert [options for _, options in compiled] == [{"dynamic": False}]
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -6,7 +6,6 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 
 from app.gemma.config import MemoryConfig
 from app.training import checkpoint
@@ -16,7 +15,7 @@ from app.training.nonfinite import TrainingDiverged
 from app.training.optim import build_optimizer
 from app.training.parallel import wrap_model
 from app.training.step import compute_mean_loss
-from tests.tiny import CPU, Recorder, batches, objective, save_model
+from tests.tiny import CPU, Recorder, batches, objective, run_two_processes, save_model
 
 OPTIM = OptimConfig(learning_rate=2e-2, schedule="cosine", warmup_ratio=0.1, max_grad_norm=1.0)
 
@@ -174,9 +173,7 @@ def work(rank, size, folder, port, out):
 
 
 def test_two_workers_train_as_one_at_equal_global_batch(folder, tmp_path, free_port):
-    torch.multiprocessing.start_processes(
-        work, (2, folder, free_port, str(tmp_path / "two")), nprocs=2, start_method="spawn"
-    )
+    run_two_processes(work, (2, folder, free_port, str(tmp_path / "two")))
     two, two_evaluations = torch.load(tmp_path / "two")
     _, one, _ = run(
         objective(folder, dropout=0.1),

@@ -7,7 +7,6 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from torch.distributed.tensor import DTensor
 
 from app.gemma.config import MemoryConfig
@@ -20,7 +19,15 @@ from app.training.optim import build_optimizer
 from app.training.parallel import wrap_model
 from data_pipeline.stream.pack import pack_examples
 from tests.reference import tensors
-from tests.tiny import CPU, Recorder, batches, examples, objective, save_model
+from tests.tiny import (
+    CPU,
+    Recorder,
+    batches,
+    examples,
+    objective,
+    run_two_processes,
+    save_model,
+)
 
 OPTIM = OptimConfig(learning_rate=1e-2, schedule="constant", warmup_ratio=0.0, max_grad_norm=1.0)
 WHERE = "model.layers.1.self_attn.v_proj.lora_A.default"
@@ -219,9 +226,7 @@ def spoilt_at_step_3(folder, rank, size, **config):
 
 
 def test_workers_skip_and_stop_together_and_name_the_worker(folder, tmp_path, free_port):
-    torch.multiprocessing.start_processes(
-        work, (2, folder, free_port, str(tmp_path / "out")), nprocs=2, start_method="spawn"
-    )
+    run_two_processes(work, (2, folder, free_port, str(tmp_path / "out")))
     one, other = (torch.load(f"{tmp_path}/out-{rank}") for rank in (0, 1))
     assert one == other
     for strategy, first in (("ddp", 1), ("fsdp", 0)):  # a spoilt shard is gathered by all

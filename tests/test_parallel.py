@@ -4,7 +4,6 @@ import peft
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from bitsandbytes.nn import Params4bit
 from torch.distributed.tensor import DTensor
 from transformers import BitsAndBytesConfig, Gemma2ForCausalLM
@@ -19,7 +18,7 @@ from app.training.loop import TrainSetup, TrainState, state_from_json, state_to_
 from app.training.optim import build_optimizer
 from app.training.parallel import wrap_model
 from data_pipeline.stream.encode import IGNORE_INDEX
-from tests.tiny import CPU, Recorder, batches, objective, save_model
+from tests.tiny import CPU, Recorder, batches, objective, run_two_processes, save_model
 
 STRATEGIES = ("ddp", "zero2", "fsdp")
 OPTIM = OptimConfig(learning_rate=2e-2, schedule="cosine", warmup_ratio=0.1, max_grad_norm=0.5)
@@ -224,7 +223,7 @@ def peft_loss(folder, out):
 
 @pytest.fixture(scope="module")
 def two(folder, out, one, peft_loss):
-    torch.multiprocessing.start_processes(work, (folder, out), nprocs=2, start_method="spawn")
+    run_two_processes(work, (folder, out))
     return [torch.load(out / f"rank-{rank}") for rank in (0, 1)]
 
 

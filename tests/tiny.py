@@ -4,10 +4,14 @@ It has both softcaps, sliding window, grouped queries and tied embeddings.
 """
 
 import json
+import multiprocessing
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.multiprocessing
 from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
@@ -153,3 +157,9 @@ def save_trained_model(folder: Path, config: Config) -> str:
     (folder / STATE_FILE).write_text(json.dumps({"state": {"step": 7}, "base": pin}))
     save_config(folder, config)
     return str(folder)
+
+
+def run_two_processes(work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    """Run `work(rank, *arguments)` in two processes, forked from one that has imported this."""
+    multiprocessing.set_forkserver_preload([__name__])
+    torch.multiprocessing.start_processes(work, arguments, nprocs=2, start_method="forkserver")

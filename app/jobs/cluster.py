@@ -35,6 +35,8 @@ _PRIVATE_DEFAULTS = {
     "RAY_worker_maximum_startup_concurrency": str(max(4, os.cpu_count() or 1)),
     # Without the watcher, each trainer has one process less.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # With few files, Ray's log monitor lists them ten times a second. So it does it twice a second.
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
     # The same token for the life of this process: Ray's client reads it only once.
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
 }
