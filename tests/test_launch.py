@@ -44,6 +44,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_worker_niceness": "0",
+        "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
         "OMP_NUM_THREADS": "1",
         "HF_TOKEN": "hf_of_the_driver",  # the job's driver sends it to the workers
