@@ -18,8 +18,9 @@ demo: $(READY)
 	$(BIN)/python -m app demo
 
 # A GPU rounds differently, so these tests always run on the CPU; tests/test_gpu.py runs on a GPU.
+# A process that hangs ends the run: pytest-xdist may wait for ever after it has replaced one.
 test: $(READY)
-	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest tests/test_gpu.py
