@@ -4,10 +4,9 @@ import argparse
 from collections.abc import Sequence
 from typing import TypeAlias
 
+from app.argument_types import parse_not_negative, parse_path, parse_port, parse_positive
 from app.gemma.config import ModelConfig, QuantizationConfig
 from data_pipeline.config import PrepareConfig
-from data_pipeline.errors import DataError
-from data_pipeline.home import expand_home
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -31,13 +30,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _expand_home(path: str) -> str:
-    try:
-        return expand_home(path)
-    except DataError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def _build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     parser = argparse.ArgumentParser(
@@ -52,7 +44,7 @@ def _build_parser() -> argparse.ArgumentParser:
     tune = _add_command_with_config(
         commands, "tune", "search over search.space, or continue; ASHA stops bad trials early"
     )
-    tune.add_argument("--json", type=_expand_home, help="write all trials to this file")
+    tune.add_argument("--json", type=parse_path, help="write all trials to this file")
     _add_evaluate(commands)
     _add_caption(commands)
     _add_promote(commands)
@@ -63,16 +55,14 @@ def _build_parser() -> argparse.ArgumentParser:
     ui = _add_command_with_config(
         commands, "ui", "open the MLflow UI of the config's tracking database"
     )
-    ui.add_argument("--port", type=int, default=5000, help="port of the UI (default: 5000)")
+    ui.add_argument("--port", type=parse_port, default=5000, help="port of the UI (default: 5000)")
 
     _add_serve(commands)
     report = _add_command(commands, "report", "write one page about one or more jobs")
     report.add_argument(
         "runs", nargs="+", metavar="RUN", help="folder or URI of a job, such as outputs/demo/demo"
     )
-    report.add_argument(
-        "--out", required=True, type=_expand_home, help="new file that ends in .html"
-    )
+    report.add_argument("--out", required=True, type=parse_path, help="new file that ends in .html")
 
     demo = _add_command(
         commands, "demo", "prepare, search, train and evaluate on real icons, in minutes"
@@ -94,7 +84,7 @@ def _add_evaluate(commands: Commands) -> None:
     evaluate.add_argument("overrides", nargs="*", help="section.field=value")
     evaluate.add_argument(
         "--adapter",
-        type=_expand_home,
+        type=parse_path,
         help="folder or URI of a checkpoint of the job of a config (default: its best one, or its "
         "newest one)",
     )
@@ -104,7 +94,7 @@ def _add_evaluate(commands: Commands) -> None:
         default="validation",
         help="split whose drawings are captioned (default: validation)",
     )
-    evaluate.add_argument("--json", type=_expand_home, help="write the report to this file")
+    evaluate.add_argument("--json", type=parse_path, help="write the report to this file")
 
 
 def _add_command(commands: Commands, name: str, text: str) -> argparse.ArgumentParser:
@@ -133,13 +123,13 @@ def _add_caption(commands: Commands) -> None:
     caption.add_argument(
         "--model",
         required=True,
-        type=_expand_home,
+        type=parse_path,
         help="folder or URI of a job, a checkpoint or a PEFT adapter, or models:/NAME@ALIAS",
     )
     caption.add_argument(
         "--out",
         required=True,
-        type=_expand_home,
+        type=parse_path,
         help="new file that ends in .jsonl or .parquet; the same command continues a killed run",
     )
     caption.add_argument("--config", help="config of the training, for an adapter without one")
@@ -160,7 +150,7 @@ def _add_promote(commands: Commands) -> None:
     )
     promote.add_argument(
         "challenger",
-        type=_expand_home,
+        type=parse_path,
         help="folder or URI of a job, a checkpoint or a PEFT adapter, or models:/NAME/VERSION",
     )
     promote.add_argument("overrides", nargs="*", help="section.field=value, for both models")
@@ -190,7 +180,7 @@ def _add_prepare(commands: Commands) -> None:
         help="clean drawings on the Ray cluster at RAY_ADDRESS (default if the variable is set), "
         "or on a private Ray",
     )
-    prepare.add_argument("--json", type=_expand_home, help="write the counts to this file")
+    prepare.add_argument("--json", type=parse_path, help="write the counts to this file")
 
 
 def _add_export(commands: Commands) -> None:
@@ -199,13 +189,11 @@ def _add_export(commands: Commands) -> None:
     )
     export.add_argument(
         "model",
-        type=_expand_home,
+        type=parse_path,
         help="folder or URI of a job, a checkpoint or a PEFT adapter, or models:/NAME@ALIAS",
     )
     export.add_argument("overrides", nargs="*", help="section.field=value")
-    export.add_argument(
-        "--out", required=True, type=_expand_home, help="new folder, on this machine"
-    )
+    export.add_argument("--out", required=True, type=parse_path, help="new folder, on this machine")
     kinds = export.add_mutually_exclusive_group(required=True)
     for kind, text in (
         ("adapter", "folder of PEFT"),
@@ -216,7 +204,7 @@ def _add_export(commands: Commands) -> None:
     export.add_argument("--config", help="config of the training, for an adapter without one")
     export.add_argument(
         "--max-drift",
-        type=float,
+        type=parse_not_negative,
         default=0.1,
         help="largest KL divergence from the trained model (nats per caption token; default: 0.1)",
     )
@@ -239,7 +227,7 @@ def _add_plan(commands: Commands) -> None:
     )
     plan.add_argument(
         "--tokens-per-second",
-        type=float,
+        type=parse_positive,
         help="measured speed of all workers together, to estimate the hours",
     )
     plan.add_argument(
@@ -248,7 +236,9 @@ def _add_plan(commands: Commands) -> None:
         help="first measure this device (two minutes at most)",
     )
     plan.add_argument(
-        "--price-per-hour", type=float, help="price of all the job's machines, to predict the cost"
+        "--price-per-hour",
+        type=parse_not_negative,
+        help="price of all the job's machines, to predict the cost",
     )
     plan.add_argument("--json", action="store_true", help="print JSON")
 
@@ -261,7 +251,7 @@ def _add_quantize(commands: Commands) -> None:
     quantize.add_argument(
         "--out",
         required=True,
-        type=_expand_home,
+        type=parse_path,
         help="new folder; use it, or the URI of a copy, as model.name later",
     )
     quantize.add_argument("--revision", help=ModelConfig.model_fields["revision"].description)
@@ -276,13 +266,13 @@ def _add_serve(commands: Commands) -> None:
     serve.add_argument(
         "--model",
         required=True,
-        type=_expand_home,
+        type=parse_path,
         help="folder or URI of a job, a checkpoint or a PEFT adapter, or models:/NAME@ALIAS",
     )
     serve.add_argument("overrides", nargs="*", help="section.field=value")
     serve.add_argument("--config", help="config of the training, for an adapter without one")
     serve.add_argument("--host", default="127.0.0.1", help="address (default: 127.0.0.1)")
-    serve.add_argument("--port", type=int, default=8000, help="port (default: 8000)")
+    serve.add_argument("--port", type=parse_port, default=8000, help="port (default: 8000)")
 
 
 def _add_config_show_and_docs(commands: Commands) -> None:

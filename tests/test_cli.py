@@ -56,6 +56,22 @@ def test_an_unknown_argument_is_named(tmp_path, arguments, unknown):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("command", [
+    ["plan", "demo", "--price-per-hour"],
+    ["plan", "demo", "--tokens-per-second"],
+    ["export", "job", "--adapter", "--out", "out", "--max-drift"],
+    ["serve", "--model", "job", "--port"],
+    ["ui", "demo", "--port"],
+])  # fmt: skip
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999", "-1", "many", "99999999"])
+def test_a_number_outside_of_its_range_is_refused(command, value):
+    if value == "99999999" and command[-1] != "--port":
+        return
+    done = run_command(*command[:-1], f"{command[-1]}={value}")
+    assert done.returncode == 2
+    assert f"argument {command[-1]}: {value!r} is not a" in done.stderr
+
+
 def test_more_workers_than_cpus_are_refused_with_the_fix(tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)  # of other tests' Ray
     prepared = run_command(
