@@ -3,6 +3,7 @@
 Imports neither torch nor Ray, so that a wrong key or value is reported in less than two seconds.
 """
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,14 +12,16 @@ from typing import Any, Self, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from app.config_files import read_config_file
 from app.config_reference import explain_error
 from app.errors import UserError
 from app.evaluation.config import EvaluateConfig
 from app.gemma.config import LoraConfig, MemoryConfig, ModelConfig, QuantizationConfig
-from app.overrides import parse_override
+from app.overrides import parse_override, require_no_boolean
 from app.storage import require_text
 from app.tracking import REGISTRY_SCHEME, TrackingConfig, resolve_uri
 from app.training.config import OptimConfig, ParallelConfig, ScalingConfig, TrainConfig
+from app.yaml_text import parse_yaml
 from data_pipeline.config import DataConfig
 from data_pipeline.home import expand_home
 from data_pipeline.masking import mask_secrets
@@ -26,7 +29,6 @@ from tune.config import SearchConfig
 from tune.space import list_corners
 
 M = TypeVar("M", bound=BaseModel)
-CONFIGS = Path(__file__).parent / "configs"
 
 
 class Config(BaseModel):
@@ -46,6 +48,19 @@ class Config(BaseModel):
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     search: SearchConfig = Field(default_factory=SearchConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_no_number_is_boolean(cls, raw: Any) -> Any:
+        require_no_boolean(raw, cls)
+        return raw
+
+    @model_validator(mode="after")
+    def _check_numbers_are_finite(self) -> Self:
+        for path, value in flatten_config(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{path}={value} is not finite: write a finite number")
+        return self
 
     @model_validator(mode="after")
     def _check_moments_can_be_sharded(self) -> Self:
@@ -127,7 +142,7 @@ def load_config(
     if "://" in str(source):
         config = config_from_yaml(require_text(str(source)), str(source))
         return override_config(config, overrides)
-    return _resolve({} if source is None else _read_yaml(source), overrides)
+    return _resolve({} if source is None else read_config_file(source), overrides)
 
 
 def override_config(config: Config, overrides: Sequence[str] | Mapping[str, Any]) -> Config:
@@ -184,11 +199,7 @@ def config_to_yaml(config: Config) -> str:
 
 def config_from_yaml(text: str, name: str) -> Config:
     """Return the config of `config_to_yaml`. Raises UserError, which calls the text `name`."""
-    try:
-        raw = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
-    return validate_values(Config, raw)
+    return validate_values(Config, parse_yaml(text, name))
 
 
 def mask_config(config: Config) -> Config:
@@ -210,62 +221,6 @@ def _resolve(raw: dict[str, Any], overrides: Sequence[str] | Mapping[str, Any]) 
     for path, value in pairs:
         raw = _set_path(raw, path, value)
     return validate_values(Config, raw)
-
-
-def _read_yaml(source: str | Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Return the sections of a file, merged over those of the file that it extends.
-
-    `children` are the files that extend this one, the nearest last.
-    """
-    path = _find_file(source, children[-1].parent if children else Path())
-    if path.resolve() in [child.resolve() for child in children]:
-        circle = " extends ".join(map(str, [*children, path]))
-        raise UserError(f"{circle}, a circle: remove one `extends`")
-
-    # read it
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): correct its rights") from None
-    if not isinstance(raw, dict | None):
-        raise UserError(
-            f"{path} holds a {type(raw).__name__}, not sections: write them as `optim:`"
-        )
-
-    # merge
-    raw = raw or {}
-    parent = raw.pop("extends", None)
-    if parent is None:
-        return raw
-    if not isinstance(parent, str):
-        raise UserError(f"{path}: extends={parent!r} is not the name of one config")
-    return _merge_dicts(_read_yaml(parent, (*children, path)), raw)
-
-
-def _find_file(source: str | Path, folder: Path) -> Path:
-    """Return the file of a config: a path relative to the folder, or the name of a shipped one."""
-    path = folder / expand_home(str(source))
-    shipped = {file.stem: file for file in sorted(CONFIGS.glob("*.yaml"))}
-    if path.is_file():
-        return path
-    if str(source) in shipped:
-        return shipped[str(source)]
-    where = f" in {folder}" if folder != Path() else ""
-    raise UserError(
-        f"config {str(source)!r} not found{where}: give a YAML file or one of the shipped "
-        f"{', '.join(shipped)}"
-    )
-
-
-def _merge_dicts(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy of nested dicts in which the child's values replace the parent's."""
-    merged = {**parent, **child}
-    for key in parent.keys() & child.keys():
-        if isinstance(parent[key], dict) and isinstance(child[key], dict):
-            merged[key] = _merge_dicts(parent[key], child[key])
-    return merged
 
 
 def _set_path(raw: Any, path: str, value: Any) -> dict[str, Any]:

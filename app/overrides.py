@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel
 
 from app.errors import UserError
+from app.yaml_text import parse_yaml
 
 
 def is_override(text: str, root: type[BaseModel]) -> bool:
@@ -41,11 +42,23 @@ def parse_override(text: str, root: type[BaseModel]) -> tuple[str, Any]:
     if str in kinds:
         return path, value
     try:
-        parsed = json.loads(value)
+        return path, json.loads(value)
     except ValueError:
         return path, value
-    # pydantic would take true for the number 1
-    return path, value if isinstance(parsed, bool) and bool not in kinds else parsed
+
+
+def require_no_boolean(raw: Any, root: type[BaseModel]) -> None:
+    """Raise ValueError if a number is given as true or false, which pydantic takes for 1 and 0."""
+    for section, values in raw.items() if isinstance(raw, dict) else ():
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if not isinstance(value, bool):
+                continue
+            kinds = set(_list_kinds(_find_type([section, name], root)))
+            if kinds & {int, float} and bool not in kinds:
+                raise ValueError(
+                    f"{section}.{name}={str(value).lower()}: this is no number (YAML reads yes and "
+                    "on as true, no and off as false); write a number"
+                )
 
 
 def _find_type(parts: list[str], owner: Any) -> Any:
@@ -79,16 +92,12 @@ def _list_kinds(annotation: Any) -> Iterator[type]:
 
 def _parse_yaml(text: str, value: str, *, is_text: bool) -> Any:
     """Return a list or mapping; with `is_text` its items stay text. Raises UserError for others."""
-    loader = yaml.BaseLoader if is_text else yaml.SafeLoader
-    try:
-        end = max(
-            token.end_mark.index
-            for token in yaml.scan(value, loader)
-            if not isinstance(token, yaml.StreamEndToken)
-        )
-        parsed = yaml.load(value, loader)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"override {text!r} is not YAML: {' '.join(str(error).split())}") from None
+    parsed = parse_yaml(value, f"override {text!r}", is_text=is_text)
+    end = max(
+        token.end_mark.index
+        for token in yaml.scan(value)
+        if not isinstance(token, yaml.StreamEndToken)
+    )
     if value[end:].strip():
         raise UserError(
             f"override {text!r} has a comment: YAML ignores {value[end:].strip()!r}; quote the #"

@@ -12,7 +12,6 @@ import transformers
 import yaml
 
 from app.config import (
-    CONFIGS,
     Config,
     config_to_yaml,
     flatten_config,
@@ -20,6 +19,7 @@ from app.config import (
     make_paths_absolute,
     override_config,
 )
+from app.config_files import CONFIGS
 from app.config_reference import render_reference
 from app.errors import UserError
 from tests.command_line import run_command

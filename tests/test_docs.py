@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from app.arguments import parse_arguments
-from app.config import CONFIGS, Config, load_config, validate_values
+from app.config import Config, load_config, validate_values
+from app.config_files import CONFIGS
 from app.errors import UserError
 from app.gemma.config import QuantizationConfig
 from data_pipeline.config import PrepareConfig

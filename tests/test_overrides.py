@@ -1,6 +1,7 @@
 """Overrides of a shell are read by the type of their setting; `extends` and `~` name files."""
 
 import os
+import re
 import string
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.config import Config, flatten_config, load_config, make_paths_absolute
+from app.config import (
+    Config,
+    config_to_yaml,
+    flatten_config,
+    load_config,
+    make_paths_absolute,
+)
 from app.errors import UserError
 from app.overrides import parse_override
 
@@ -75,8 +82,14 @@ def test_a_value_is_read_by_the_type_of_its_setting(override: str, value: Any) -
     [
         ("train.max_steps=5 # five", "train.max_steps='5 # five'"),
         ("train.max_steps=1:30", "train.max_steps='1:30'"),
-        ("train.max_steps=true", "train.max_steps='true'"),
+        ("train.max_steps=true", "train.max_steps=true: this is no number"),
         ("train.max_steps=", "train.max_steps=''"),
+        ("search.space.lora.rank={choice: [1:30]}", "lora.rank='1:30'"),
+        ("search.space.lora.rank={choice: [yes]}", "lora.rank=true: this is no number"),
+        ("evaluate.fields={a: [x], b: [x], a: [y]}", "key 'a' is already in line 1"),
+        ("search.space.lora.rank={choice: [8], choice: [9]}", "key 'choice' is already"),
+        ("search.max_hours=inf", "search.max_hours=inf is not finite"),
+        ("memory.max_gib_per_gpu=1e999", "memory.max_gib_per_gpu=inf is not finite"),
         ("train.run_name=null:", "train.run_name='null:'"),
         ("lora.target_modules=[q_proj] # and v_proj", "ignores '# and v_proj'"),
         ("lora.target_modules=[q_proj, #v_proj]", "is not YAML"),
@@ -93,6 +106,76 @@ def test_no_part_of_a_value_is_ignored_in_silence(override: str, message: str) -
         load_config("demo", [override])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "value"),
+    [
+        ("train: {max_steps: 010}", "train.max_steps", 10),
+        ("train: {max_steps: -0}", "train.max_steps", None),
+        ("train: {max_steps: 1_000}", "train.max_steps", 1000),
+        ("train: {max_steps: 0x1F}", "train.max_steps", 31),
+        ("train: {max_steps: 1:30}", "train.max_steps", None),
+        ("train: {max_steps: 0o17}", "train.max_steps", None),
+        ("train: {max_steps: on}", "train.max_steps", None),
+        ("optim: {weight_decay: yes}", "optim.weight_decay", None),
+        ("optim: {weight_decay: 0.0_5}", "optim.weight_decay", 0.05),
+        ("search: {max_hours: 1:30.5}", "search.max_hours", None),
+        ("search: {max_hours: .inf}", "search.max_hours", None),
+        ("search: {max_hours: .nan}", "search.max_hours", None),
+        ("search: {max_hours: 010.5}", "search.max_hours", 10.5),
+        ("train: {tf32: off}", "train.tf32", False),
+        ("train: {run_name: 2024-01-31}", "train.run_name", "2024-01-31"),
+        ("train: {run_name: 0123}", "train.run_name", "0123"),
+        ("data: {system_prompt: 12:30:45}", "data.system_prompt", "12:30:45"),
+        ("evaluate: {fields: {year: [0123]}}", "evaluate.fields.year", ["0123"]),
+        ("search: {space: {lora.alpha: {uniform: [010, 020]}}}", "search.space.lora.alpha",
+         {"when": {}, "uniform": [10, 20]}),
+    ],
+)  # fmt: skip
+def test_a_number_in_a_file_is_decimal_or_refused(
+    tmp_path: Path, text: str, path: str, value: Any
+) -> None:
+    """None: the value is refused by its name. Accepted values survive a round trip."""
+    file = tmp_path / "job.yaml"
+    file.write_text(f"extends: demo\n{text}\n")
+    if value is None:
+        with pytest.raises(UserError, match=rf"job\.yaml|{re.escape(path)}="):
+            load_config(file)
+        return
+    config = load_config(file)
+    assert flatten_config(config)[path] == value
+    file.write_text(config_to_yaml(config))
+    assert load_config(file) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "lora:\n  rank: 7\n  alpha: 5\n  rank: 9\n",
+            "line 4: the key 'rank' is already in line 2",
+        ),
+        ("lora: {rank: 7}\noptim: {}\nlora: {alpha: 5}\n", "line 3: the key 'lora' is alr"),
+        ('search:\n  points:\n  - {lora.rank: 8, "lora.rank": 9}\n', "line 3: the key 'lora.rank'"),
+        ("extends: demo\nextends: search\n", "line 2: the key 'extends' is already in line 1"),
+    ],
+)
+def test_two_equal_keys_of_a_mapping_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as error:
+        load_config(file)
+    assert str(error.value).startswith(f"{file}, {message}")
+    assert str(error.value).endswith("keep one of them")
+
+
+def test_a_key_beside_a_merge_replaces_the_merged_one(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(
+        "evaluate:\n  fields:\n    <<: {a: [x], b: [y]}\n    <<: {c: [z]}\n    a: [w]\n"
+    )
+    assert load_config(file).evaluate.fields == {"a": ("w",), "b": ("y",), "c": ("z",)}
 
 
 @pytest.mark.parametrize("name", ["..", ".", ".hidden", "-rf", "a/b", "", "a\n", "~", "a b"])

@@ -8,7 +8,8 @@ import json
 import os
 from collections.abc import Sequence
 
-from app.config import CONFIGS, Config, load_config, make_paths_absolute, override_config
+from app.config import Config, load_config, make_paths_absolute, override_config
+from app.config_files import CONFIGS
 from app.errors import UserError
 from app.jobs.job_dir import find_adapter, get_job_dir, read_snapshot
 from app.jobs.precision import resolve_precision
