@@ -487,12 +487,17 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, max_file_bytes:
 
 def test_lone_surrogates_do_not_stop_the_corpus(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    good = json.dumps({"id": "a\ud800", "svg": drawing(1), "caption": "x\udfff"})
-    bad = json.dumps({"id": "b", "svg": "<svg>\ud800</svg>", "caption": "x"})
-    path.write_text(f"{good}\n{bad}\n")
-    report = run(tmp_path / "out", str(path), validation_share=0)
-    assert report.quarantined == {"not_xml": 1}
-    assert [record.caption for record in records_of(tmp_path / "out", "train")] == ["x?"]
+    rows = [
+        {"id": "a\ud800", "svg": drawing(1), "caption": "smile \U0001f600"},
+        {"id": "a\ud801", "svg": drawing(2), "caption": "x"},
+        {"id": "b", "svg": "<svg>\ud800</svg>", "caption": "x"},
+        {"id": "c", "svg": drawing(3), "caption": "half \ud83d"},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    report = run(tmp_path / "out", str(path), validation_share=0, test_share=0)
+    assert report.quarantined == {"no_caption": 1, "not_xml": 1}
+    written = {record.id: record.caption for record in records_of(tmp_path / "out", "train")}
+    assert written == {r"a\ud800": "smile \U0001f600", r"a\ud801": "x"}
 
 
 def test_bytes_and_text_of_one_drawing_are_duplicates(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from app.jobs.caption_journal import CaptionedDrawing
 from data_pipeline.config import DataConfig, DrawingsConfig
 from data_pipeline.masking import mask_secrets
 from data_pipeline.sources.read import read_source
+from data_pipeline.sources.record import escape_surrogates
 from data_pipeline.svg import SVGRefused, canonicalise
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def read_drawings(inputs: Sequence[str], config: DrawingsConfig) -> Iterator[Dra
     sources = [(mask_secrets(spec), read_source(spec, config)) for spec in inputs]
     numbers = count()
     return (
-        Drawing(next(numbers), name, _encodable(record.id), record.svg, record.unreadable)
+        Drawing(next(numbers), name, escape_surrogates(record.id), record.svg, record.unreadable)
         for name, records in sources
         for record in records
     )
@@ -72,7 +73,7 @@ def caption_window(
             svg = canonicalise(drawing.svg)
             _require_fit(captioner.count_prompt_tokens(svg), data)
         except SVGRefused as refusal:
-            refused.append(CaptionedDrawing(*drawing[:3], None, _encodable(str(refusal))))
+            refused.append(CaptionedDrawing(*drawing[:3], None, escape_surrogates(str(refusal))))
         else:
             fitting.append(drawing)
             svgs.append(svg)
@@ -85,11 +86,6 @@ def caption_window(
             [CaptionedDrawing(*fitting[i][:3], text, None) for i, text in captions.items()]
         ),
     )
-
-
-def _encodable(text: str) -> str:
-    """Replace lone surrogates, which JSON can express and UTF-8 cannot."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def _require_fit(num_tokens: int, data: DataConfig) -> None:

@@ -21,7 +21,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.prepare.leakage import contains_caption
 from data_pipeline.prepare.splits import choose_split
 from data_pipeline.shards import QuarantinedRecord, ShardRecord
-from data_pipeline.sources.record import Record, stable_hash
+from data_pipeline.sources.record import Record, escape_surrogates, stable_hash
 from data_pipeline.svg import SVGRefused, canonicalise
 
 NUM_FIRST_BYTES = 256
@@ -103,7 +103,7 @@ def clean_batch(records: list[Record], config: PrepareConfig) -> Batch:
     raw: str | bytes | None = None
     svg = ""
     for record in records:
-        caption = _replace_surrogates(record.caption).strip()
+        caption = escape_surrogates(record.caption).strip()
         try:
             if record.unreadable:
                 raise SVGRefused("unreadable_file", record.unreadable)
@@ -125,7 +125,7 @@ def clean_batch(records: list[Record], config: PrepareConfig) -> Batch:
 def _make_clean_record(
     record: Record, svg: str, caption: str, config: PrepareConfig
 ) -> CleanRecord:
-    id_ = _replace_surrogates(record.id)
+    id_ = escape_surrogates(record.id)
     given = record.split in ("validation", "test")
     chosen = choose_split(
         record.concept,
@@ -134,7 +134,7 @@ def _make_clean_record(
         test_share=get_share(config.test_share),
     )
     return CleanRecord(
-        record=ShardRecord(id_, svg, caption, record.source),
+        record=ShardRecord(id_, svg, caption, escape_surrogates(record.source)),
         shuffle_key=stable_hash(config.seed, id_),
         drawing_hash=hash_content(svg),
         content_hash=hash_content(svg, caption),
@@ -148,10 +148,10 @@ def _make_clean_record(
 def _make_quarantined_record(record: Record, refusal: SVGRefused) -> QuarantinedRecord:
     first = record.svg[:NUM_FIRST_BYTES]
     return QuarantinedRecord(
-        id=_replace_surrogates(record.id),
-        source=record.source,
+        id=escape_surrogates(record.id),
+        source=escape_surrogates(record.source),
         reason=refusal.reason,
-        detail=_replace_surrogates(refusal.detail),
+        detail=escape_surrogates(refusal.detail),
         first_bytes=first.encode("utf-8", "replace") if isinstance(first, str) else first,
     )
 
@@ -163,11 +163,6 @@ def hash_content(*parts: str) -> int:
     """
     data = "\0".join(parts).encode("utf-8", "replace")
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest())
-
-
-def _replace_surrogates(text: str) -> str:
-    """Replace lone surrogates, which JSON can express and UTF-8 cannot."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def _split_into_batches(records: Iterable[Record]) -> Iterator[list[Record]]:

@@ -5,13 +5,15 @@ conversation, whose answers are captions. A list in a column of KEYWORD_COLUMNS 
 text may hold a list or an object as JSON.
 """
 
-import json
 import math
+import re
 import string
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from data_pipeline.config import PrepareConfig
 from data_pipeline.sources.files import detect_encoding
+from data_pipeline.sources.json_parser import JSONError, parse_json
 from data_pipeline.sources.record import Record, stable_hash
 
 MAX_CAPTION_BYTES = 1 << 20
@@ -19,6 +21,7 @@ KEYWORD_COLUMNS = ("keywords", "tags")
 TEXT_KEYS = ("caption", "text", "description", "sentence", "raw", "value", "content")
 """In order of preference: the first key of an object in a list whose value is not empty."""
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _INVISIBLE = f"{string.whitespace}\0\xa0\u200b\u2060\ufeff"
 """Characters that are no caption alone."""
 _SPEAKER_KEYS, _WORDS_KEYS = ("role", "from", "speaker"), ("content", "value", "text")  # of a turn
@@ -27,6 +30,13 @@ _ANSWERING = {"assistant", "gpt", "chatgpt", "model", "bot", "ai"}
 
 Captions = list[tuple[str, object]]
 """Name and value of each caption column of one drawing."""
+
+
+@dataclass(frozen=True)
+class UnreadableCaption:
+    """A caption that its source could not read; `reason` describes the value."""
+
+    reason: str
 
 
 class _NotTextError(Exception):
@@ -48,17 +58,7 @@ def make_records(
     is not text. A drawing that is neither text nor bytes yields a record with an empty SVG.
     `prepare` puts both into quarantine.
     """
-    texts: list[tuple[str, str]] = []
-    problem = ""
-    for name, value in _split_lists(captions):
-        try:
-            text = _read_text(value)
-        except _NotTextError as error:
-            label = f"the caption {name!r}" if name else "the caption"
-            problem = problem or f"{label} is {error}, not text"
-        else:
-            texts += [(name, text)] if text.strip() else []
-
+    texts, problem = read_texts(captions)
     drawing = svg if isinstance(svg, str | bytes) else ""
     if not texts:
         yield Record(id_, drawing, "", source, "", problem, split)
@@ -71,6 +71,21 @@ def make_records(
         return
     chosen = stable_hash(config.seed, id_) % len(texts) if config.captions == "random" else 0
     yield Record(id_, drawing, texts[chosen][1], source, concept, split=split)
+
+
+def read_texts(captions: Iterable[tuple[str, object]]) -> tuple[list[tuple[str, str]], str]:
+    """Return name and text of each caption that is not empty, and the first problem or ""."""
+    texts: list[tuple[str, str]] = []
+    problem = ""
+    for name, value in _split_lists(captions):
+        try:
+            text = _read_text(value)
+        except _NotTextError as error:
+            label = f"the caption {name!r}" if name else "the caption"
+            problem = problem or f"{label} is {error}, not text"
+        else:
+            texts += [(name, text)] if text.strip() else []
+    return texts, problem
 
 
 def _split_lists(captions: Iterable[tuple[str, object]]) -> Iterator[tuple[str, object]]:
@@ -92,8 +107,8 @@ def _parse_json(value: object) -> object:
     if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
         return value
     try:
-        parsed = json.loads(value)
-    except (ValueError, RecursionError):
+        parsed = parse_json(value)
+    except JSONError:
         return value
     items = parsed if isinstance(parsed, list) else [parsed]
     return parsed if any(item and isinstance(item, str | dict) for item in items) else value
@@ -129,6 +144,8 @@ def _read_text(value: object) -> str:
     """Return the text of one value, empty if it is missing. Raises _NotTextError."""
     if is_missing(value):
         return ""
+    if isinstance(value, UnreadableCaption):
+        raise _NotTextError(value.reason)
     if isinstance(value, bytes):
         value = decode_caption(value)
     if isinstance(value, str):
@@ -136,6 +153,8 @@ def _read_text(value: object) -> str:
             raise _NotTextError("a drawing")
         if "\ufffd" in value:
             raise _NotTextError("in another encoding than UTF-8")
+        if _SURROGATE.search(value):
+            raise _NotTextError("broken Unicode (a lone surrogate)")
         return value if value.strip(_INVISIBLE) else ""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)  # JSON writers turn the caption "5" into a number

@@ -21,6 +21,10 @@ _BOX = ("left", "top", "width", "height")
 _MAX_PARENTS = 10
 
 
+class _UnusableIconError(Exception):
+    """An icon or alias that is not a drawing; the message follows its name."""
+
+
 def is_iconify(file: SourceFile) -> bool:
     """Return whether the beginning of the file looks like an Iconify set."""
     if not file.name.lower().endswith(".json"):
@@ -35,19 +39,24 @@ def read_iconify(file: SourceFile) -> Iterator[Record]:
 
     The source of a record is the set's prefix. Icons of all sets that share the first word of their
     names are one concept. An alias without an icon, and an icon without a body, yields a record
-    with an empty SVG, which `prepare` puts into quarantine. Raises DataError if the file is not an
-    Iconify set.
+    that cannot be read, with the reason. Raises DataError if the file is not an Iconify set.
     """
     icon_set = load_json(file)
     if not _is_icon_set(icon_set):
         raise DataError(
-            f"{file.path} is not an Iconify set: expected an object with prefix and icons"
+            f"{file.path} is not an Iconify set: expected an object with prefix, icons and perhaps "
+            "aliases"
         )
     return _make_icon_records(icon_set)
 
 
 def _is_icon_set(value: object) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("icons"), dict) and "prefix" in value
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("icons"), dict)
+        and isinstance(value.get("aliases"), dict | None)
+        and "prefix" in value
+    )
 
 
 def _make_icon_records(icon_set: Mapping[str, Any]) -> Iterator[Record]:
@@ -55,29 +64,34 @@ def _make_icon_records(icon_set: Mapping[str, Any]) -> Iterator[Record]:
     prefix = str(icon_set["prefix"])
     default_box = {key: icon_set[key] for key in _BOX if key in icon_set}
     for name in [*icons, *aliases]:
-        icon = _resolve_alias(name, icons, aliases)
+        try:
+            svg, unreadable = _make_svg(default_box | _resolve_alias(name, icons, aliases)), ""
+        except _UnusableIconError as error:
+            svg, unreadable = "", f"the icon {name!r} of the set {prefix!r} {error}"
         words = name.replace("_", "-").split("-")
         yield Record(
             id=f"{prefix}:{name}",
-            svg="" if icon is None else _make_svg(default_box | icon),
+            svg=svg,
             caption=" ".join(words),
             source=prefix,
             concept=derive_concept(words[0].lower()),
+            unreadable=unreadable,
         )
 
 
 def _resolve_alias(
     name: str, icons: Mapping[str, Any], aliases: Mapping[str, Any]
-) -> dict[str, Any] | None:
-    """Return the icon with the changes of its aliases, or None if it is missing or not usable.
+) -> dict[str, Any]:
+    """Return the icon with the changes of its aliases.
 
-    The size of an alias replaces that of its parent, rotations add up, and two flips cancel.
+    The size of an alias replaces that of its parent, rotations add up, and two flips cancel. Raises
+    _UnusableIconError.
     """
     changes: dict[str, Any] = {}
     for _ in range(_MAX_PARENTS):
         entry = icons.get(name, aliases.get(name))
         if not isinstance(entry, dict):
-            return None
+            raise _UnusableIconError(f"needs {name!r}, which is not an object in the set")
 
         orientation = {
             "rotate": _get_rotation(entry) + _get_rotation(changes),
@@ -87,9 +101,13 @@ def _resolve_alias(
         changes = entry | changes | orientation
 
         if name in icons:
-            return changes if _is_usable(changes) else None
-        name = entry.get("parent", "")
-    return None
+            _require_usable(changes)
+            return changes
+        parent = entry.get("parent")
+        if not isinstance(parent, str):
+            raise _UnusableIconError(f"needs {name!r}, whose parent is {parent!r}, not a name")
+        name = parent
+    raise _UnusableIconError(f"has parents in a circle, or more than {_MAX_PARENTS}")
 
 
 def _get_rotation(entry: Mapping[str, Any]) -> int:
@@ -98,10 +116,12 @@ def _get_rotation(entry: Mapping[str, Any]) -> int:
     return rotation if isinstance(rotation, int) else 0
 
 
-def _is_usable(icon: Mapping[str, Any]) -> bool:
-    numbers = (icon.get(key, 0) for key in _BOX)
-    has_numbers = all(isinstance(number, int | float) for number in numbers)
-    return isinstance(icon.get("body"), str) and has_numbers
+def _require_usable(icon: Mapping[str, Any]) -> None:
+    for key in _BOX:
+        if not isinstance(icon.get(key, 0), int | float):
+            raise _UnusableIconError(f"has the {key} {icon[key]!r}, not a number")
+    if not isinstance(icon.get("body"), str):
+        raise _UnusableIconError(f"has the body {icon.get('body')!r}, not a text")
 
 
 def _make_svg(icon: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import sys
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any, TextIO
@@ -13,6 +14,10 @@ from data_pipeline.sources.files import SourceFile
 _CHUNK_CHARS = 1 << 20
 _MAX_OBJECT_CHARS = 1 << 26  # in an array; a longer object counts as broken
 _SEPARATOR = re.compile(r"[\s,]*")
+
+
+class JSONError(Exception):
+    """A text that is not usable JSON; the message is the reason."""
 
 
 class _RepeatedNameError(Exception):
@@ -28,13 +33,32 @@ def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def load_json(file: SourceFile) -> Any:
-    """Return the value of the whole file. Raises DataError if it is not JSON."""
-    text = file.read_text()
+def _read_int(digits: str) -> int | str:
+    """Return a whole number, or its digits if Python refuses to convert so many."""
+    return int(digits) if len(digits) <= sys.int_info.default_max_str_digits else digits
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_make_object, parse_int=_read_int)
+
+
+def parse_json(text: str) -> Any:
+    """Return the value of a text. Raises JSONError."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file.path} is not JSON: {error}") from None
+        return _DECODER.decode(text)
+    except RecursionError:
+        raise JSONError("nested too deeply") from None
+    except _RepeatedNameError as error:
+        raise JSONError(str(error)) from None
+    except ValueError as error:
+        raise JSONError(f"not JSON ({error})") from None
+
+
+def load_json(file: SourceFile) -> Any:
+    """Return the value of the whole file. Raises DataError if it is not usable JSON."""
+    try:
+        return parse_json(file.read_text())
+    except JSONError as error:
+        raise DataError(f"{file.path}: {error}") from None
 
 
 def parse_json_objects(file: SourceFile) -> Iterator[dict[str, Any]]:
@@ -60,10 +84,8 @@ def _parse_lines(first: str, stream: TextIO, where: str) -> Iterator[dict[str, A
 
 def _parse_line(line: str, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(line, object_pairs_hook=_make_object)
-    except (ValueError, RecursionError):
-        row = None
-    except _RepeatedNameError as error:
+        row = parse_json(line)
+    except JSONError as error:
         raise DataError(f"{where}: {error}") from None
     if not isinstance(row, dict):
         raise DataError(f"{where}: not a JSON object")
@@ -72,7 +94,6 @@ def _parse_line(line: str, where: str) -> dict[str, Any]:
 
 def _parse_array(buffer: str, stream: TextIO, where: str) -> Iterator[dict[str, Any]]:
     """Yield the objects of an array that may exceed the memory, each as soon as it is complete."""
-    decode = json.JSONDecoder(object_pairs_hook=_make_object).raw_decode
     position, number = buffer.index("[") + 1, 1
     while True:
         # skip separators: the pattern also matches an empty string, so it always matches
@@ -87,7 +108,7 @@ def _parse_array(buffer: str, stream: TextIO, where: str) -> Iterator[dict[str, 
 
         # decode one object
         try:
-            row, position = decode(buffer, position)
+            row, position = _DECODER.raw_decode(buffer, position)
         except RecursionError:
             raise DataError(f"{where}, row {number}: nested too deeply") from None
         except _RepeatedNameError as error:

@@ -12,7 +12,7 @@ class Record:
     `id` is unique within its source. `source` names the file or the set, for counts and reports.
     All records of one `concept` are in the same split. `problem` is the reason of an empty caption.
     `split` is that which the source or the user gives; empty or "train": the concept decides it.
-    `unreadable` is the reason why a file of the record could not be read.
+    `unreadable` is the reason why the drawing, or a file of the record, could not be read.
     """
 
     id: str
@@ -36,3 +36,8 @@ def stable_hash(seed: int, text: str) -> int:
     """Return a 64-bit hash that is the same in every process, unlike Python's `hash`."""
     data = f"{seed}:{text}".encode("utf-8", "replace")
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest())
+
+
+def escape_surrogates(text: str) -> str:
+    r"""Write lone surrogates, which JSON can express and UTF-8 cannot, as `\ud800`."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -77,6 +77,8 @@ def read_xml(svg: str | bytes, handler: Handler, *, texts: Iterable[str], max_by
     if len(text) > max_bytes:
         raise SVGRefused("too_large", f"{len(text):,} characters, more than {max_bytes:,}")
     text = _normalise_prologue(text)
+    if not text:
+        raise SVGRefused("not_xml", "the drawing is empty, or not text")
 
     parser = expat.ParserCreate("utf-8", " ", None)
     parser.specified_attributes = True
