@@ -1,8 +1,11 @@
 """Folders of drawings: each layout of captions gives each drawing its own captions."""
 
+import contextlib
+import csv
 import json
 import os
 import shutil
+import socket
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -140,14 +143,103 @@ def test_a_file_that_cannot_be_read_is_one_refused_drawing(tmp_path: Path, prefi
     (tmp_path / os.fsdecode(b"caf\xe9.svg")).touch()
     (tmp_path / "z.txt").symlink_to("gone")
     os.mkfifo(tmp_path / "pipe.svg")  # would wait for a writer
+    (tmp_path / "null.svg").symlink_to("/dev/null")
     assert read_unreadable(tmp_path, prefix=prefix) == {
         "a": "",
         "caf%E9": f"the name of {tmp_path}/caf%E9.svg is not UTF-8: rename the file",
+        "pipe": f"{tmp_path}/pipe.svg is a pipe: copy its data into a file",
+        "null": f"{tmp_path}/null.svg is a device: copy its data into a file",
         "io_error": f"{tmp_path}/io_error.svg cannot be read: Input/output error",
         "itself": f"{tmp_path}/itself.svg cannot be read: Too many levels of symbolic links",
         "vanished": f"{tmp_path}/vanished.svg cannot be read: No such file or directory",
         "z": f"{tmp_path}/z.txt cannot be read: No such file or directory",
     }
+
+
+@pytest.mark.parametrize("name", ["a.svg", "a.jsonl", "a.json", "a.tar", "a.parquet", "folder"])
+def test_a_pipe_a_socket_or_a_device_is_no_source(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with socket.socket(socket.AF_UNIX) as server, contextlib.chdir(tmp_path):
+        server.bind("socket")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for file, kind in {name: "a pipe", "socket": "a socket", "zero": "a device"}.items():
+        with pytest.raises(DataError, match=rf"source '\S*{file}' is {kind}: copy its data"):
+            read_source(str(tmp_path / file), PrepareConfig(out="unused"))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.tar", "a.parquet", "captions.csv"])
+def test_a_pipe_in_a_folder_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    if name == "captions.csv":
+        draw(tmp_path, "a.svg")
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DataError, match=rf"{name} is a pipe: copy its data into a file"):
+        read_source(str(tmp_path), PrepareConfig(out="unused"))
+
+
+TABLES = ["captions.jsonl", "captions.csv", "metadata.jsonl", "metadata.csv", "metadata.parquet"]
+
+
+@pytest.mark.parametrize("second", TABLES)
+@pytest.mark.parametrize("suffix", ["", ".svg", ".SVG"])
+def test_caption_files_of_one_folder_may_not_disagree(
+    tmp_path: Path, second: str, suffix: str
+) -> None:
+    draw(tmp_path, "icons/a.svg", "icons/b.svg", "icons/c.svg")
+    first = {"./a": "a cat", "b.svg": "a dog", "c": ""}
+    (tmp_path / "icons" / "captions.json").write_text(json.dumps(first))
+    write_table(tmp_path / "icons" / second, {f"a{suffix}": "a cat", "b": "", "c.svg": "a cow"})
+    assert read(tmp_path) == {"icons/a": "a cat", "icons/b": "a dog", "icons/c": "a cow"}
+
+    write_table(tmp_path / "icons" / second, {"c": "a cow", f"a{suffix}": "a horse"})
+    with pytest.raises(DataError) as error:
+        read_source(str(tmp_path), PrepareConfig(out="unused"))
+    assert str(error.value) == (
+        f"{tmp_path}/icons/captions.json and {tmp_path}/icons/{second} disagree about "
+        f"'a{suffix}': correct one of the files, or remove it"
+    )
+
+
+def test_caption_files_of_one_folder_may_not_disagree_about_a_split(tmp_path: Path) -> None:
+    draw(tmp_path, "a.svg", "b.svg")
+    write_table(
+        tmp_path / "metadata.csv", {"a.svg": "a cat", "b.svg": "a dog"}, split=["train", "test"]
+    )
+    write_table(tmp_path / "metadata.jsonl", {"a.svg": "a cat"})
+    assert read(tmp_path) == {"a": "a cat", "b": "a dog"}
+    write_table(tmp_path / "metadata.jsonl", {"b.svg": "a dog"}, split=["train"])
+    with pytest.raises(DataError, match=r"disagree about 'b\.svg'"):
+        read_source(str(tmp_path), PrepareConfig(out="unused"))
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_fields_of_csv_may_be_long_and_have_other_delimiters(
+    tmp_path: Path, delimiter: str
+) -> None:
+    draw(tmp_path, "a.svg", "b.svg", "c.svg", "d.svg")
+    long = "very " * 100_000 + "long"
+    rows = [
+        ["file_name", "caption", "licence, or note"],
+        ["a.svg", "a cat, a dog; a\tcow", "free"],
+        ["b.svg", f'{long}\n"quoted"', ""],
+        ["c.svg", "a bee"],
+    ]
+    with (tmp_path / "captions.csv").open("w", newline="") as file:
+        csv.writer(file, delimiter=delimiter).writerows(rows)
+        file.write(delimiter.join(["d.svg", "a fly", "", "", "\r\n"]))  # empty fields too many
+    assert read(tmp_path) == {
+        "a": "a cat, a dog; a\tcow",
+        "b": f'{long}\n"quoted"',
+        "c": "a bee",
+        "d": "a fly",
+    }
+    assert csv.field_size_limit() == 131_072  # of this process, as before
+
+
+def test_a_text_with_a_delimiter_is_in_quotes(tmp_path: Path) -> None:
+    draw(tmp_path, "a.svg")
+    (tmp_path / "captions.csv").write_text("file,caption\na.svg,a cat, asleep\n")
+    with pytest.raises(DataError, match=r"captions\.csv, line 2: more fields than the 2 of the"):
+        read(tmp_path)
 
 
 def test_the_quarantine_has_files_that_cannot_be_read(tmp_path: Path) -> None:

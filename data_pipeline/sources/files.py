@@ -8,6 +8,7 @@ import io
 import os
 import posixpath
 import re
+import stat
 import unicodedata
 from collections import deque
 from collections.abc import Iterator
@@ -51,11 +52,18 @@ class SourceFile:
 
         An OSError in the `with` block, such as EIO of a failing disk, becomes UnreadableFileError.
         """
+        self.require_data()
         try:
             with self.fs.open_input_stream(self.path, compression=None) as stream:
                 yield stream
         except (OSError, UnicodeEncodeError) as error:
             raise UnreadableFileError(_explain_unreadable(self.path, error)) from None
+
+    def require_data(self) -> None:
+        """Raise UnreadableFileError for a local pipe, socket or device, which has no end."""
+        is_local = isinstance(self.fs, pyarrow.fs.LocalFileSystem)
+        if is_local and (kind := _find_special_kind(self.path)):
+            raise UnreadableFileError(f"{_escape(self.path)} is {kind}: copy its data into a file")
 
     @contextmanager
     def open_text(self) -> Iterator[TextIO]:
@@ -81,6 +89,21 @@ class SourceFile:
             return bytes(stream.read(num_bytes))
 
 
+def _find_special_kind(path: str) -> str:
+    """Return `a pipe`, `a socket` or `a device` for such a local file; for others an empty text."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return ""
+    kinds = (
+        (stat.S_ISFIFO, "a pipe"),
+        (stat.S_ISSOCK, "a socket"),
+        (stat.S_ISCHR, "a device"),
+        (stat.S_ISBLK, "a device"),
+    )
+    return next((kind for is_kind, kind in kinds if is_kind(mode)), "")
+
+
 def _explain_unreadable(path: str, error: OSError | UnicodeEncodeError) -> str:
     if isinstance(error, UnicodeEncodeError):
         return f"the name of {_escape(path)} is not UTF-8: rename the file"
@@ -103,11 +126,14 @@ def find_files(spec: str) -> tuple[str, list[SourceFile]]:
     again is searched once. Raises DataError.
     """
     fs, path = open_filesystem(spec)
+    is_local = isinstance(fs, pyarrow.fs.LocalFileSystem)
+    if is_local and (kind := _find_special_kind(path)):
+        raise DataError(f"source {spec!r} is {kind}: copy its data into a file")
     try:
         info = fs.get_file_info(path)
         if info.is_file:
             return info.base_name, [SourceFile(fs, path, info.base_name)]
-        if isinstance(fs, pyarrow.fs.LocalFileSystem):
+        if is_local:
             found = _walk_local_folder(path)
         else:
             listed = fs.get_file_info(pyarrow.fs.FileSelector(path, recursive=True))
@@ -132,8 +158,8 @@ def _walk_local_folder(folder: str) -> list[str]:
     """Return the path of each file of a folder on this machine, without hidden folders.
 
     Symbolic links are followed after all real folders, and no folder is visited twice, so that a
-    link to a parent repeats no file. A link to nothing is returned as a file that cannot be read.
-    Raises OSError if a folder cannot be listed.
+    link to a parent repeats no file. Links to nothing, pipes, sockets and devices are returned as
+    files that cannot be read. Raises OSError if a folder cannot be listed.
     """
     paths: list[str] = []
     visited: set[tuple[int, int]] = set()
@@ -149,8 +175,7 @@ def _walk_local_folder(folder: str) -> list[str]:
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             children = [os.path.join(root, name) for name in folders]
             waiting.extend(child for child in children if os.path.islink(child))
-            files = [os.path.join(root, name) for name in names]
-            paths += [file for file in files if os.path.isfile(file) or not os.path.exists(file)]
+            paths += [os.path.join(root, name) for name in names]
     return paths
 
 
@@ -172,8 +197,8 @@ def normalise_name(name: str) -> str:
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a normalised path has a hidden file or folder."""
-    return any(part.startswith(".") for part in name.split("/"))
+    """Return whether a normalised path has a hidden file or folder; `..` is none."""
+    return any(part.startswith(".") and part != ".." for part in name.split("/"))
 
 
 def _is_hub_file(name: str) -> bool:

@@ -5,7 +5,9 @@ The captions are in one of CAPTION_FILES in any folder, or in a .txt file next t
 - the other caption files are tables with a column of files and columns of captions.
 A file is named by its path from the folder of the caption file, with or without its suffix. Of
 several captions files that name a drawing, the one in the deepest folder counts. Thus each split of
-a Hugging Face image folder may have a metadata file of its own.
+a Hugging Face image folder may have a metadata file of its own. The caption files of one folder add
+to each other, and may not disagree about a drawing. A table in CSV may have commas, semicolons or
+tabs between its fields.
 """
 
 import csv
@@ -20,6 +22,7 @@ from data_pipeline.sources.captions import (
     Captions,
     decode_caption,
     make_records,
+    read_texts,
 )
 from data_pipeline.sources.columns import (
     check_head,
@@ -28,7 +31,12 @@ from data_pipeline.sources.columns import (
     read_split,
     require_single,
 )
-from data_pipeline.sources.files import SourceFile, UnreadableFileError, normalise_name
+from data_pipeline.sources.files import (
+    SVG_SUFFIXES,
+    SourceFile,
+    UnreadableFileError,
+    normalise_name,
+)
 from data_pipeline.sources.json_parser import load_json, parse_json_objects
 from data_pipeline.sources.parquet import read_rows, read_schema
 from data_pipeline.sources.record import Record
@@ -44,8 +52,9 @@ CAPTION_FILES = (
     "metadata.csv",
     "metadata.parquet",
 )
-"""In order of preference: the first in a folder counts."""
 _FILE_COLUMNS = ("file_name", "filename", "file")  # before a column of ids
+_DELIMITERS = ",;\t"  # of CSV; spreadsheets of many languages write semicolons
+_MAX_FIELD_CHARS = 1 << 26  # of one field of CSV; Python's own limit is 131,072
 
 
 def is_caption_file(file: SourceFile) -> bool:
@@ -130,24 +139,68 @@ def _find(values: Mapping[str, T], name: str) -> T | None:
 def _read_captions(
     files: Iterable[SourceFile], config: PrepareConfig
 ) -> tuple[dict[str, Captions], dict[str, str]]:
-    """Map the path of each drawing to its captions, and to the split that its table gives.
-
-    The first caption file of each folder counts.
-    """
-    first: dict[str, SourceFile] = {}
+    """Map the path of each drawing to its captions, and to the split that its table gives."""
+    by_folder: dict[str, list[SourceFile]] = {}
     found = [file for file in files if is_caption_file(file)]
     for file in sorted(found, key=lambda file: CAPTION_FILES.index(_split_folder(file)[1])):
-        first.setdefault(_split_folder(file)[0], file)
+        by_folder.setdefault(_split_folder(file)[0], []).append(file)
 
     captions: dict[str, Captions] = {}
     splits: dict[str, str] = {}
-    for folder, file in sorted(first.items()):  # a folder is before its subfolders
-        is_object = _split_folder(file)[1] == "captions.json"
-        named, given = (_read_object(file), {}) if is_object else _read_table(file, config)
+    for folder in sorted(by_folder):  # a folder is before its subfolders
+        named, given = _read_caption_files(by_folder[folder], config)
         paths = {name: normalise_name(f"{folder or '.'}/{name}") for name in named}
         captions |= {paths[name]: texts for name, texts in named.items()}
         splits |= {paths[name]: split for name, split in given.items()}
     return captions, splits
+
+
+def _read_caption_files(
+    files: Sequence[SourceFile], config: PrepareConfig
+) -> tuple[dict[str, Captions], dict[str, str]]:
+    """Read all caption files of one folder.
+
+    Raises DataError if two of them give one drawing different captions or splits.
+    """
+    captions: dict[str, Captions] = {}
+    splits: dict[str, str] = {}
+    owners: dict[str, SourceFile] = {}
+    for file in files:
+        is_object = _split_folder(file)[1] == "captions.json"
+        named, given = (_read_object(file), {}) if is_object else _read_table(file, config)
+        earlier = dict(captions)
+        for name, texts in named.items():
+            known = _find_spelling(earlier, name)
+            if known is not None:
+                is_same = _agree(_list_texts(earlier[known]), _list_texts(texts))
+                if not is_same or not _agree(splits.get(known), given.get(name)):
+                    raise DataError(
+                        f"{owners[known].path} and {file.path} disagree about {name!r}: correct "
+                        "one of the files, or remove it"
+                    )
+                texts = texts if _list_texts(texts) else earlier[known]
+            captions[name] = texts
+            owners.setdefault(name, file)
+        splits |= given
+    return captions, splits
+
+
+def _find_spelling(names: Collection[str], name: str) -> str | None:
+    """Return the spelling of a drawing's name, with or without its suffix, that is in `names`."""
+    stem, _, suffix = name.rpartition(".")
+    base = stem if f".{suffix.lower()}" in SVG_SUFFIXES else name
+    endings = [ending for each in SVG_SUFFIXES for ending in (each, each.upper())]
+    spellings = (name, base, *(base + ending for ending in endings))
+    return next((spelling for spelling in spellings if spelling in names), None)
+
+
+def _agree(first: object, second: object) -> bool:
+    """Return whether two values are equal, or one is missing."""
+    return not first or not second or first == second
+
+
+def _list_texts(captions: Captions) -> list[str]:
+    return [text for _, text in read_texts(captions)[0]]
 
 
 def _read_object(file: SourceFile) -> dict[str, Captions]:
@@ -155,7 +208,10 @@ def _read_object(file: SourceFile) -> dict[str, Captions]:
     value = load_json(file)
     if not isinstance(value, dict):
         raise DataError(f"{file.path} must be an object of file names and captions")
-    return {name: [("", texts)] for name, texts in value.items()}
+    captions: dict[str, Captions] = {}
+    for name, texts in value.items():
+        captions.setdefault(normalise_name(name), []).append(("", texts))
+    return captions
 
 
 def _read_table(
@@ -203,11 +259,33 @@ def _read_table_rows(file: SourceFile) -> list[dict[str, object]]:
 
 
 def _read_csv(file: SourceFile) -> list[dict[str, object]]:
-    try:
-        with file.open_text() as lines:
-            reader = csv.DictReader(lines, restkey="")
+    rows: list[dict[str, object]] = []
+    with file.open_text() as lines:
+        header = lines.readline()
+        delimiter = _find_delimiter(header)
+        reader = csv.DictReader(chain([header], lines), delimiter=delimiter, strict=True)
+        limit = csv.field_size_limit(_MAX_FIELD_CHARS)  # of this process
+        try:
             names = reader.fieldnames or []
             require_single(filter(None, names), names, file.path)
-            return list(reader)
-    except csv.Error as error:
-        raise DataError(f"{file.path} is not CSV: {error}") from None
+            for row in reader:
+                if any(row.pop(None, ())):  # fields without a name
+                    raise DataError(
+                        f"{file.path}, line {reader.line_num}: more fields than the "
+                        f"{len(names)} of the header; put a text with {delimiter!r} in quotes"
+                    )
+                rows.append(dict(row))
+        except csv.Error as error:
+            line = reader.line_num + 1  # the first one of the row
+            raise DataError(f"{file.path}, line {line}: not CSV ({error})") from None
+        finally:
+            csv.field_size_limit(limit)
+    return rows
+
+
+def _find_delimiter(header: str) -> str:
+    """Return the delimiter that splits the header into most fields; of equal ones the comma."""
+    return max(
+        _DELIMITERS,
+        key=lambda delimiter: max(map(len, csv.reader([header], delimiter=delimiter)), default=0),
+    )

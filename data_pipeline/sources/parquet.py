@@ -66,6 +66,7 @@ def _read_metadata(file: SourceFile) -> pq.FileMetaData:
     fixed size). pyarrow 25 cannot read a null in a column that was noted as a fixed-size list.
     Raises DataError if the file cannot be read.
     """
+    file.require_data()
     footer = io.BytesIO()
     try:
         pq.read_metadata(file.path, filesystem=file.fs).write_metadata_file(footer)
