@@ -20,6 +20,10 @@ PROPERTIES = [
     ("mask", "mask-type:luminance;white-space:pre;frob:url(http://x)", ""),
     ("g", "stroke:INITIAL;fill:unset", 'stroke="none"'),
     ("g", "fill:red;fill:color(display-p3 1 0 0)", 'fill="red"'),
+    ("g", "fill:red;fill:rgb(from tan r g b)", 'fill="red"'),
+    ("g", "fill:red;fill:url(#g) HSL( FROM tan h s l)", 'fill="red"'),
+    ("g", "fill:red;fill:rgb(from var(--a) r g b);stroke:tan;stroke:frob(1)",
+     'fill="red" stroke="tan"'),
     ("g", "fill:var(--frob);stroke:var(--frob, tan)", 'stroke="tan"'),
     ("g", "marker:none;marker-mid:inherit",
      'marker-start="none" marker-mid="inherit" marker-end="none"'),
@@ -76,6 +80,8 @@ def test_an_attribute_does_not_outlive_the_property_that_replaces_it() -> None:
     "css",
     [
         "fill:color(display-p3 1 0 0)",
+        "fill:rgb(from red r g b)",
+        "stop-color:hsla( FROM red h s l)",
         "stroke-width:calc(1px + 2px)",
         "d:shape(from 0 0, hline to 9px)",
         "text-transform:uppercase",
@@ -143,6 +149,14 @@ def test_the_root_has_a_background_and_a_size_from_css() -> None:
     )
     assert canonicalise(svg.format(f"{size}background:new 0 0 9 9")) == f"{start}>{line}"
     assert refusal_reason(svg.format(f"{size}background:url(x)")) == "unsupported_style"
+    coloured = f'{start} style="background-color:tan">{line}'
+    for wrong in ("rgb(from red r g b)", "frob(1)", "rgb(1, 2)"):
+        fallback = f"{size}background:tan;background:{wrong}"
+        assert canonicalise(svg.format(fallback)) == coloured
+    assert canonicalise(svg.format(f"{size}--a:tan;background:var(--a)")) == coloured
+    for refused in ("rgb(from red r g b)", "frob(1)", "linear-gradient(red, tan)", "var(--a)"):
+        css = f"{size}--a:url(x);background:{refused}"
+        assert refusal_reason(svg.format(css)) == "unsupported_style"
     relative = HEAD.replace("<svg ", "<svg style='width:100%;height:9vh' ")
     assert canonicalise(f"{relative}{line}") == f"{start}>{line}"
 

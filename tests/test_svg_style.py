@@ -193,15 +193,20 @@ def test_only_sheets_of_css_are_applied(attribute: str, fill: str) -> None:
 
 VALUES = {
     "fill": (["RED", "#12f", "#1234", "none", "currentColor", "context-stroke"], "foo", "#12"),
-    "color": (["red", "CanvasText", "transparent"], "none", "'red'"),
+    "stroke": (
+        ["rgb(1 2 3)", "RGBA(10% 2 5 / .5)", "hsl(9deg, 1%, 2%)",
+         "url(#a) red", "#f00 icc-color(a)"],
+        "rgb(1, 2)", "rgb(1, 2%, 3, 4, 5)", "blur(3)", "hsl(red)",
+    ),
+    "color": (["red", "CanvasText", "transparent"], "none", "'red'", "url(#a)", "rgba()"),
     "stroke-width": (["2px", ".5", "1e-3em", "0", "7%"], "-3", "2 px", "2pixels", "x"),
     "stroke-dasharray": (["none", "5", "5 , 3", "5,3 2%"], "foo", "5-3", "5 -3", "5,,3"),
     "stroke-dashoffset": (["-3", "2mm"], "2 2"),
-    "opacity": ([".3", "30%", "1"], "x", "30 %"),
+    "opacity": ([".3", "30%", "1"], "x", "30 %", "rgb(1, 2, 3)"),
     "visibility": (["hidden", "Collapse"], "gone"),
     "display": (["none", "inline-block", "inline flow"], "foo", "none foo"),
     "stroke-linecap": (["round", "INHERIT", "unset"], "rounded"),
-}
+}  # fmt: skip
 """Property → its valid values, and invalid ones."""
 
 

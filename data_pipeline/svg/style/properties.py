@@ -72,10 +72,11 @@ _FUNCTIONS = """
     rgb rgba hsl hsla icc-color url var blur brightness contrast drop-shadow grayscale hue-rotate
     invert opacity saturate sepia circle ellipse inset polygon path
 """
-_FUNCTION_NAMES = frozenset(_FUNCTIONS.split())
+FUNCTIONS = frozenset(_FUNCTIONS.split())
 _PRESERVING = frozenset(("pre", "pre-wrap", "break-spaces", "preserve", "preserve-spaces"))
 _QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
 _FUNCTION_NAME = re.compile(r"([\w-]+)\(")
+_RELATIVE_COLOUR = re.compile(r"\b((?:rgb|hsl)a?)\(\s*from\s", re.IGNORECASE)
 
 _LENGTH = re.compile(rf"[-+]?0+(?:\.0*)?|(?:{NUMBER.pattern})(?:%|[a-zA-Z]+)")
 _UNKNOWN_WHOLE = re.compile(r".*(?:%|v[whib]|vmin|vmax)", re.IGNORECASE)
@@ -91,12 +92,18 @@ _TRANSFORM_NAMES = {
 }
 
 
+def list_functions(value: str) -> list[str]:
+    """Return the names of the functions in a value, without texts in quotes."""
+    return _FUNCTION_NAME.findall(_QUOTED.sub("", value)) if "(" in value else []
+
+
 def find_unsupported_function(name: str, value: str) -> str:
     """Return the name of a function in the value that no attribute can hold, else an empty text."""
     if "(" not in value or name == "transform" or name.startswith("--"):
         return ""
-    names = _FUNCTION_NAME.findall(_QUOTED.sub("", value))
-    return next((found for found in names if found.lower() not in _FUNCTION_NAMES), "")
+    if relative := _RELATIVE_COLOUR.search(value):
+        return relative[1]
+    return next((found for found in list_functions(value) if found.lower() not in FUNCTIONS), "")
 
 
 def put_properties(
@@ -120,8 +127,7 @@ def put_properties(
                 raise StyleError(f"the property mask with the value {value[:60]!r}")
             attributes[name] = value  # an empty one is removed later
         elif name == "background-color":
-            if is_root and (colour := parse_color(value)) and colour != _TRANSPARENT:
-                _check_functions(name, value)
+            if is_root and _is_opaque(value):
                 kept[name] = value
         elif name in STYLE_ONLY:
             if _KEYWORD.fullmatch(value):
@@ -129,6 +135,15 @@ def put_properties(
         else:
             _put_special(tag, attributes, name, value, is_root=is_root)
     attributes["style"] = ";".join(f"{name}:{kept[name]}" for name in STYLE_ONLY if name in kept)
+
+
+def _is_opaque(value: str) -> bool:
+    """Return whether a background is a colour other than `transparent`. Raises StyleError."""
+    _check_functions("background-color", value)
+    if "url" in list_functions(value.lower()):  # the value of a variable
+        raise StyleError(f"the property background with the value {value[:60]!r}")
+    colour = parse_color(value)
+    return colour is not None and colour != _TRANSPARENT
 
 
 def _replace_reset(name: str, value: str) -> str:

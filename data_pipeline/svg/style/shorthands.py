@@ -21,6 +21,7 @@ _FONT_KEYWORDS = {
 _FONT_SIZE = re.compile(
     r"[\d.]+(?:[a-z]+|%)|(?:xx-|x-)?(?:small|large)|medium|smaller|larger", re.IGNORECASE
 )
+_IMAGE = re.compile(r"gradient$|image|^(?:url|src|element|cross-fade|paint)$")
 _SLASH = re.compile(r"\s*/\s*")
 
 
@@ -66,11 +67,15 @@ def _expand_font(value: str) -> list[tuple[str, str]]:
 
 
 def _expand_background(value: str) -> list[tuple[str, str]]:
-    """Return the colour of a background, or the whole value as an image."""
+    """Return the colour of a background, or the whole value as an image.
+
+    A function that is no image is a colour, perhaps an invalid one or one of a newer CSS.
+    """
     colour = "transparent"
     for token in tinycss2.parse_component_value_list(value, skip_comments=True):
-        if parse_color(token):
-            colour = tinycss2.serialize([token])
-        elif token.type in ("function", "url"):
+        is_function = token.type == "function"
+        if token.type == "url" or (is_function and _IMAGE.search(token.lower_name)):
             return [("background-image", value)]
+        if is_function or parse_color(token):
+            colour = tinycss2.serialize([token])
     return [("background-color", colour)]

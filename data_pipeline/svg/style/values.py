@@ -1,7 +1,8 @@
 """Validity of CSS values: browsers ignore a declaration whose value is invalid.
 
-An earlier declaration, or the attribute, then counts. Only values without functions are judged,
-and only those of properties whose grammar is short.
+An earlier declaration, or the attribute, then counts. Only properties whose grammar is short are
+judged. A value with a function that attributes cannot hold is valid here: `css` prefers an earlier
+value to it, and `properties` refuses it.
 """
 
 import re
@@ -9,10 +10,15 @@ import re
 from tinycss2.color4 import parse_color
 
 from data_pipeline.svg.numbers import NUMBER
-from data_pipeline.svg.style.properties import WIDE_KEYWORDS
+from data_pipeline.svg.style.properties import (
+    WIDE_KEYWORDS,
+    find_unsupported_function,
+    list_functions,
+)
 
 _PAINTS = frozenset(("fill", "stroke"))
-_COLOURS = frozenset(("color", "stop-color", "flood-color", "lighting-color"))
+_COLOURS = frozenset(("color", "stop-color", "flood-color", "lighting-color", "background-color"))
+_COLOUR_FUNCTIONS = frozenset(("rgb", "rgba", "hsl", "hsla"))
 _PAINT_KEYWORDS = frozenset(("none", "context-fill", "context-stroke"))
 _COLOUR_WORDS = """
     currentcolor accentcolor accentcolortext activetext buttonborder buttonface buttontext canvas
@@ -38,6 +44,10 @@ _UNIT = (
     r"|cq(?:w|h|i|b|min|max))?"
 )
 _OPACITY = f"{_SIGNED}%?"
+# numbers and percentages together, which tinycss2 does not accept
+_MIXED_COLOUR = re.compile(
+    rf"rgba?\(\s*{_OPACITY}(?:\s+{_OPACITY}){{2}}(?:\s*/\s*{_OPACITY})?\s*\)"
+)
 _RULE = "nonzero|evenodd"
 _LIST = rf"none|{_POSITIVE}{_UNIT}(?:(?:\s*+,\s*+|\s++){_POSITIVE}{_UNIT})*"
 _GRAMMARS = {
@@ -66,10 +76,24 @@ def is_valid(name: str, value: str) -> bool:
     (True, False, False)
     """
     keyword = value.lower()
-    if "(" in value or keyword in WIDE_KEYWORDS:
+    if keyword in WIDE_KEYWORDS:
+        return True
+    functions = {function.lower() for function in list_functions(value)}
+    if "var" in functions or find_unsupported_function(name, value):
         return True
     if name in _PAINTS or name in _COLOURS:
-        is_keyword = keyword in _COLOUR_KEYWORDS or (name in _PAINTS and keyword in _PAINT_KEYWORDS)
-        return is_keyword or parse_color(value) is not None
+        return _is_paint(name, value, functions)
     grammar = _GRAMMARS.get(name)
     return grammar is None or grammar.fullmatch(keyword) is not None
+
+
+def _is_paint(name: str, value: str, functions: set[str]) -> bool:
+    """Return whether the value is a colour or, for `fill` and `stroke`, a paint."""
+    if not functions <= _COLOUR_FUNCTIONS:
+        others = functions - _COLOUR_FUNCTIONS
+        return others <= ({"url", "icc-color"} if name in _PAINTS else {"icc-color"})
+    keyword = value.lower()
+    is_keyword = keyword in _COLOUR_KEYWORDS or (name in _PAINTS and keyword in _PAINT_KEYWORDS)
+    return (
+        is_keyword or parse_color(value) is not None or _MIXED_COLOUR.fullmatch(keyword) is not None
+    )
