@@ -69,6 +69,37 @@ def test_plain_entities_are_expanded(svg: str, text: str) -> None:
     assert "<!" not in result
 
 
+@pytest.mark.parametrize(
+    ("declarations", "attributes"),
+    [
+        ('<!ATTLIST path fill CDATA "red">', 'fill="red" '),
+        ('<!ATTLIST path fill (red|tan) "tan" id ID #IMPLIED>', 'fill="tan" '),
+        ('<!ATTLIST path fill CDATA #FIXED "red" stroke CDATA "tan">', 'fill="red" stroke="tan" '),
+        ('<!ATTLIST path fill CDATA "red"><!ATTLIST path fill CDATA "tan">', 'fill="red" '),
+        ('<!ATTLIST path style CDATA "fill:red">', 'fill="red" '),
+        ('<!ATTLIST path class CDATA "c">', 'stroke="blue" '),
+        ('<!ENTITY r "#f00"><!ATTLIST path fill CDATA "&r;">', 'fill="#f00" '),
+        ('<!ENTITY r "x"><!-- <!ATTLIST path fill CDATA "red"> -->', ""),
+        ('<!ATTLIST path onload CDATA "x()" href CDATA "http://x/">', ""),
+    ],
+)
+def test_declared_defaults_of_attributes_count(declarations: str, attributes: str) -> None:
+    style = "<style>.c{stroke:blue}</style>"
+    result = canonicalise(doctype(declarations, style))
+    assert result.split("<path ")[1] == f'{attributes}d="m0 0h9"/></svg>'
+    given = doctype(declarations, f'{style}<path class="" style="" fill="#abc" d="M0 0h1"/>')
+    assert 'fill="#abc" ' in canonicalise(given)
+
+
+def test_defaults_of_attributes_are_short() -> None:
+    """Each element may repeat them."""
+    assert refusal_reason(doctype(f'<!ATTLIST path a CDATA "{"x" * 1000}">', LINE)) == "entities"
+    many = "".join(f'<!ATTLIST path a{n} CDATA "">' for n in range(400))
+    assert refusal_reason(doctype(many, LINE)) == "entities"
+    long_list = "|".join(f"a{n}" for n in range(1000))
+    assert canonicalise(doctype(f'<!ATTLIST path a ({long_list}) "a1">', ""))
+
+
 def test_entities_expand_within_bounds() -> None:
     long = doctype(f'<!ENTITY a "{"b" * 1000}">', f"<text>{'&a;' * 101}</text>")
     many = doctype('<!ENTITY a "b">', f"<text>{'&a;' * 1001}</text>")

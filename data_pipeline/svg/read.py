@@ -17,6 +17,7 @@ from data_pipeline.svg.errors import SVGRefused
 MAX_ENTITIES = 64
 MAX_EXPANSIONS = 1_000
 MAX_EXPANDED = 100_000  # characters
+MAX_DEFAULTS = 1_000  # characters: each element may repeat them
 
 _BOMS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -42,6 +43,8 @@ _DOCTYPE = re.compile(
     r"""\[((?:[^<>\]"'%]++|<!--(?:[^-]|-(?!->))*+-->|<!(?:[^<>"']|"[^"]*+"|'[^']*+')*+>)*+)\]"""
     r"""\s*>"""
 )
+_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+_ATTRIBUTE_LIST = re.compile(r"""<!ATTLIST\s(?:[^<>"']|"[^"]*+"|'[^']*+')*+>""")
 _ENTITY = re.compile(r"""<!ENTITY\s+([\w:.-]+)\s+(?:"([^"&%<]*)"|'([^'&%<]*)')\s*>""")
 _REFERENCE = re.compile(r"&([\w:.-]+);")
 _MAX_MEMBERS = 1_000
@@ -81,10 +84,10 @@ def read_xml(svg: str | bytes, handler: Handler, *, texts: Iterable[str], max_by
         raise SVGRefused("not_xml", "the drawing is empty, or not text")
 
     parser = expat.ParserCreate("utf-8", " ", None)
-    parser.specified_attributes = True
     parser.StartElementHandler = handler.start
     parser.EndElementHandler = handler.end
     parser.EntityDeclHandler = _refuse_entity
+    parser.AttlistDeclHandler = _DefaultCounter().count
     if any(name in text for name in texts):
         parser.buffer_text = True
         parser.buffer_size = 1 << 16
@@ -111,6 +114,23 @@ def _refuse_entity(*_: object) -> None:
     raise SVGRefused(
         "entities", "the document declares entities that are external, nested or not plain text"
     )
+
+
+class _DefaultCounter:
+    """Counter of the characters that attributes with a default add to their elements."""
+
+    def __init__(self) -> None:
+        self.num_characters = 0
+
+    def count(self, _: str, name: str, kind: str, default: str | None, is_required: int) -> None:
+        """Count one declared attribute. Raises SVGRefused: `entities`."""
+        self.num_characters += 0 if default is None else len(name) + len(default)
+        if self.num_characters > MAX_DEFAULTS:
+            raise SVGRefused(
+                "entities",
+                f"the document declares defaults of attributes with more than {MAX_DEFAULTS:,} "
+                "characters",
+            )
 
 
 def _unzip(data: bytes, max_bytes: int) -> bytes:
@@ -176,9 +196,10 @@ def _declared_encoding(head: str) -> str:
 
 
 def _expand_entities(text: str) -> str:
-    """Remove the internal document type, and put its plain entities in place.
+    """Put the plain entities of the internal document type in place.
 
-    Illustrator writes such entities: `<!ENTITY ns_svg "http://…">`. A document type of any other
+    Of the document type only the lists of attributes are kept, which may have defaults. Illustrator
+    writes such entities: `<!ENTITY ns_svg "http://…">`. A document type of any other
     form stays in the text, and the parser later refuses the entities that it declares.
     """
     doctype = _DOCTYPE.match(text, text.find("<!DOCTYPE"))
@@ -193,7 +214,9 @@ def _expand_entities(text: str) -> str:
         value = (double or single).replace('"', "&quot;").replace("'", "&apos;")
         entities.setdefault(name, value)  # XML: the first declaration counts
 
-    body = text[: doctype.start()] + text[doctype.end() :]
+    lists = _ATTRIBUTE_LIST.findall(_COMMENT.sub("", doctype[1]))
+    rest = f"<!DOCTYPE svg [{''.join(lists)}]>" if lists else ""
+    body = text[: doctype.start()] + rest + text[doctype.end() :]
     used = [entities[name] for name in _REFERENCE.findall(body) if name in entities]
     num_characters = sum(map(len, used))
     if len(used) > MAX_EXPANSIONS or num_characters > MAX_EXPANDED:
