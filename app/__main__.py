@@ -28,6 +28,7 @@ from app.output import mask_output
 from app.storage import check_json_file
 from app.tracking import check_tracking, run_ui
 from data_pipeline.errors import DataError
+from data_pipeline.remote_errors import explain_remote_error, is_remote_error
 from tune.errors import SearchError
 
 
@@ -77,6 +78,8 @@ def _run_command(arguments: argparse.Namespace) -> int:
         return 2
     except Exception as error:
         known = find_full_disk(error)
+        if known is None and is_remote_error(error):
+            known = UserError(f"the remote storage failed: {explain_remote_error(error)}")
         if known is None and "ray" in sys.modules:
             from app.jobs.failures import find_lasting_error, find_lost_process
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from app.errors import UserError
 from data_pipeline.masking import mask_secrets
+from data_pipeline.remote_errors import explain_remote_error
 
 T = TypeVar("T")
 
@@ -72,12 +73,12 @@ def require_text(uri: str) -> str:
     """Return the text at a URI. Raises UserError if there is none, or if it cannot be read."""
     try:
         text = read_text(uri)
-    except (OSError, ValueError) as error:
-        text, reason = None, " ".join(str(error).split())
-    else:
-        reason = "there is no such file"
+    except OSError as error:
+        raise UserError(f"{uri} cannot be read: {explain_remote_error(error, uri)}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{uri} is not UTF-8 ({error}): save it as UTF-8") from None
     if text is None:
-        raise UserError(f"{uri} cannot be read ({reason}): correct the URI or its credentials")
+        raise UserError(f"{uri} cannot be read: there is no such file; correct the URI")
     return text
 
 

@@ -13,6 +13,7 @@ import pyarrow.fs
 
 from data_pipeline.errors import DataError
 from data_pipeline.filesystem import open_filesystem
+from data_pipeline.remote_errors import explain_remote_error
 
 _CACHE = "svgscribe/models"  # below $XDG_CACHE_HOME, which is ~/.cache if it is not set
 
@@ -23,8 +24,8 @@ def list_files(uri: str) -> list[pyarrow.fs.FileInfo]:
     try:
         found = fs.get_file_info(pyarrow.fs.FileSelector(path))
     except (OSError, pa.ArrowInvalid) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"cannot list {uri!r} ({reason}): give a folder that exists") from None
+        reason = explain_remote_error(error, uri)
+        raise DataError(f"cannot list {uri!r}: {reason}") from None
     files = sorted((info for info in found if info.is_file), key=lambda info: str(info.base_name))
     if not files:
         raise DataError(f"{uri!r} holds no file: give the folder of a model")

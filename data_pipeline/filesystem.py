@@ -11,6 +11,7 @@ import pyarrow.fs
 
 from data_pipeline.errors import DataError
 from data_pipeline.home import expand_home
+from data_pipeline.remote_errors import explain_remote_error
 
 
 def open_filesystem(folder: str) -> tuple[pyarrow.fs.FileSystem, str]:
@@ -25,5 +26,5 @@ def open_filesystem(folder: str) -> tuple[pyarrow.fs.FileSystem, str]:
         fs, path = pyarrow.fs.FileSystem.from_uri(folder)
     # fsspec raises ValueError and ImportError.
     except (pa.ArrowInvalid, OSError, ValueError, ImportError) as error:
-        raise DataError(f"cannot open {folder!r}: {' '.join(str(error).split())}") from None
+        raise DataError(f"cannot open {folder!r}: {explain_remote_error(error, folder)}") from None
     return fs, str(path).rstrip("/")

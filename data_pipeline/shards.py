@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from data_pipeline.errors import DataError
 from data_pipeline.filesystem import open_filesystem
+from data_pipeline.remote_errors import explain_remote_error
 from data_pipeline.shard_files import (
     clear_partial_folder,
     count_rows,
@@ -90,7 +91,9 @@ class ShardWriter:
                 f"{self._partial}/{QUARANTINE}", _QUARANTINE, filesystem=self._fs
             )
         except OSError as error:
-            raise DataError(f"cannot write {folder!r}: {error}") from None
+            raise DataError(
+                f"cannot write {folder!r}: {explain_remote_error(error, folder)}"
+            ) from None
 
     def add(self, split: str, record: ShardRecord) -> None:
         """Append a record to a split."""
@@ -222,12 +225,9 @@ class Shards:
             file_start = max(start - file.first_record, 0)
             file_stop = min(stop - file.first_record, file.num_records)
             if file_start < file_stop:
+                name, span = f"{path}/{file.name}", range(file_start, file_stop)
                 rows = read_rows(
-                    fs,
-                    f"{path}/{file.name}",
-                    range(file_start, file_stop),
-                    num_rows=file.num_records,
-                    columns=ShardRecord._fields,
+                    fs, name, span, num_rows=file.num_records, columns=ShardRecord._fields
                 )
                 records += map(ShardRecord._make, rows)
         assert len(records) == stop - start, (self.folder, split, start, stop, len(records))
@@ -261,7 +261,7 @@ def open_shards(folder: str) -> Shards:
     except FileNotFoundError:
         raise DataError(f"{folder!r} holds no prepared dataset (no {MANIFEST}): {fix}") from None
     except OSError as error:
-        reason = " ".join(str(error).split())
+        reason = explain_remote_error(error, folder)
         raise DataError(f"cannot read {MANIFEST} of {folder!r}: {reason}") from None
 
     try:

@@ -20,6 +20,7 @@ import pyarrow.fs
 
 from data_pipeline.errors import DataError
 from data_pipeline.filesystem import open_filesystem
+from data_pipeline.remote_errors import explain_remote_error
 
 SVG_SUFFIXES = (".svg", ".svgz")
 """Suffixes of a file that is one drawing."""
@@ -147,7 +148,8 @@ def find_files(spec: str) -> tuple[str, list[SourceFile]]:
         raise DataError(f"the name of source {spec!r} is not UTF-8: rename it") from None
     # This is the first contact: each library of a hub raises its own type (httpx.ConnectError).
     except Exception as error:
-        raise DataError(f"cannot read source {spec!r}: {' '.join(str(error).split())}") from error
+        reason = explain_remote_error(error, spec)
+        raise DataError(f"cannot read source {spec!r}: {reason}") from error
 
     files = [SourceFile(fs, file, _escape(file[len(path) :].lstrip("/"))) for file in found]
     data = [file for file in files if not is_hidden(file.name) and not _is_hub_file(file.name)]
