@@ -21,7 +21,6 @@ from app.arguments import parse_arguments
 from app.config_reference import render_reference
 from app.errors import UserError
 from app.full_disk import find_full_disk
-from app.gemma.config import ModelConfig, QuantizationConfig
 from app.jobs.precision import resolve_precision
 from app.jobs.trained_model import find_configured_model
 from app.output import mask_output
@@ -185,15 +184,9 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 def _quantize(arguments: argparse.Namespace) -> int:
     """Write a 4-bit base model to a new folder. Print its hash and size as JSON."""
-    quantization = configs.validate_values(
-        QuantizationConfig, {"kind": arguments.kind, "double_quant": arguments.double_quant}
-    )
-    from app.jobs.quantize import quantize_model
+    from app.jobs.quantize_command import run_quantize
 
-    model = configs.validate_values(
-        ModelConfig, {"name": arguments.model, "revision": arguments.revision}
-    )
-    print(json.dumps(quantize_model(model, quantization, Path(arguments.out))))
+    print(run_quantize(arguments))
     return 0
 
 

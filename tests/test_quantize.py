@@ -6,6 +6,7 @@ It is refused if it is not stored as configured.
 import json
 import resource
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -150,8 +151,6 @@ def test_a_config_with_another_kind_is_refused(small, configured, message):
 
 
 def test_models_that_cannot_be_quantised_are_named(full, small, tmp_path):
-    (tmp_path / "there").mkdir()
-    (tmp_path / "there" / "file").touch()
     (tmp_path / "gptq").mkdir()
     foreign = {
         **json.loads(Path(full, "config.json").read_text()),
@@ -159,24 +158,34 @@ def test_models_that_cannot_be_quantised_are_named(full, small, tmp_path):
     }
     (tmp_path / "gptq" / "config.json").write_text(json.dumps(foreign))
     out = tmp_path / "out"
-    for name, quantization, folder, message in (
-        (small, NF4, out, r"is quantised already \(nf4, double\)"),
-        (full, QuantizationConfig(kind="none"), out, "leaves nothing to quantise"),
-        (full, NF4, tmp_path / "there", "there is there already: give a new folder"),
-        (str(tmp_path / "gptq"), NF4, out, "is quantised by 'gptq', not in 4 bits by bitsandbytes"),
+    for name, message in (
+        (small, r"is quantised already \(nf4, double\)"),
+        (str(tmp_path / "gptq"), "is quantised by 'gptq', not in 4 bits by bitsandbytes"),
     ):
         with pytest.raises(UserError, match=message):
-            quantize_model(ModelConfig(name=name), quantization, folder)
+            quantize_model(ModelConfig(name=name), NF4, out)
     assert not out.exists()
 
 
-def test_mistakes_on_the_command_line_are_one_sentence(full, tmp_path):
+def test_mistakes_on_the_command_line_are_one_sentence(full, tmp_path, monkeypatch):
+    """They are found before torch is imported, which takes seconds."""
+    monkeypatch.setitem(sys.modules, "app.jobs.quantize", None)  # its import would be an error
     out = tmp_path / "out"
+    for name in ("empty", "bare"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "bare" / "config.json").touch()
     for arguments, message in (
         ((str(tmp_path / "absent"),), "is neither a model folder"),
+        (("a/b/c",), "'a/b/c' is neither a model folder nor a model on the hub"),
+        ((str(tmp_path / "empty"),), "empty' holds no config.json: give the folder of a Gemma 2"),
+        ((str(tmp_path / "bare"),), "bare' holds no *.safetensors: give the folder of a Gemma 2"),
+        ((f"file://{tmp_path}/bare",), "bare' holds no *.safetensors"),
+        ((f"file://{tmp_path}/absent",), "cannot list 'file://"),
+        ((full, "--kind", "none"), "leaves nothing to quantise"),
+        ((full, "--out", full), "is there already: give a new folder"),
         ((full, "--kind", "int3"), "allowed: nf4, fp4, none"),
     ):
-        assert message in refuse_command("quantize", *arguments, "--out", str(out))
+        assert message in refuse_command("quantize", "--out", str(out), *arguments)
     assert not out.exists()
 
 

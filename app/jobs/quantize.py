@@ -18,7 +18,6 @@ from app.gemma.base_model import (
 )
 from app.gemma.config import ModelConfig, QuantizationConfig
 from app.gemma.load import load_base_model
-from app.storage import require_new_folder
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -40,12 +39,8 @@ def quantize_model(
     Embedding and norms are not quantised and keep their dtype, so that `load_base_model` gives the
     same base model as from the full one. The weights go to the device (a GPU if there is one) one
     by one. A run that is stopped leaves nothing in `out`. Raises UserError if `model` cannot be
-    quantised or `out` cannot be written.
+    quantised or `out` cannot be written. `quantize_command` has checked the kind and `out`.
     """
-    # check the arguments
-    if quantization.kind == "none":
-        raise UserError("--kind none leaves nothing to quantise: give nf4 or fp4")
-    require_new_folder(out)
     config = load_model_config(model)
     require_unquantised(model, config)
 
