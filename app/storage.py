@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from app.errors import UserError
+from data_pipeline.errors import DataError
 from data_pipeline.masking import mask_secrets
 from data_pipeline.remote_errors import explain_remote_error
 
@@ -77,6 +78,8 @@ def require_text(uri: str) -> str:
         raise UserError(f"{uri} cannot be read: {explain_remote_error(error, uri)}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{uri} is not UTF-8 ({error}): save it as UTF-8") from None
+    except DataError as error:
+        raise UserError(str(error)) from None
     if text is None:
         raise UserError(f"{uri} cannot be read: there is no such file; correct the URI")
     return text

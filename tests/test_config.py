@@ -222,8 +222,14 @@ def test_a_config_at_a_uri_is_read_as_its_file_is(tmp_path):
     (tmp_path / "best.yaml").write_text(config_to_yaml(load_config("demo")))
     uri = f"file://{tmp_path}/best.yaml"
     assert load_config(uri, ["train.run_name=x"]) == load_config("demo", ["train.run_name=x"])
-    for wrong in (f"file://{tmp_path}/absent.yaml", "nosuch://a/b.yaml"):
-        with pytest.raises(UserError, match=rf"^{wrong} cannot be read \(.*: correct the URI"):
+    (tmp_path / "latin.yaml").write_bytes(b"train: {run_name: \xe9}")
+    for wrong, message in {
+        f"file://{tmp_path}/absent.yaml": "URI cannot be read: there is no such file; correct the",
+        f"file://{tmp_path}": "URI cannot be read: .*; correct the URI",
+        f"file://{tmp_path}/latin.yaml": r"URI is not UTF-8 \(.*\): save it as UTF-8",
+        "nosuch://a/b.yaml": "cannot open 'URI': .*; give a local path, or a URI of s3",
+    }.items():
+        with pytest.raises(UserError, match=f"^{message.replace('URI', wrong, 1)}"):
             load_config(wrong)
 
 
