@@ -86,6 +86,8 @@ def test_a_value_is_read_by_the_type_of_its_setting(override: str, value: Any) -
         ("train.max_steps=", "train.max_steps=''"),
         ("search.space.lora.rank={choice: [1:30]}", "lora.rank='1:30'"),
         ("search.space.lora.rank={choice: [yes]}", "lora.rank=true: this is no number"),
+        ("search.space.lora.dropout={uniform: [no, 0.5]}", "false is not a number"),
+        ("search.space.lora.rank={integer: [yes, 8]}", "true is not a number"),
         ("evaluate.fields={a: [x], b: [x], a: [y]}", "key 'a' is already in line 1"),
         ("search.space.lora.rank={choice: [8], choice: [9]}", "key 'choice' is already"),
         ("search.max_hours=inf", "search.max_hours=inf is not finite"),

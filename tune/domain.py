@@ -16,6 +16,15 @@ def _read_exponent(value: Any) -> Any:
     return float(value) if is_number else value
 
 
+def _require_number(value: Any) -> Any:
+    """Return the value. Raises ValueError for true and false, which pydantic takes for 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError(f"{str(value).lower()} is not a number: write the ends as numbers")
+    return value
+
+
+_Float = Annotated[float, BeforeValidator(_require_number)]
+_Int = Annotated[int, BeforeValidator(_require_number)]
 Scalar = Annotated[bool | int | float | str, BeforeValidator(_read_exponent)]
 
 
@@ -29,7 +38,7 @@ class _Domain(BaseModel):
 class LogUniform(_Domain):
     """A positive number on [low, high] whose logarithm is uniform."""
 
-    loguniform: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+    loguniform: tuple[Annotated[_Float, Field(gt=0)], Annotated[_Float, Field(gt=0)]]
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -40,7 +49,7 @@ class LogUniform(_Domain):
 class Uniform(_Domain):
     """A uniform number on [low, high]."""
 
-    uniform: tuple[float, float]
+    uniform: tuple[_Float, _Float]
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -51,7 +60,7 @@ class Uniform(_Domain):
 class Integer(_Domain):
     """A whole number on [low, high], uniform; with `log`, its logarithm is uniform."""
 
-    integer: tuple[int, int]
+    integer: tuple[_Int, _Int]
     log: bool = False
 
     @model_validator(mode="after")
