@@ -22,6 +22,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow as pa
 from ray.data import DataIterator
 
 from app.gemma.base_model import TINY
@@ -66,9 +67,12 @@ def measure_prepare(folder: Path) -> Figures:
 def write_dataset(folder: Path, num_shards: int, shard_records: int = 1) -> None:
     """Write a dataset of short drawings."""
     writer = ShardWriter(str(folder), shard_records=shard_records)
-    for number in range(num_shards * shard_records):
-        svg = f'<svg><path d="M0 0h{number}"/></svg>'
-        writer.add("train", ShardRecord(str(number), svg, f"line of {number}", "made"))
+    records = [
+        ShardRecord(str(n), f'<svg><path d="M0 0h{n}"/></svg>', f"line of {n}", "made")
+        for n in range(num_shards * shard_records)
+    ]
+    columns = [*zip(*records, strict=True)]
+    writer.add("train", pa.table(columns, names=ShardRecord._fields))
     writer.commit({"digest": writer.close(), "duplicates": 0, "quarantined": {}}, {})
 
 

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
+from json.encoder import encode_basestring_ascii
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -39,7 +40,6 @@ MANIFEST = "dataset.json"
 QUARANTINE = "quarantine.parquet"
 REPORT = "report.json"
 
-_SHARD = pa.schema([(name, pa.string()) for name in ("id", "svg", "caption", "source", "split")])
 _QUARANTINE = pa.schema(
     [(name, pa.string()) for name in ("id", "source", "reason", "detail")]
     + [("first_bytes", pa.binary())]
@@ -53,6 +53,10 @@ class ShardRecord(NamedTuple):
     svg: str
     caption: str
     source: str
+
+
+_RECORDS = pa.schema([(name, pa.string()) for name in ShardRecord._fields])
+_SHARD = _RECORDS.append(pa.field("split", pa.string()))
 
 
 class QuarantinedRecord(NamedTuple):
@@ -77,7 +81,7 @@ class ShardWriter:
         self._fs, self._path = open_filesystem(folder)
         self._partial = f"{self._path}.partial"
         self._shard_records = shard_records
-        self._records: dict[str, list[ShardRecord]] = {split: [] for split in SPLITS}
+        self._records = dict.fromkeys(SPLITS, _RECORDS.empty_table())
         self._shards: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
         self._digests = {split: hashlib.sha256() for split in SPLITS}
         self._quarantined: list[QuarantinedRecord] = []
@@ -95,11 +99,13 @@ class ShardWriter:
                 f"cannot write {folder!r}: {explain_remote_error(error, folder)}"
             ) from None
 
-    def add(self, split: str, record: ShardRecord) -> None:
-        """Append a record to a split."""
-        self._records[split].append(record)
-        if len(self._records[split]) == self._shard_records:
-            self._flush(split)
+    def add(self, split: str, records: pa.Table) -> None:
+        """Append records to a split; the columns are the fields of ShardRecord."""
+        records = pa.concat_tables([self._records[split], records])
+        while len(records) >= self._shard_records:
+            self._write_shard(split, records.slice(0, self._shard_records))
+            records = records.slice(self._shard_records)
+        self._records[split] = records
 
     def refuse(self, record: QuarantinedRecord) -> None:
         """Append a refused record to the quarantine."""
@@ -107,14 +113,13 @@ class ShardWriter:
         if len(self._quarantined) == ROW_GROUP_ROWS:
             self._flush_quarantine()
 
-    def _flush(self, split: str) -> None:
-        records, self._records[split] = self._records[split], []
-        if not records:
-            return
-        for record in records:
-            self._digests[split].update(json.dumps(record).encode())
+    def _write_shard(self, split: str, records: pa.Table) -> None:
+        quoted = (map(encode_basestring_ascii, column.to_pylist()) for column in records.columns)
+        for record in zip(*quoted, strict=True):
+            self._digests[split].update(f"[{', '.join(record)}]".encode())
 
-        columns = [*zip(*records, strict=True), [split] * len(records)]
+        # The pages of a file depend on the chunks of its columns.
+        columns = [*records.combine_chunks().columns, pa.array([split] * len(records))]
         name = f"{split}-{len(self._shards[split]):05d}.parquet"
         pq.write_table(
             pa.table(columns, schema=_SHARD),
@@ -133,24 +138,15 @@ class ShardWriter:
 
     def close(self) -> str:
         """Write the buffered records; return the digest of each split's records in their order."""
-        for split in SPLITS:
-            self._flush(split)
+        for split, records in self._records.items():
+            if len(records):
+                self._write_shard(split, records)
+        self._records.clear()
         self._flush_quarantine()
         self._quarantine.close()
         digested = SPLITS if self._shards["test"] else SPLITS[:-1]  # as before test splits
         digests = b"".join(self._digests[split].digest() for split in digested)
         return hashlib.sha256(digests).hexdigest()
-
-    def read_written(self, split: str) -> Iterator[ShardRecord]:
-        """Yield the records of a split from the written files. Call it after `close`."""
-        for name in self._shards[split]:
-            path, num_rows = f"{self._partial}/{name}", self._shards[split][name]
-            with open_parquet(
-                self._fs, path, num_rows=num_rows, columns=ShardRecord._fields
-            ) as file:
-                for batch in file.iter_batches(ROW_GROUP_ROWS, columns=list(ShardRecord._fields)):
-                    columns = batch.select(ShardRecord._fields)
-                    yield from map(ShardRecord, *(column.to_pylist() for column in columns))
 
     def commit(self, manifest: Mapping[str, Any], report: Mapping[str, Any]) -> None:
         """Replace the dataset in the folder by the written one; leave other files there alone.

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from data_pipeline.shards import ShardRecord, ShardWriter
@@ -26,10 +27,23 @@ def write_shards(folder: Path, *, train: Sequence[int], validation: Sequence[int
     """Write records with the id `i`, the caption `icon i` and an SVG of the i-th length (bytes)."""
     writer = ShardWriter(str(folder), shard_records=64)
     for split, lengths in (("train", train), ("validation", validation)):
-        for i, length in enumerate(lengths):
-            writer.add(split, ShardRecord(str(i), svg_of(length), f"icon {i}", "test"))
+        writer.add(
+            split,
+            make_records(
+                [
+                    ShardRecord(str(i), svg_of(length), f"icon {i}", "test")
+                    for i, length in enumerate(lengths)
+                ]
+            ),
+        )
     counts = {"digest": writer.close(), "duplicates": 0, "quarantined": {}}
     writer.commit(counts, counts)
+
+
+def make_records(records: Sequence[ShardRecord]) -> pa.Table:
+    """Return a table of the records, as `ShardWriter.add` takes it."""
+    columns = zip(*records, strict=True) if records else [()] * len(ShardRecord._fields)
+    return pa.table([pa.array(c, pa.string()) for c in columns], names=ShardRecord._fields)
 
 
 def svg_of(length: int) -> str:

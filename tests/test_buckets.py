@@ -8,36 +8,38 @@ import numpy as np
 import pytest
 
 from data_pipeline.prepare.buckets import read_shuffled, write_buckets
-from data_pipeline.prepare.clean import CleanRecord, hash_content
+from data_pipeline.prepare.clean import CleanRecord, hash_content, make_table
 from data_pipeline.prepare.leakage import Leakage, measure_leakage
 from data_pipeline.prepare.partitions import Partitions
 from data_pipeline.prepare.splits import FACTS, decide_splits
-from data_pipeline.shards import ShardRecord
+from data_pipeline.shards import SPLITS, ShardRecord
+from tests.corpus import make_records
 
 Kept = list[tuple[str, ShardRecord]]
 
 
 def make_record(id_: str, key: int, svg: str) -> CleanRecord:
-    record = ShardRecord(id_, svg, f"caption of {svg[:20]}", "made")
-    content = hash_content(svg, record.caption)
-    split = "train" if content % 4 else "validation"
-    return CleanRecord(record, key, hash_content(svg), content, content, split, False, False)
+    caption = f"caption of {svg[:20]}"
+    content = hash_content(svg, caption)
+    facts = (key, hash_content(svg), content, content, int(content % 4 == 0), False, False)
+    return CleanRecord(id_, svg, caption, "made", *facts)
 
 
 def sort_in_memory(records: list[CleanRecord]) -> Kept:
     """Return the first of equal records in the documented order, with its split."""
-    first = {clean.content_hash: clean for clean in reversed(records)}
+    first = {clean.content: clean for clean in reversed(records)}
     shuffled = sorted(
-        first.values(), key=lambda clean: (clean.shuffle_key % 64, clean.shuffle_key, clean[3])
+        first.values(),
+        key=lambda clean: (clean.shuffle_key % 64, clean.shuffle_key, clean.content),
     )
     ids: set[str] = set()
     kept: Kept = []
     for clean in shuffled:
-        record = clean.record
+        record = ShardRecord(*clean[:4])
         if record.id in ids:
-            record = record._replace(id=f"{record.id}#{clean.content_hash:016x}")
-        ids.add(clean.record.id)
-        kept.append((clean.split, record))
+            record = record._replace(id=f"{record.id}#{clean.content:016x}")
+        ids.add(clean.id)
+        kept.append((SPLITS[clean.split], record))
     return kept
 
 
@@ -53,10 +55,17 @@ def test_records_are_sorted_on_disk_as_in_memory(tmp_path: Path, record_bytes: i
         records.append(make_record(id_, key, svg))
 
     facts = Partitions(tmp_path / "facts", FACTS)
-    write_buckets(iter(records), tmp_path, facts)
+    batches = [make_table(records[start : start + 90]) for start in range(0, len(records), 90)]
+    write_buckets(batches, tmp_path, facts)
     decision = decide_splits(facts, tmp_path)
     expected = sort_in_memory(records)
-    assert list(read_shuffled(tmp_path, decision)) == expected
+    kept: dict[str | None, list[ShardRecord]] = {}
+    for split, rows in read_shuffled(tmp_path, decision):
+        kept.setdefault(split, []).extend(ShardRecord(**row) for row in rows.to_pylist())
+    assert kept == {
+        split: [record for own, record in expected if own == split]
+        for split in ("train", "validation")
+    }
     assert sum(decision.num_kept.values()) == len(expected) < len(records)
     num_held_out = sum(split == "validation" for split, _ in expected)
     assert decision.num_kept["validation"] == num_held_out > 0
@@ -66,13 +75,14 @@ def test_rows_with_equal_hashes_are_together_in_their_order(tmp_path: Path) -> N
     draw = random.Random(0)
     rows = [(draw.randrange(3000) << 40 | draw.randrange(3), number) for number in range(40_000)]
     partitions = Partitions(tmp_path / "rows", {"hash": "u8", "number": "u4"})
-    for row in rows:
-        partitions.add(*row)
+    for start in range(0, len(rows), 100):
+        hashes, numbers = zip(*rows[start : start + 100], strict=True)
+        partitions.add({"hash": hashes, "number": numbers, "other": numbers})
     copy = Partitions(tmp_path / "copy", {"number": "u4"})
     read = []
     for part in partitions.read():
         read.append(part)
-        copy.add_all(part)
+        copy.add(part)
     assert len(partitions) == len(copy) == len(rows)
     places = {value: n for n, part in enumerate(read) for value in part["hash"].tolist()}
     for n, part in enumerate(read):
@@ -86,13 +96,18 @@ def test_splits_decided_on_disk_are_those_of_a_plain_search(tmp_path: Path) -> N
     draw = random.Random(0)
     facts = Partitions(tmp_path / "facts", FACTS)
     rows = []
-    for number in range(40_000):
+    for _ in range(40_000):
         # Concepts from 900 on are held out. Drawings tie chains of ten: 896 to 905, and so on.
         named = draw.randrange(1000)
         shift = draw.choice([0, 0, 0, named % 10 != 5])
         drawn = hash_content(f"{named + shift} {draw.randrange(12)}")
         rows.append((drawn, named, draw.randrange(2)))
-        facts.add(drawn, hash_content(str(rows[-1])), named, number, named >= 900, False, False)
+    table = [
+        (row[0], hash_content(str(row)), row[1], number, row[1] >= 900, False, False)
+        for number, row in enumerate(rows)
+    ]
+    columns = np.array(table, [*FACTS.items()])
+    facts.add(columns)
     decision = decide_splits(facts, tmp_path)
 
     drawings_of: dict[int, set[int]] = {}
@@ -113,8 +128,8 @@ def test_splits_decided_on_disk_are_those_of_a_plain_search(tmp_path: Path) -> N
     held = [rows[n][1] for n in kept if rows[n][1] >= 900]
     assert decision.num_moved == sum(named in reached for named in held) > 0
     assert decision.num_kept["validation"] == len(held) - decision.num_moved > 0
-    for named in range(900, 1000):
-        assert (decision.choose("validation", named) == "train") == (named in reached)
+    in_training = [named < 900 or named in reached for _, named, _ in rows]
+    assert decision.choose(columns).tolist() == [int(not trained) for trained in in_training]
 
 
 def test_leakage_counted_on_disk_is_that_of_sets() -> None:
@@ -124,7 +139,9 @@ def test_leakage_counted_on_disk_is_that_of_sets() -> None:
             ShardRecord("", f"<{draw.randrange(top)}>", f"{draw.randrange(9000)}", "")
             for _ in range(n)
         ]
-        for split, n, top in (("a", 30_000, 20_000), ("b", 9_000, 25_000), ("c", 3_000, 50_000))
+        for split, n, top in zip(
+            SPLITS, (30_000, 9_000, 3_000), (20_000, 25_000, 50_000), strict=True
+        )
     }
     drawings, captions, contents = (
         {split: {read(record) for record in records} for split, records in splits.items()}
@@ -139,7 +156,12 @@ def test_leakage_counted_on_disk_is_that_of_sets() -> None:
         a, b, c = values.values()
         return len(a & b | a & c | b & c)
 
-    assert measure_leakage(splits) == Leakage(
+    tables = [
+        (split, make_records(records[start : start + 256]))
+        for split, records in splits.items()
+        for start in range(0, len(records), 256)
+    ]
+    assert measure_leakage(tables) == Leakage(
         {split: len(values) for split, values in drawings.items()},
         {split: len(values) for split, values in contents.items()},
         count_shared(drawings),

@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -34,6 +35,7 @@ from data_pipeline.shards import SPLITS, ShardRecord, open_shards
 from data_pipeline.sources.phosphor import derive_concept
 from data_pipeline.sources.record import Record
 from data_pipeline.svg import canonicalise
+from tests.corpus import make_records
 
 
 def drawing(number: int) -> str:
@@ -207,9 +209,12 @@ def test_a_drawing_ties_the_concepts_that_use_it(tmp_path: Path) -> None:
 def test_splits_against_connected_components(examples: list[tuple[int, int, int]]) -> None:
     folder = Path("unused")  # a few rows stay in memory
     facts = Partitions(folder, FACTS)
-    for n, (drawn, named, caption) in enumerate(examples):
-        content = drawn * 100 + named * 10 + caption
-        facts.add(drawn, content, named, n, named >= 5, False, caption == 1)
+    rows = [
+        (drawn, drawn * 100 + named * 10 + caption, named, n, named >= 5, False, caption == 1)
+        for n, (drawn, named, caption) in enumerate(examples)
+    ]
+    columns = np.array(rows, [*FACTS.items()])
+    facts.add(columns)
     decision = decide_splits(facts, folder)
     kept = [n for n, example in enumerate(examples) if example not in examples[:n]]
     assert [n for n in range(len(examples)) if not decision.is_duplicate(n)] == kept
@@ -223,11 +228,8 @@ def test_splits_against_connected_components(examples: list[tuple[int, int, int]
                 component = [min(one, other) if c in (one, other) else c for c in component]
     trained = {component[examples[n][1]] for n in kept if examples[n][1] < 5}
     held = [n for n in kept if component[examples[n][1]] not in trained]
-    sides = [
-        decision.choose("validation", named) if named >= 5 else decision.choose("train", None)
-        for _, named, _ in examples
-    ]
-    assert [n for n in kept if sides[n] == "validation"] == held
+    sides = decision.choose(columns)
+    assert [n for n in kept if sides[n] == SPLITS.index("validation")] == held
     assert decision.num_kept["validation"] == len(held)
     assert decision.num_moved == sum(examples[n][1] >= 5 for n in kept) - len(held)
 
@@ -238,15 +240,16 @@ def test_leakage_is_measured_by_what_is_there() -> None:
         ShardRecord("c", "<svg>1</svg>", "x", ""), ShardRecord("d", "<svg>2</svg>", "z", ""),
         ShardRecord("e", "<svg>3</svg>", "y", ""), ShardRecord("f", "<svg>3</svg>", "v", ""),
     ]  # fmt: skip
-    splits = {"train": train, "validation": validation, "test": train[:1]}
-    assert measure_leakage(splits) == Leakage(
+    records = {"train": train, "validation": validation, "test": train[:1]}
+    tables = [(split, make_records(rows)) for split, rows in records.items()]
+    assert measure_leakage(tables) == Leakage(
         num_drawings={"train": 2, "validation": 3, "test": 1},
         num_records={"train": 2, "validation": 4, "test": 1},
         num_shared_drawings=2,
         num_shared_records=1,
         num_shared_captions=2,
     )
-    assert measure_leakage({"train": train, "validation": []}).num_shared_drawings == 0
+    assert measure_leakage(tables[:1]).num_shared_drawings == 0
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_two_nodes_both_clean_and_write_the_bytes_of_one_machine(tmp_path: Path)
     nodes = (tmp_path / "batches.nodes").read_text().split()
     assert len(nodes) == 2
     assert num_batches.keys() == {*nodes}
-    assert sum(num_batches.values()) == 16  # 2,000 records
+    assert sum(num_batches.values()) == 4  # 2,000 records
     assert hash_files(out) == hash_files(tmp_path / "alone")
 
 

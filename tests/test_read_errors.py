@@ -22,6 +22,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.prepare.dataset import prepare_dataset
 from data_pipeline.shards import ShardRecord, ShardWriter, open_shards
 from data_pipeline.sources.read import count_drawings, read_source
+from tests.corpus import make_records
 
 REASON = os.strerror(errno.EIO)
 NUM_ROWS = 3000
@@ -161,8 +162,10 @@ def test_a_footer_that_fails_is_named_when_drawings_are_counted(tmp_path: Path) 
 def test_a_shard_that_fails_is_named_by_each_reader(tmp_path: Path) -> None:
     writer = ShardWriter(str(tmp_path), shard_records=400)
     rng = random.Random(0)
-    for n in range(1000):
-        writer.add("train", ShardRecord(f"{n}", f"<svg>{rng.random()}</svg>", f"a {n}", "test"))
+    records = [
+        ShardRecord(f"{n}", f"<svg>{rng.random()}</svg>", f"a {n}", "test") for n in range(1000)
+    ]
+    writer.add("train", make_records(records))
     writer.commit({"digest": writer.close(), "duplicates": 0, "quarantined": {}}, {})
     shards = open_shards(f"fsspec+failing://{tmp_path}")
     for read in (lambda: shards.read("train", 600, 1000), lambda: [*shards.read_captions("train")]):

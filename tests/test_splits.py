@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from data_pipeline.shards import QUARANTINE, SPLITS, ShardRecord, ShardWriter, o
 from data_pipeline.sources.parquet import pq
 from data_pipeline.sources.read import read_source
 from data_pipeline.sources.split_names import find_layout
+from tests.corpus import make_records
 
 Row = tuple[int, int, int, int, bool]  # drawing, concept, caption, split, given
 
@@ -49,13 +51,20 @@ def read_ids(out: Path) -> dict[str, set[str]]:
     }
 
 
-def decide(rows: list[Row], **changes: Any) -> SplitDecision:
+def decide(columns: Any, **changes: Any) -> SplitDecision:
     folder = Path("unused")  # a few rows stay in memory
     facts = Partitions(folder, FACTS)
-    for n, (drawing, concept, caption, split, is_given) in enumerate(rows):
-        content = drawing * 100 + concept * 10 + caption
-        facts.add(drawing, content, concept, n, split, is_given, False)
+    facts.add(columns)
     return decide_splits(facts, folder, **changes)
+
+
+def make_facts(rows: list[Row]) -> Any:
+    """Return the rows as an array with the columns FACTS."""
+    table = [
+        (drawing, drawing * 100 + concept * 10 + caption, concept, n, split, is_given, False)
+        for n, (drawing, concept, caption, split, is_given) in enumerate(rows)
+    ]
+    return np.array(table, [*FACTS.items()])
 
 
 def decide_slowly(rows: list[Row], with_share: set[str]) -> list[str]:
@@ -101,17 +110,14 @@ _ROWS = st.lists(
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(_ROWS, st.sets(st.sampled_from(SPLITS[1:])))
 def test_the_decision_is_that_of_plain_loops(rows: list[Row], with_share: set[str]) -> None:
-    decision = decide(rows, with_share=with_share)
+    facts = make_facts(rows)
+    decision = decide(facts, with_share=with_share)
     expected = decide_slowly(rows, with_share)
-    found = []
-    for n, (_, concept, _, split, is_given) in enumerate(rows):
-        held_out = concept if split and not is_given else None
-        if decision.is_duplicate(n):
-            found.append("duplicate")
-        elif decision.is_excluded(n):
-            found.append("excluded")
-        else:
-            found.append(decision.choose(SPLITS[split], held_out))
+    names = [*SPLITS, "excluded"]
+    found = [
+        "duplicate" if decision.is_duplicate(n) else names[number]
+        for n, number in enumerate(decision.choose(facts))
+    ]
     assert found == expected
     assert decision.num_kept == {split: expected.count(split) for split in SPLITS}
     assert decision.num_duplicates == expected.count("duplicate")
@@ -152,7 +158,7 @@ def test_new_shards_have_a_test_split_and_older_digests_stay(tmp_path: Path) -> 
 
 def test_shards_written_before_test_splits_have_an_empty_one(tmp_path: Path) -> None:
     writer = ShardWriter(str(tmp_path), shard_records=10)
-    writer.add("train", ShardRecord("a", "<svg/>", "x", "s"))
+    writer.add("train", make_records([ShardRecord("a", "<svg/>", "x", "s")]))
     writer.commit({"digest": writer.close(), "duplicates": 0, "quarantined": {}}, {})
     manifest = json.loads((tmp_path / "dataset.json").read_text())
     del manifest["shards"]["test"]

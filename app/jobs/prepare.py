@@ -3,6 +3,7 @@
 This process reads the sources and writes the shards, so the nodes need no access to either.
 """
 
+import pickle
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -18,7 +19,7 @@ from data_pipeline.sources.record import Record
 # Each CPU has this many batches ahead, so that it never waits for this process.
 _BATCHES_AHEAD = 3
 # The number of CPUs is counted again after this many batches, because a cluster may grow.
-_COUNT_BATCHES = 100
+_COUNT_BATCHES = 25
 
 
 def map_on_ray(
@@ -32,11 +33,12 @@ def map_on_ray(
     task: Any = ray.remote(num_cpus=1, scheduling_strategy="SPREAD")(_clean)
     running: deque[Any] = deque()
     with connect_ray() as cluster:
+        sent_clean = ray.put(clean)
         try:
             for number, batch in enumerate(batches):
                 if number % _COUNT_BATCHES == 0:
                     max_running = _BATCHES_AHEAD * _count_cpus(cluster.address)
-                running.append(task.remote(clean, batch))
+                running.append(task.remote(sent_clean, pickle.dumps(batch)))
                 if len(running) > max_running:
                     yield ray.get(running.popleft())
             while running:
@@ -51,8 +53,9 @@ def map_on_ray(
             ) from error
 
 
-def _clean(clean: Callable[[list[Record]], Batch], batch: list[Record]) -> Batch:
-    return clean(batch)
+def _clean(clean: Callable[[list[Record]], Batch], pickled: bytes) -> Batch:
+    """Clean a batch. Ray itself pickles each record of a list alone, which is slow."""
+    return clean(pickle.loads(pickled))
 
 
 def _count_cpus(address: str) -> int:

@@ -9,28 +9,30 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from itertools import chain, islice
 from typing import NamedTuple, TypeAlias
 
+import pyarrow as pa
+
 from data_pipeline.config import PrepareConfig, get_share
 from data_pipeline.errors import DataError
 from data_pipeline.prepare.leakage import contains_caption
 from data_pipeline.prepare.splits import choose_split
-from data_pipeline.shards import QuarantinedRecord, ShardRecord
+from data_pipeline.shards import SPLITS, QuarantinedRecord, ShardRecord
 from data_pipeline.sources.record import Record, escape_surrogates, stable_hash
 from data_pipeline.svg import SVGRefused, canonicalise
 
 NUM_FIRST_BYTES = 256
 """The quarantine keeps this many bytes of a refused drawing."""
-_BATCH_RECORDS = 128
+_BATCH_RECORDS = 512
 # A batch ends at about this size of its raw drawings. Memory holds a batch three times.
-_BATCH_BYTES = 1 << 22
+_BATCH_BYTES = 1 << 20
 # Cleaning fewer batches takes less time than starting a pool.
-_INLINE_BATCHES = 8
+_INLINE_BATCHES = 2
 # Each process has this many batches ahead. The limit bounds the memory, and keeps the order cheap.
 _BATCHES_AHEAD = 3
 
@@ -38,17 +40,35 @@ _BATCHES_AHEAD = 3
 class CleanRecord(NamedTuple):
     """One canonical record, with the facts that decide about it later. Hashes have 64 bits."""
 
-    record: ShardRecord
+    id: str
+    svg: str
+    caption: str
+    source: str
     shuffle_key: int  # sorts the records into the shuffled order
-    drawing_hash: int  # hash of the canonical text
-    content_hash: int  # hash of the canonical text and the caption
-    concept_hash: int  # hash of the concept
-    split: str
+    drawing: int  # hash of the canonical text
+    content: int  # hash of the canonical text and the caption
+    concept: int  # hash of the concept
+    split: int  # number in SPLITS
     given: bool  # the record has this held-out split by its source or file, not by its concept
     leaks: bool  # the drawing's text contains the caption
 
 
-Batch: TypeAlias = list[CleanRecord | QuarantinedRecord]
+_HASHES = ("shuffle_key", "drawing", "content", "concept")
+CLEAN = pa.schema(
+    [(name, pa.string()) for name in ShardRecord._fields]
+    + [(name, pa.uint64()) for name in _HASHES]
+    + [("split", pa.uint8()), ("given", pa.bool_()), ("leaks", pa.bool_())]
+)
+"""Columns are the fields of CleanRecord: a process then handles many records at once."""
+
+
+class Batch(NamedTuple):
+    """The cleaned records of a batch (with the schema CLEAN), and the refused ones, in order."""
+
+    cleaned: pa.RecordBatch
+    refused: list[QuarantinedRecord]
+
+
 MapBatches: TypeAlias = Callable[
     [Callable[[list[Record]], Batch], Iterable[list[Record]]], Iterator[Batch]
 ]
@@ -99,7 +119,8 @@ def _map_in_processes(
 
 def clean_batch(records: list[Record], config: PrepareConfig) -> Batch:
     """Return one cleaned or refused record for each of `records`."""
-    cleaned: Batch = []
+    cleaned: list[CleanRecord] = []
+    refused: list[QuarantinedRecord] = []
     raw: str | bytes | None = None
     svg = ""
     for record in records:
@@ -118,8 +139,14 @@ def clean_batch(records: list[Record], config: PrepareConfig) -> Batch:
 
             cleaned.append(_make_clean_record(record, svg, caption, config))
         except SVGRefused as refusal:
-            cleaned.append(_make_quarantined_record(record, refusal))
-    return cleaned
+            refused.append(_make_quarantined_record(record, refusal))
+    return Batch(make_table(cleaned), refused)
+
+
+def make_table(records: Sequence[CleanRecord]) -> pa.RecordBatch:
+    """Return a table whose columns are the fields of CleanRecord."""
+    columns = zip(*records, strict=True) if records else [()] * len(CLEAN)
+    return pa.record_batch([*columns], schema=CLEAN)
 
 
 def _make_clean_record(
@@ -134,12 +161,15 @@ def _make_clean_record(
         test_share=get_share(config.test_share),
     )
     return CleanRecord(
-        record=ShardRecord(id_, svg, caption, escape_surrogates(record.source)),
+        id=id_,
+        svg=svg,
+        caption=caption,
+        source=escape_surrogates(record.source),
         shuffle_key=stable_hash(config.seed, id_),
-        drawing_hash=hash_content(svg),
-        content_hash=hash_content(svg, caption),
-        concept_hash=hash_content(record.concept),
-        split=record.split if given else chosen,
+        drawing=hash_content(svg),
+        content=hash_content(svg, caption),
+        concept=hash_content(record.concept),
+        split=SPLITS.index(record.split if given else chosen),
         given=given,
         leaks=contains_caption(svg, caption),
     )

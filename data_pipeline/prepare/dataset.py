@@ -16,6 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from tqdm import tqdm
 
 from data_pipeline.config import PrepareConfig
@@ -24,7 +25,6 @@ from data_pipeline.prepare.buckets import read_shuffled, write_buckets
 from data_pipeline.prepare.clean import (
     NUM_FIRST_BYTES,
     Batch,
-    CleanRecord,
     MapBatches,
     clean_records,
 )
@@ -32,7 +32,7 @@ from data_pipeline.prepare.leakage import Leakage, measure_leakage
 from data_pipeline.prepare.mixture import mix_sources
 from data_pipeline.prepare.partitions import Partitions
 from data_pipeline.prepare.splits import FACTS, SplitDecision, decide_splits
-from data_pipeline.shards import SPLITS, QuarantinedRecord, ShardRecord, ShardWriter
+from data_pipeline.shards import QuarantinedRecord, ShardRecord, ShardWriter
 
 _EXCLUDED = "also_held_out"
 
@@ -132,12 +132,12 @@ def prepare_dataset(
 
             # write
             num_records = counts.num_written + decision.num_excluded
-            shuffled = bar(read_shuffled(folder, decision), desc="write", total=num_records)
-            _write_records(shuffled, writer, counts)
+            shuffled = read_shuffled(folder, decision)
+            with bar(desc="write", total=num_records) as progress_bar:
+                leakage = measure_leakage(_write_records(shuffled, writer, counts, progress_bar))
 
         # check
         digest = writer.close()
-        leakage = measure_leakage({split: writer.read_written(split) for split in SPLITS})
         assert not leakage.num_shared_drawings, leakage
         assert not leakage.num_shared_records, leakage
         report = counts.make_report(leakage, digest, time.monotonic() - started)
@@ -234,27 +234,32 @@ def _require_usable(counts: _Counts, sources: Sequence[str], config: PrepareConf
 
 def _quarantine_refused(
     batches: Iterable[Batch], writer: ShardWriter, counts: _Counts
-) -> Iterator[CleanRecord]:
+) -> Iterator[pa.RecordBatch]:
     """Yield the cleaned records, count all records, and write refused ones to the quarantine."""
-    for cleaned in chain.from_iterable(batches):
-        counts.num_read += 1
-        if isinstance(cleaned, CleanRecord):
-            yield cleaned
-        else:
-            counts.quarantined[cleaned.reason] += 1
-            writer.refuse(cleaned)
+    for cleaned, refused in batches:
+        counts.num_read += cleaned.num_rows + len(refused)
+        for record in refused:
+            counts.quarantined[record.reason] += 1
+            writer.refuse(record)
+        yield cleaned
 
 
 def _write_records(
-    records: Iterable[tuple[str | None, ShardRecord]], writer: ShardWriter, counts: _Counts
-) -> None:
-    """Write the records to their splits, and those without a split to the quarantine."""
-    for split, record in records:
+    tables: Iterable[tuple[str | None, pa.Table]],
+    writer: ShardWriter,
+    counts: _Counts,
+    progress_bar: Any,
+) -> Iterator[tuple[str, pa.Table]]:
+    """Write the records to their splits, and yield them. Quarantine those without a split."""
+    for split, records in tables:
         if split is None:
-            writer.refuse(_make_excluded_record(record))
+            for row in records.to_pylist():
+                writer.refuse(_make_excluded_record(ShardRecord(**row)))
         else:
-            writer.add(split, record)
-            counts.sources[record.source] += 1
+            writer.add(split, records)
+            counts.sources.update(records["source"].to_pylist())
+            yield split, records
+        progress_bar.update(len(records))
 
 
 def _make_excluded_record(record: ShardRecord) -> QuarantinedRecord:

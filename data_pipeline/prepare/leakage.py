@@ -2,21 +2,23 @@
 
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from html import unescape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from data_pipeline.prepare.partitions import Partitions
-from data_pipeline.shards import ShardRecord
-from data_pipeline.sources.record import stable_hash
+from data_pipeline.shards import SPLITS
 
 _WORD = re.compile(r"\w+")
 _VALUE = re.compile(r'="([^"]*)"')
 _CHARACTER_DATA = re.compile(r">([^<]+)<")
 _SPLIT = {"split": "u1"}
+_ODD = np.uint64(0x9E3779B97F4A7C15)  # any odd number maps distinct hashes to distinct ones
 
 
 def contains_caption(svg: str, caption: str) -> bool:
@@ -58,39 +60,46 @@ class Leakage:
     num_shared_captions: int
 
 
-def measure_leakage(splits: Mapping[str, Iterable[ShardRecord]]) -> Leakage:
+def measure_leakage(tables: Iterable[tuple[str, pa.Table]]) -> Leakage:
     """Count the drawings, records and captions of the splits.
 
-    Reads each split once, and divides the hashes on disk; memory holds about half a byte a record.
+    `tables` are records with the columns svg and caption, and their split. Divides the hashes on
+    disk; memory holds about half a byte a record.
     """
     with tempfile.TemporaryDirectory(prefix="svgscribe-") as name:
         # Equal records have equal drawings, so they are in one partition.
         contents = Partitions(Path(name) / "contents", {"drawing": "u8", "content": "u8"} | _SPLIT)
         captions = Partitions(Path(name) / "captions", {"caption": "u8"} | _SPLIT)
-        for split, records in enumerate(splits.values()):
-            for record in records:
-                drawing, caption = stable_hash(0, record.svg), stable_hash(0, record.caption)
-                contents.add(drawing, stable_hash(drawing, str(caption)), split)
-                captions.add(caption, split)
+        for split, records in tables:
+            drawing, caption = _hash_texts(records["svg"]), _hash_texts(records["caption"])
+            content = drawing * _ODD + caption
+            number = np.full(len(records), SPLITS.index(split))
+            contents.add({"drawing": drawing, "content": content, "split": number})
+            captions.add({"caption": caption, "split": number})
 
-        num_drawings, num_shared_drawings = _count(contents, "drawing", len(splits))
-        num_records, num_shared_records = _count(contents, "content", len(splits))
+        num_drawings, num_shared_drawings = _count(contents, "drawing")
+        num_records, num_shared_records = _count(contents, "content")
         return Leakage(
-            num_drawings=dict(zip(splits, num_drawings, strict=True)),
-            num_records=dict(zip(splits, num_records, strict=True)),
+            num_drawings=num_drawings,
+            num_records=num_records,
             num_shared_drawings=num_shared_drawings,
             num_shared_records=num_shared_records,
-            num_shared_captions=_count(captions, "caption", len(splits))[1],
+            num_shared_captions=_count(captions, "caption")[1],
         )
 
 
-def _count(partitions: Partitions, column: str, num_splits: int) -> tuple[list[int], int]:
+def _hash_texts(texts: pa.ChunkedArray) -> Any:
+    """Return Python's 64-bit hash of each text, of shape [num_texts]. It differs by process."""
+    return np.array([*map(hash, texts.to_pylist())], np.int64).view(np.uint64)
+
+
+def _count(partitions: Partitions, column: str) -> tuple[dict[str, int], int]:
     """Return the number of distinct values in each split, and of those in more than one."""
-    numbers = np.zeros(num_splits, np.int64)
+    numbers = np.zeros(len(SPLITS), np.int64)
     num_shared = 0
     for rows in partitions.read():
-        distinct = [np.unique(rows[column][rows["split"] == split]) for split in range(num_splits)]
+        distinct = [np.unique(rows[column][rows["split"] == n]) for n in range(len(SPLITS))]
         numbers += [len(values) for values in distinct]
         num_in = np.unique(np.concatenate(distinct), return_counts=True)[1]
         num_shared += int((num_in > 1).sum())
-    return numbers.tolist(), num_shared
+    return dict(zip(SPLITS, numbers.tolist(), strict=True)), num_shared

@@ -4,7 +4,7 @@ import os
 import random
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import compress, islice
 
 from tqdm import tqdm
@@ -76,7 +76,7 @@ def _read(spec: str, config: PrepareConfig, split: str = "") -> Iterator[Record]
     """
     records = read_source(spec, config, ignored_files=(QUARANTINE,))
     if split:
-        records = (replace(record, split=split) for record in records)
+        records = (record._replace(split=split) for record in records)
     return islice(records, config.max_records)
 
 

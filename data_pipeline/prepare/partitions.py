@@ -22,40 +22,51 @@ class Partitions:
         self._folder = folder
         self._type = np.dtype([*columns.items()])
         self._columns = list(columns)
-        self._buffer: list[tuple[int, ...]] = []
+        self._buffer = np.empty(_BUFFER_ROWS, self._type)
+        self._num_buffered = 0
         self._num_rows = 0
 
     def __len__(self) -> int:
         return self._num_rows
 
-    def add(self, *row: int) -> None:
-        """Add one row of values in the order of the columns."""
-        self._buffer.append(row)
-        self._num_rows += 1
-        if len(self._buffer) >= _BUFFER_ROWS:
-            self._flush()
+    def add(self, columns: Any) -> None:
+        """Add rows: a mapping of names to arrays, or a structured array. Other columns are ignored.
 
-    def add_all(self, rows: Any) -> None:
-        """Add the rows of a structured array of shape [num_rows], which may have more columns."""
-        for row in rows[self._columns].tolist():
-            self.add(*row)
+        An array has shape [num_rows].
+        """
+        num_rows = len(columns[self._columns[0]])
+        start = 0
+        while start < num_rows:
+            if self._num_buffered == _BUFFER_ROWS:
+                self._flush()
+            stop = min(num_rows, start + _BUFFER_ROWS - self._num_buffered)
+            rows = self._buffer[self._num_buffered : self._num_buffered + stop - start]
+            for name in self._columns:
+                rows[name] = columns[name][start:stop]
+            self._num_buffered += len(rows)
+            start = stop
+        self._num_rows += num_rows
 
     def read(self) -> Iterator[Any]:
         """Yield each partition as a structured array of shape [num_rows]."""
-        if self._num_rows == len(self._buffer):
-            yield np.array(self._buffer, self._type)
+        if self._num_rows == self._num_buffered:
+            yield self._buffer[: self._num_rows].copy()
             return
 
-        self._flush()
+        if self._num_buffered:
+            self._flush()
         for path in sorted(self._folder.iterdir()):
             yield np.fromfile(path, self._type)
 
     def _flush(self) -> None:
-        rows = np.array(self._buffer, self._type)
-        self._buffer = []
+        rows = self._buffer[: self._num_buffered]
+        self._num_buffered = 0
         self._folder.mkdir(exist_ok=True)
 
-        numbers = rows[self._columns[0]] % np.uint64(_NUM_PARTITIONS)
-        for number in np.unique(numbers):
+        numbers = (rows[self._columns[0]] % np.uint64(_NUM_PARTITIONS)).astype(np.uint8)
+        order = np.argsort(numbers, kind="stable")
+        numbers, rows = numbers[order], rows[order]
+        found, starts = np.unique(numbers, return_index=True)
+        for number, part in zip(found, np.split(rows, starts[1:]), strict=True):
             with (self._folder / str(number)).open("ab") as file:
-                rows[numbers == number].tofile(file)
+                part.tofile(file)

@@ -28,6 +28,9 @@ FACTS = {
 """Columns of the facts of a cleaned record: hashes, index in reading order, number of the split in
 SPLITS, and flags. `given`: a source or file gives the record this held-out split."""
 
+EXCLUDED = len(SPLITS)
+"""Stands for the split of an excluded record."""
+
 _HELD_OUT = range(1, len(SPLITS))
 
 
@@ -46,33 +49,30 @@ class SplitDecision:
     """Number of records moved to training: a drawing ties their concept to another split."""
     num_leaked: int
     """Number of kept records whose drawing contains their caption."""
-    duplicates: bytes
+    duplicates: Any
     """One bit for each record in reading order: a record with an equal content is kept instead."""
-    excluded: bytes
-    """One bit for each record in reading order."""
+    excluded: Any
+    """One bit for each record in reading order: a given record of another split has its drawing or
+    concept."""
     moved: Any
     """Sorted hashes of the concepts that moved, of shape [num_concepts]."""
-    filled: frozenset[str]
+    filled: list[int]
     """Splits that have only given records."""
 
-    def is_duplicate(self, index: int) -> bool:
-        """Return whether an equal record is kept instead of that with this index."""
-        return _get_bit(self.duplicates, index)
+    def is_duplicate(self, indices: Any) -> Any:
+        """Return a boolean array: an equal record is kept instead of that with this index."""
+        return _get_bits(self.duplicates, indices)
 
-    def is_excluded(self, index: int) -> bool:
-        """Return whether a given record of another split has the drawing or concept of this one."""
-        return _get_bit(self.excluded, index)
+    def choose(self, rows: Any) -> Any:
+        """Return the number of the split of each row, or EXCLUDED, of shape [num_rows].
 
-    def choose(self, split: str, held_out: int | None) -> str:
-        """Return the split of a record that was first put into `split`.
-
-        `held_out` is the hash of its concept, if the concept was held out for a share of all.
+        `rows` maps the names index, concept, split and given of FACTS to arrays.
         """
-        if held_out is None:
-            return split
-        if split in self.filled or _is_in(np.array([held_out], np.uint64), self.moved)[0]:
-            return "train"
-        return split
+        names = ("index", "concept", "split", "given")
+        index, concept, split, given = (np.asarray(rows[name]) for name in names)
+        is_moved = np.isin(split, self.filled) | _is_in(concept, self.moved)
+        chosen = np.where(is_moved & ~given, 0, split)
+        return np.where(_get_bits(self.excluded, index), EXCLUDED, chosen)
 
 
 def decide_splits(
@@ -115,7 +115,7 @@ def decide_splits(
         # find ties to another split
         free = kept[~kept["given"]]
         tied += _find_tied(free)
-        held_out.add_all(free[free["split"] > 0])
+        held_out.add(free[free["split"] > 0])
 
     moved, num_moved = _move_tied(held_out, np.unique(np.concatenate(tied)))
     num_kept -= num_moved
@@ -127,10 +127,10 @@ def decide_splits(
         num_excluded=_count_bits(excluded),
         num_moved=int(num_moved.sum()),
         num_leaked=num_leaked,
-        duplicates=duplicates.tobytes(),
-        excluded=excluded.tobytes(),
+        duplicates=duplicates,
+        excluded=excluded,
         moved=moved,
-        filled=frozenset(SPLITS[split] for split in filled),
+        filled=filled,
     )
 
 
@@ -216,8 +216,9 @@ def _set_bits(bits: Any, indices: Any) -> None:
     np.bitwise_or.at(bits, indices >> 3, np.left_shift(1, indices & 7).astype(np.uint8))
 
 
-def _get_bit(bits: bytes, index: int) -> bool:
-    return bool(bits[index >> 3] >> (index & 7) & 1)
+def _get_bits(bits: Any, indices: Any) -> Any:
+    """Return a boolean array of shape [num_indices]."""
+    return (bits[indices >> 3] >> (indices & 7) & 1).astype(np.bool_)
 
 
 def _count_bits(bits: Any) -> int:

@@ -24,7 +24,7 @@ from data_pipeline.sources.record import Record
 
 # In memory at once: this many rows, or fewer of about this size.
 _BATCH_ROWS = 256
-_BATCH_BYTES = 1 << 22
+_BATCH_BYTES = 1 << 21
 # A column of a row group is read in pieces of this size (bytes): the group may be the whole corpus.
 _BUFFER_BYTES = 1 << 20
 

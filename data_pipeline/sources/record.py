@@ -2,11 +2,10 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """A drawing as found in a source: raw SVG (text or bytes), caption and concept.
 
     `id` is unique within its source. `source` names the file or the set, for counts and reports.
@@ -29,7 +28,7 @@ def set_split(records: Iterator[Record], split: str) -> Iterator[Record]:
     """Return the records, of which those without a split get this one, if it is not empty."""
     if not split:
         return records
-    return (record if record.split else replace(record, split=split) for record in records)
+    return (record if record.split else record._replace(split=split) for record in records)
 
 
 def stable_hash(seed: int, text: str) -> int:
