@@ -8,7 +8,7 @@
 - `bytes_per_worker_ratio_N`: these bytes over the bytes of the tokens that the worker trains on.
 - `first_batch_seconds_20000`: from building the pipeline to its first batch, of 20,000 shuffle
   blocks on a connected Ray; median of several starts after the first.
-- `prepare_rss_growth`: see `benchmarks.scale_prepare`.
+- `prepare_rss_growth`, `driver_ms_per_record`: see `benchmarks.scale_prepare`.
 """
 
 import argparse
