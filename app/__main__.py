@@ -95,10 +95,12 @@ def _train(arguments: argparse.Namespace) -> int:
     config = _load_job_config(arguments)
     from app.jobs.check import check_before_ray
     from app.jobs.fit import get_memory_limit, require_fit
+    from app.jobs.memory_policy import choose_job_memory
     from data_pipeline.shards import open_shards
 
     shards = open_shards(config.data.shards)
     check_before_ray(config, shards)
+    config = choose_job_memory(config)
     require_fit(config, get_memory_limit(config))
 
     # a job that is refused needs no ray
@@ -115,14 +117,15 @@ def _plan(arguments: argparse.Namespace) -> int:
     """Print the memory and the time of one optimizer step, and the number of steps."""
     config = resolve_precision(_load_config(arguments))
     from app.jobs import plan, step_time
+    from app.jobs.memory_policy import choose_planned_memory, take_least_memory
 
     if arguments.calibrate:
         step_time.calibrate_device(config)
 
     gpus = [plan.parse_gib(text) for text in arguments.gpu]
-    made = plan.make_plan(
-        config, gpus, max_context=arguments.max_context, speed=arguments.tokens_per_second
-    )
+    cards = plan.plan_cards(take_least_memory(config), gpus) if arguments.max_context else []
+    config = choose_planned_memory(config, gpus)
+    made = plan.make_plan(config, gpus, cards=cards, speed=arguments.tokens_per_second)
     time = step_time.predict_time(config, made["optimizer_steps"], arguments.price_per_hour)
     text = f"{plan.format_plan(made)}\n{step_time.format_time(time)}"
     print(json.dumps(made | time) if arguments.json else text)
@@ -135,6 +138,7 @@ def _tune(arguments: argparse.Namespace) -> int:
     config = _load_job_config(arguments)
     from app.jobs.check import check_before_ray
     from app.jobs.job import connect_workers
+    from app.jobs.memory_policy import choose_search_memory
     from app.jobs.search_facts import check_search
     from app.jobs.tune import tune_job
     from data_pipeline.shards import open_shards
@@ -142,6 +146,7 @@ def _tune(arguments: argparse.Namespace) -> int:
     check_search(config)
     shards = open_shards(config.data.shards)
     check_before_ray(config, shards)
+    config = choose_search_memory(config)
     per_trial = config.search.workers_per_trial
     num_workers = (config.search.max_concurrent or 1) * per_trial
     with connect_workers(config, num_workers, workers_per_trial=per_trial):

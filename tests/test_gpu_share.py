@@ -41,7 +41,7 @@ def test_a_worker_has_its_share_of_the_memory(share, cap_gib, card_gib, limit_gi
 def test_the_plan_compares_with_the_share_of_a_card():
     """The whole card would suffice."""
     cap = ["memory.max_gib_per_gpu=0.1", "train.precision=fp32", "data.sequence_tokens=512"]
-    made = plan.make_plan(load_config("demo", [*cap, *SHARE]), [8.0], max_context=False, speed=None)
+    made = plan.make_plan(load_config("demo", [*cap, *SHARE]), [8.0], cards=[], speed=None)
     assert made["limit_bytes"] == pytest.approx(0.025 * GIB / 1.08)
     assert 0.025 * GIB < made["peak_bytes"] < 0.1 * GIB / 1.08
     assert made["fits"] is False

@@ -30,6 +30,9 @@ SETTINGS = {
     "tiled": ["memory.tile_tokens=16"],
     "offloaded": ["memory.offload=true", "memory.tile_tokens=16"],
     "last layer kept": ["memory.keep_layers=1"],
+    "two layers kept": ["memory.keep_layers=2"],
+    "six layers kept": ["memory.keep_layers=6"],
+    "eight layers kept": ["memory.keep_layers=8"],
     "embedding on the host": ["memory.embedding=host"],
     "8-bit optimizer": ["optim.kind=adamw_8bit"],
     "16-bit base model": ["quantization.kind=none"],
@@ -104,20 +107,51 @@ def test_a_simulated_step_holds_the_bytes_of_a_real_one(overrides, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "names", [("as shipped",), ("no checkpointing", "eager", "two sequences")], ids="+".join
+    "names",
+    [
+        ("as shipped",),
+        ("no checkpointing", "eager", "two sequences"),
+        ("last layer kept",),
+        ("two layers kept",),
+        ("six layers kept", "tiled"),
+        ("eight layers kept", "accumulated"),
+    ],
+    ids="+".join,
 )
-def test_few_layers_give_the_memory_of_all_layers(names, tmp_path):
-    gemma2_config(num_hidden_layers=8).save_pretrained(tmp_path)
+def test_few_layers_give_the_memory_of_all_layers(names, tmp_path, monkeypatch):
+    gemma2_config(num_hidden_layers=14).save_pretrained(tmp_path)
     config = job(tmp_path, *itertools.chain.from_iterable(SETTINGS[name] for name in names))
     model = load_model_config_offline(config.model)
     settings = get_step_settings(config)
     whole = peak._simulate_step(settings, model)
-    few, more = (peak._simulate_step(settings, peak.with_layers(model, n)) for n in (4, 6))
-    for name, live in peak._extrapolate_layers(8, few, more).items():
+    simulated = record_layers(monkeypatch)
+    for name, live in peak._simulate_layers(settings, model).items():
         if name == "update":
             assert live.sum() == whole[name].sum(axis=1).max()
         else:
             assert (live == whole[name]).all(), name
+    assert max(simulated) <= 8
+
+
+def record_layers(monkeypatch):
+    """Return a list that will hold the number of layers of each simulation."""
+    simulated, simulate_step = [], peak._simulate_step
+
+    def simulate(settings, model):
+        simulated.append(model.num_hidden_layers)
+        return simulate_step(settings, model)
+
+    monkeypatch.setattr(peak, "_simulate_step", simulate)
+    return simulated
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 13, 14, 20])
+def test_the_peak_is_that_of_all_layers_whatever_number_is_kept(kept, tmp_path):
+    gemma2_config(num_hidden_layers=14).save_pretrained(tmp_path)
+    settings = get_step_settings(job(tmp_path, f"memory.keep_layers={kept}"))
+    stages = peak._simulate_step(settings, load_model_config_offline(settings.model))
+    highest = max(live.sum(axis=1).max() for live in stages.values())
+    assert peak.simulate_peak(settings).num_bytes == highest
 
 
 EVALUATIONS = {

@@ -144,8 +144,7 @@ def test_the_smaller_of_cap_and_cards_decides(tmp_path):
         "data.sequence_tokens=512",
     )
     fits = [
-        plan.make_plan(config, gpus, max_context=False, speed=None)
-        for gpus in ([], [24.0, 1.25], [1.05])
+        plan.make_plan(config, gpus, cards=[], speed=None) for gpus in ([], [24.0, 1.25], [1.05])
     ]
     assert [found["limit_bytes"] for found in fits] == pytest.approx(
         [0.5 * GIB / 1.08, 0.25 * GIB / 1.08, 0.05 * GIB / 1.08]

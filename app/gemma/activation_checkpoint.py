@@ -32,15 +32,15 @@ def apply_memory_config(
     embedding is trained but shall be on the host.
     """
     patch_layers(model)
-    layers = model.model.layers
-    offload = HostOffload(host_device) if memory.offload else None
+    layers, settings = model.model.layers, memory.settings
+    offload = HostOffload(host_device) if settings.offload else None
 
-    if memory.embedding == "host":
+    if settings.embedding == "host":
         _move_embedding_to_host(model, host_device)
-    if not memory.gradient_checkpointing:
+    if not settings.gradient_checkpointing:
         return
-    for layer in layers[: max(0, len(layers) - memory.keep_layers)]:
-        patch_forward(layer, _checkpointed_forward, offload, memory.tile_tokens)
+    for layer in layers[: max(0, len(layers) - settings.keep_layers)]:
+        patch_forward(layer, _checkpointed_forward, offload, settings.tile_tokens)
 
 
 def compile_model(model: Gemma2ForCausalLM) -> None:

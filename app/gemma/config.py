@@ -2,6 +2,7 @@
 
 import math
 import os
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -131,31 +132,53 @@ class LoraConfig(BaseModel):
         return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
 
+@dataclass(frozen=True)
+class MemorySettings:
+    """The settings that trade speed for memory, each with a value."""
+
+    gradient_checkpointing: bool = True
+    keep_layers: int = 0
+    tile_tokens: int = 2048
+    offload: bool = False
+    embedding: Literal["device", "host"] = "device"
+
+
 class MemoryConfig(BaseModel):
     """Memory limit of a GPU, and the settings that trade speed for memory."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    gradient_checkpointing: bool = Field(
-        True,
-        description="keep only the input of each layer and recompute the rest in the backward pass",
+    policy: Literal["auto", "recompute"] = Field(
+        "auto",
+        description="how to choose the five settings below that are null. auto: `train`, `tune` "
+        "and `plan` take the fastest ones with which a step fits, and print them. recompute: "
+        "every layer is recomputed",
+    )
+    gradient_checkpointing: bool | None = Field(
+        None,
+        description="keep only the input of each layer and recompute the rest in the backward "
+        "pass; null: by `policy`",
         json_schema_extra={"counterpart": "TrainingArguments.gradient_checkpointing"},
     )
-    keep_layers: Annotated[int, Field(ge=0)] = Field(
-        0,
+    keep_layers: Annotated[int, Field(ge=0)] | None = Field(
+        None,
         description="number of last layers that keep their activations although "
-        "gradient_checkpointing is on (layers)",
+        "gradient_checkpointing is on (layers); null: by `policy`",
     )
-    tile_tokens: Annotated[int, Field(ge=1)] = Field(
-        2048,
-        description="tokens that MLP and norms of a recomputed layer process at a time (tokens)",
+    tile_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="tokens that MLP and norms of a recomputed layer process at a time (tokens); "
+        "null: by `policy`",
     )
-    offload: bool = Field(
-        False, description="keep the inputs of recomputed layers in page-locked host memory"
+    offload: bool | None = Field(
+        None,
+        description="keep the inputs of recomputed layers in page-locked host memory; null: by "
+        "`policy`",
     )
-    embedding: Literal["device", "host"] = Field(
-        "device",
-        description="place of the frozen embedding; the loss copies it from the host tile by tile",
+    embedding: Literal["device", "host"] | None = Field(
+        None,
+        description="place of the frozen embedding; the loss copies it from the host tile by "
+        "tile; null: by `policy`",
     )
     max_gib_per_gpu: Annotated[float, Field(gt=0)] | None = Field(
         None,
@@ -173,14 +196,23 @@ class MemoryConfig(BaseModel):
         json_schema_extra={"counterpart": "TrainingArguments.dataloader_pin_memory"},
     )
 
+    @property
+    def settings(self) -> MemorySettings:
+        """The settings of a step. Those that are null recompute every layer on the device."""
+        names = [field.name for field in fields(MemorySettings)]
+        values = {name: getattr(self, name) for name in names}
+        return MemorySettings(
+            **{name: value for name, value in values.items() if value is not None}
+        )
+
     @model_validator(mode="after")
     def _require_recomputed_layers(self) -> Self:
         """Refuse settings of recomputed layers if no layer is recomputed."""
-        if self.gradient_checkpointing:
+        if self.gradient_checkpointing is not False:
             return self
         for name in ("keep_layers", "tile_tokens", "offload"):
-            value, default = getattr(self, name), type(self).model_fields[name].default
-            if value != default:
+            value, default = getattr(self, name), getattr(MemorySettings(), name)
+            if value not in (None, default):
                 raise ValueError(
                     f"memory.{name}={str(value).lower()} does nothing without recomputed layers: "
                     f"set memory.gradient_checkpointing=true, or "

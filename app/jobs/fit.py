@@ -3,6 +3,7 @@
 import bisect
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -150,6 +151,7 @@ def _find_fix(
 def _list_remedies(config: Config, remedies: Remedies) -> list[tuple[str, Any]]:
     """Return the remedies that are not yet set and that this config allows."""
     current = config.model_dump()
+    current["memory"].update(asdict(config.memory.settings))
     possible = []
     for path, value in remedies:
         section, name = path.split(".")

@@ -103,12 +103,12 @@ def simulate_evaluate_bytes(config: Config) -> int:
 
 
 def make_plan(
-    config: Config, gpus: Sequence[float], *, max_context: bool, speed: float | None
+    config: Config, gpus: Sequence[float], *, cards: Sequence[Card], speed: float | None
 ) -> dict[str, Any]:
     """Return the plan as `--json` prints it.
 
-    `gpus` are cards (GiB). `speed` is the speed of all workers together (tokens per second), None
-    if unknown.
+    `gpus` are cards (GiB), and `cards` what `plan_cards` found for them. `speed` is the speed of
+    all workers together (tokens per second), None if unknown.
     """
     # memory
     peak = simulate_peak(get_step_settings(config))
@@ -118,7 +118,6 @@ def make_plan(
     cap_bytes = get_cap_bytes(config)
     limits = [] if cap_bytes is None else [cap_bytes / FRAGMENTATION]
     limits += [_usable_bytes(gib, config) for gib in gpus]
-    cards = plan_cards(config, gpus or CARDS_GIB) if max_context else []
 
     # length
     tokens, steps = estimate_tokens_and_steps(config)
@@ -191,10 +190,11 @@ def format_plan(plan: dict[str, Any]) -> str:
 
 
 def plan_cards(config: Config, gpus: Sequence[float]) -> list[Card]:
-    """Return the longest sequences on each card.
+    """Return the longest sequences on each card; without cards, on those of CARDS_GIB.
 
     The search starts with the largest card: its results are upper bounds for the smaller ones.
     """
+    gpus = gpus or CARDS_GIB
     longest: dict[tuple[float, float], int] = {}
     for labelled in (1.0, CAPTION_LABEL_SHARE):
         known: dict[int, int] = {}

@@ -152,6 +152,7 @@ class RayTrainContext(JobContext):
             "progress": state.progress,
             "position": dataclasses.asdict(state.position),
             "precision": self._job.config.train.precision,
+            "memory": dataclasses.asdict(self._job.config.memory.settings),
         }
         if not save:
             ray.train.report(metrics)

@@ -34,7 +34,7 @@ def simulate_loss_bytes(settings: StepSettings, evaluate: EvaluateConfig) -> int
     search for settings that fit simulates an evaluation once.
     """
     train = settings.train.model_copy(update={"micro_batch_size": evaluate.micro_batch_size})
-    memory = MemoryConfig(embedding=settings.memory.embedding)
+    memory = MemoryConfig(embedding=settings.memory.settings.embedding)
     return _simulate_loss(
         dataclasses.replace(
             settings, train=train, memory=memory, optim=OptimConfig(), num_workers=1

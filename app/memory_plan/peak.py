@@ -6,7 +6,7 @@ The simulation runs the real step on fake tensors.
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from app.gemma.activation_checkpoint import apply_memory_config
 from app.gemma.config import LoraConfig, MemoryConfig, ModelConfig, QuantizationConfig
 from app.gemma.load import DTYPES, CaptionLoss, add_lora, unwrap_gemma
 from app.gemma.published import load_model_config_offline
+from app.memory_plan.extrapolate import PairOfLayers, extrapolate_layers, keep_highest
 from app.memory_plan.simulate import (
     CATEGORIES,
     Bytes,
@@ -38,7 +39,8 @@ from data_pipeline.stream.token_stream import Batch
 FEW_LAYERS, MORE_LAYERS = 4, 6
 """Numbers of layers to simulate: the first two and the last two, and two more for the slope.
 
-Layers come in pairs, because sliding and full attention alternate.
+Layers come in pairs, because sliding and full attention alternate. Between recomputed layers and
+more than two kept ones there is a third pair, the last recomputed layers.
 """
 GRAIN = 64
 """The longest sequence is a multiple of it (tokens)."""
@@ -91,23 +93,32 @@ def simulate_peak(settings: StepSettings) -> MemoryPeak:
 
     A process simulates equal settings once. Raises UserError for a model without a known config.
     """
-    model = load_model_config_offline(settings.model)
-    num_layers: int = model.num_hidden_layers
-
-    # layers must alternate, and kept layers must be among the last two
-    alternating = with_layers(model, num_layers).layer_types == model.layer_types
-    kept_fit = settings.memory.keep_layers <= FEW_LAYERS // 2
-    can_extrapolate = num_layers > MORE_LAYERS and num_layers % 2 == 0 and alternating and kept_fit
-
-    if not can_extrapolate:
-        stages = _simulate_step(settings, model)
-    else:
-        sizes = (with_layers(model, number) for number in (FEW_LAYERS, MORE_LAYERS))
-        few, more = (_simulate_step(settings, size) for size in sizes)
-        stages = _extrapolate_layers(num_layers, few, more)
-
+    stages = _simulate_layers(settings, load_model_config_offline(settings.model))
     peaks = (_find_highest(stage, live) for stage, live in stages.items())
     return max(peaks, key=lambda peak: peak.num_bytes)
+
+
+def _simulate_layers(settings: StepSettings, model: Gemma2Config) -> dict[str, Bytes]:
+    """Return the live bytes of each stage of a step of all layers, from a few where possible."""
+    num_layers: int = model.num_hidden_layers
+    alternating = with_layers(model, num_layers).layer_types == model.layer_types
+    kept = settings.memory.settings.keep_layers
+    few = FEW_LAYERS if kept <= 2 else MORE_LAYERS  # recomputed layers and two kept ones
+    num_added = num_layers - few - max(0, kept - 2)
+    can_extrapolate = alternating and num_added > 0 and num_added % 2 == 0
+
+    def simulate(number: int, kept: int) -> dict[str, Bytes]:
+        memory = settings.memory.model_copy(update={"keep_layers": kept})
+        return _simulate_step(replace(settings, memory=memory), with_layers(model, number))
+
+    if not can_extrapolate or (kept > 2 and kept % 2):
+        return _simulate_step(settings, model)
+    if kept <= 2:
+        more = PairOfLayers(simulate(few + 2, kept), 2, num_added // 2)
+        return extrapolate_layers(simulate(few, kept), [more])
+    more = PairOfLayers(simulate(few + 2, 2), 2, num_added // 2)
+    more_kept = PairOfLayers(simulate(few + 2, 4), FEW_LAYERS, kept // 2 - 1)
+    return extrapolate_layers(simulate(few, 2), [more, more_kept])
 
 
 def find_longest_sequence(
@@ -269,32 +280,7 @@ def make_fake_batch(settings: StepSettings) -> Batch:
     return {name: np.zeros(shape, np.int32) for name in ("input_ids", "position_ids", "targets")}
 
 
-def _extrapolate_layers(
-    num_layers: int, few: dict[str, Bytes], more: dict[str, Bytes]
-) -> dict[str, Bytes]:
-    """Return the stages of `num_layers` layers from those of FEW_LAYERS and MORE_LAYERS.
-
-    Each further pair of layers in the middle adds the same bytes to every moment of the first two
-    and the last two layers. The moments of the middle layers lie between theirs, so they cannot be
-    the peak. This is exact, not a fit (tests/test_memory_plan.py).
-    """
-    added_layers = MORE_LAYERS - FEW_LAYERS
-    factor = (num_layers - FEW_LAYERS) / added_layers
-    stages = {}
-    for name, live in few.items():
-        kind, _, number = name.partition(" ")
-        from_end = number and int(number) >= FEW_LAYERS // 2  # counted from the last layer
-        other = more[f"{kind} {int(number) + added_layers}" if from_end else name]
-        if kind == "update":
-            # The update is a loop over more weights: take its highest moment.
-            live, other = (stage[stage.sum(axis=1).argmax()][None] for stage in (live, other))
-        renamed = f"{kind} {int(number) + num_layers - FEW_LAYERS}" if from_end else name
-        stages[renamed] = live + (other - live) * factor
-    return stages
-
-
 def _find_highest(stage: str, live: Bytes) -> MemoryPeak:
-    moment = live[live.sum(axis=1).argmax()]
-    pairs = zip(CATEGORIES, moment, strict=True)
+    pairs = zip(CATEGORIES, keep_highest(live)[0], strict=True)
     by_category: dict[str, int] = {name: round(value) for name, value in pairs}
     return MemoryPeak(by_category, stage)

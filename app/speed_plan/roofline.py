@@ -27,7 +27,7 @@ def predict_step_seconds(
 
     `work` is that of one micro-batch, whose padding counts as tokens.
     """
-    memory = settings.memory
+    memory = settings.memory.settings
     num_layers: int = model.num_hidden_layers
     num_recomputed = max(0, num_layers - memory.keep_layers) if memory.gradient_checkpointing else 0
     recomputed_share = num_recomputed / num_layers
@@ -67,7 +67,7 @@ def _count_dequantised_bytes(
     """
     if settings.quantization.kind == "none":
         return 0.0
-    tiles = -(-work.num_tokens // settings.memory.tile_tokens)
+    tiles = -(-work.num_tokens // settings.memory.settings.tile_tokens)
     size = DTYPES[settings.train.precision].itemsize
     num_bytes = 0.0
     for name, (width_in, width_out) in get_linear_shapes(model).items():
