@@ -145,9 +145,9 @@ def record_layers(monkeypatch):
     return simulated
 
 
-@pytest.mark.parametrize("kept", [0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 13, 14, 20])
+@pytest.mark.parametrize("kept", [0, 3, 4, 6, 8, 11, 20])
 def test_the_peak_is_that_of_all_layers_whatever_number_is_kept(kept, tmp_path):
-    gemma2_config(num_hidden_layers=14).save_pretrained(tmp_path)
+    gemma2_config(num_hidden_layers=12).save_pretrained(tmp_path)
     settings = get_step_settings(job(tmp_path, f"memory.keep_layers={kept}"))
     stages = peak._simulate_step(settings, load_model_config_offline(settings.model))
     highest = max(live.sum(axis=1).max() for live in stages.values())

@@ -19,7 +19,7 @@ from app.errors import UserError
 from app.gemma.config import MemoryConfig
 from app.gemma.fused_layers import patch_forward, patch_layers
 from app.gemma.offload import HostOffload
-from app.gemma.tiles import iterate_tiles
+from app.gemma.tiles import split_rows
 
 
 def apply_memory_config(
@@ -148,7 +148,7 @@ class _CheckpointedLayer(torch.autograd.Function):
         ctx.parameters = parameters[:num_attention], parameters[num_attention:]
 
         out = _attend(layer, hidden, context).contiguous()
-        for tokens in iterate_tiles(out.flatten(0, 1).split(tile_tokens), out):
+        for (tokens,) in split_rows([out.flatten(0, 1)], tile_tokens):
             tokens.copy_(_feed_forward(layer, tokens))
         return out
 
@@ -166,11 +166,8 @@ class _CheckpointedLayer(torch.autograd.Function):
             middle = _attend(ctx.layer, hidden, ctx.context)
             grad_middle = grad_output.new_empty(grad_output.shape)
             grad_feed_forward: list[Tensor] = []
-            tiled = (
-                tensor.flatten(0, 1).split(ctx.tile_tokens)
-                for tensor in (middle.detach(), grad_output, grad_middle)
-            )
-            for tokens, grad_out, grad_in in iterate_tiles([*zip(*tiled, strict=True)], middle):
+            flat = (tensor.flatten(0, 1) for tensor in (middle.detach(), grad_output, grad_middle))
+            for tokens, grad_out, grad_in in split_rows(flat, ctx.tile_tokens):
                 tokens = tokens.detach().requires_grad_()
                 grad_tokens, *grad_parameters = torch.autograd.grad(
                     _feed_forward(ctx.layer, tokens), (tokens, *feed_forward_parameters), grad_out

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 
 from app.gemma.compile_kernel import compile_kernel
-from app.gemma.tiles import iterate_tiles
+from app.gemma.tiles import split_rows
 
 NORM_TILE_TOKENS = 1024
 """Tokens that a norm processes at a time: its fp32 copies have this many rows."""
@@ -188,8 +188,7 @@ def _apply_by_rows(
 
     outputs = [torch.empty(*shape, width, dtype=dtype, device=device) for width, dtype in results]
     flat_outputs = [output.flatten(0, -2) for output in outputs]
-    parts = [tensor.split(NORM_TILE_TOKENS) for tensor in (*flat, *flat_outputs)]
-    for rows in iterate_tiles([*zip(*parts, strict=True)], inputs[0]):
+    for rows in split_rows((*flat, *flat_outputs), NORM_TILE_TOKENS):
         row_inputs, row_outputs = rows[: len(flat)], rows[len(flat) :]
         for output, result in zip(row_outputs, function(*row_inputs, *constants), strict=True):
             output.copy_(result)
