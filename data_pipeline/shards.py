@@ -29,7 +29,6 @@ from data_pipeline.shard_files import (
     clear_partial_folder,
     count_rows,
     list_files,
-    open_parquet,
     read_rows,
     require_own_files,
 )
@@ -95,9 +94,8 @@ class ShardWriter:
                 f"{self._partial}/{QUARANTINE}", _QUARANTINE, filesystem=self._fs
             )
         except OSError as error:
-            raise DataError(
-                f"cannot write {folder!r}: {explain_remote_error(error, folder)}"
-            ) from None
+            reason = explain_remote_error(error, folder)
+            raise DataError(f"cannot write {folder!r}: {reason}") from None
 
     def add(self, split: str, records: pa.Table) -> None:
         """Append records to a split; the columns are the fields of ShardRecord."""
@@ -147,6 +145,14 @@ class ShardWriter:
         digested = SPLITS if self._shards["test"] else SPLITS[:-1]  # as before test splits
         digests = b"".join(self._digests[split].digest() for split in digested)
         return hashlib.sha256(digests).hexdigest()
+
+    def read_written(self) -> Iterator[tuple[str, pa.Table]]:
+        """Yield the drawings and captions of each split from the written files, after `close`."""
+        for split, shards in self._shards.items():
+            for name in shards:
+                path = f"{self._partial}/{name}"
+                # a ParquetFile is in a reference cycle: its memory would stay for long
+                yield split, pq.read_table(path, filesystem=self._fs, columns=["svg", "caption"])
 
     def commit(self, manifest: Mapping[str, Any], report: Mapping[str, Any]) -> None:
         """Replace the dataset in the folder by the written one; leave other files there alone.
@@ -222,9 +228,7 @@ class Shards:
             file_stop = min(stop - file.first_record, file.num_records)
             if file_start < file_stop:
                 name, span = f"{path}/{file.name}", range(file_start, file_stop)
-                rows = read_rows(
-                    fs, name, span, num_rows=file.num_records, columns=ShardRecord._fields
-                )
+                rows = read_rows(fs, name, span, num_rows=file.num_records, columns=_RECORDS.names)
                 records += map(ShardRecord._make, rows)
         assert len(records) == stop - start, (self.folder, split, start, stop, len(records))
         return records
@@ -236,11 +240,9 @@ class Shards:
         """
         fs, path = open_filesystem(self.folder)
         for file in self.files[split]:
-            with open_parquet(
-                fs, f"{path}/{file.name}", num_rows=file.num_records, columns=["caption"]
-            ) as parquet:
-                captions = parquet.read(columns=["caption"])["caption"]
-            yield from captions.to_pylist()
+            name, num_rows = f"{path}/{file.name}", file.num_records
+            rows = read_rows(fs, name, range(num_rows), num_rows=num_rows, columns=["caption"])
+            yield from (caption for (caption,) in rows)
 
 
 def open_shards(folder: str) -> Shards:

@@ -142,6 +142,19 @@ def test_what_has_one_outcome_is_not_simulated(job, monkeypatch):
     assert choose_memory(config, 1000.0).memory.settings == MemorySettings(False)
 
 
+def test_recorded_settings_that_a_new_setting_forbids_are_chosen_again(job):
+    config = job("memory.gradient_checkpointing=false")
+    recorded = {"gradient_checkpointing": True, "keep_layers": 2, "tile_tokens": 8192}
+    assert choose_memory(config, 1e15, recorded).memory.settings == MemorySettings(False)
+
+
+def test_every_trial_of_a_search_must_allow_the_settings(job):
+    """A trained embedding cannot lie on the host."""
+    space = "search.space={lora.train_embeddings: {choice: [false, true]}}"
+    chosen = choose_memory(job(space, "search.trial_steps=5"), 1000.0)
+    assert chosen.memory.settings == MemorySettings(offload=True)
+
+
 def test_the_largest_trial_of_a_search_must_fit(job):
     space = "search.space={lora.rank: {choice: [4, 64]}, train.micro_batch_size: {choice: [1, 2]}}"
     config = job(space, "search.trial_steps=5")

@@ -147,6 +147,18 @@ def test_a_new_dataset_replaces_the_old_and_nothing_else(tmp_path: Path) -> None
     assert not Path(f"{tmp_path}.partial").exists()
 
 
+def test_written_records_are_read_back_before_the_commit(tmp_path: Path) -> None:
+    writer = ShardWriter(str(tmp_path / "a"), shard_records=400)
+    writer.add("train", make_records(RECORDS[:900]))
+    writer.add("test", make_records(RECORDS[900:]))
+    writer.close()
+    found: dict[str, list[tuple[str, str]]] = {"train": [], "test": []}
+    for split, table in writer.read_written():
+        found[split] += zip(table["svg"].to_pylist(), table["caption"].to_pylist(), strict=True)
+    expected = [(record.svg, record.caption) for record in RECORDS]
+    assert found == {"train": expected[:900], "test": expected[900:]}
+
+
 def test_the_old_dataset_is_complete_until_the_commit(tmp_path: Path) -> None:
     old = write(tmp_path / "a", RECORDS[:20])
     writer = ShardWriter(str(tmp_path / "a"), shard_records=2)

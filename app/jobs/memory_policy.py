@@ -6,7 +6,6 @@ host, then also the embedding.
 """
 
 import bisect
-import contextlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -24,6 +23,7 @@ from app.jobs.gpu_share import GIB, get_cap_bytes, get_usable_bytes
 from app.jobs.job_dir import get_job_dir, read_job_file, read_newest_checkpoint
 from app.jobs.plan import FRAGMENTATION, get_step_settings
 from app.memory_plan.peak import simulate_peak
+from tune.config import SearchConfig
 from tune.space import list_corners
 
 LARGE_TILE = 8192
@@ -76,7 +76,8 @@ def take_least_memory(config: Config) -> Config:
     open_names = _list_open(config)
     if not open_names:
         return config
-    return _with_settings(config, open_names, _list_candidates(config, open_names)[-1])
+    least = _list_candidates(_list_trials(config), open_names)[-1]
+    return _with_settings(config, open_names, least)
 
 
 def choose_memory(
@@ -97,16 +98,18 @@ def choose_memory(
         )
         return _with_settings(config, open_names, MemorySettings())
 
-    candidates = _list_candidates(config, open_names)
+    trials = _list_trials(config)
+    candidates = _list_candidates(trials, open_names)
     if len(candidates) == 1:
         return _with_settings(config, open_names, candidates[0])
-    largest = _find_largest_trial(config)
+    largest = max(trials, key=_rank_by_memory)
 
     def simulate(settings: MemorySettings) -> float:
         return _simulate_bytes(_with_settings(largest, open_names, settings))
 
     continued = validate_values(MemoryConfig, recorded or {}).settings
-    if recorded and simulate(continued) <= limit_bytes:
+    is_allowed = bool(recorded) and _are_allowed(trials, open_names, continued)
+    if is_allowed and simulate(continued) <= limit_bytes:
         chosen = continued
     else:
         chosen = _choose_settings(config, candidates, simulate, limit_bytes)
@@ -145,16 +148,26 @@ def _list_open(config: Config) -> list[str]:
     return [name for name in _NAMES if getattr(config.memory, name) is None]
 
 
-def _list_candidates(config: Config, open_names: list[str]) -> list[MemorySettings]:
-    """Return the settings that the config allows, from fast to slow."""
+def _list_candidates(trials: list[Config], open_names: list[str]) -> list[MemorySettings]:
+    """Return the settings that all trials allow, from fast to slow."""
+    config = trials[0]
     kept = [] if config.memory.gradient_checkpointing else [KEPT]
-    possible = [*kept, RECOMPUTED, *SMALLER[: None if config.scaling.use_gpu else 1]]
     allowed: dict[MemorySettings, MemorySettings] = {}
-    for settings in possible:
-        with contextlib.suppress(UserError):  # explicit settings do not go with these
+    for settings in [*kept, RECOMPUTED, *SMALLER[: None if config.scaling.use_gpu else 1]]:
+        if _are_allowed(trials, open_names, settings):
             made = _with_settings(config, open_names, settings).memory.settings
             allowed.setdefault(made, settings)
     return list(allowed.values())
+
+
+def _are_allowed(trials: list[Config], names: list[str], settings: MemorySettings) -> bool:
+    """Return whether the named settings go with the other settings of all trials."""
+    try:
+        for trial in trials:
+            _with_settings(trial, names, settings)
+    except UserError:
+        return False
+    return True
 
 
 def _choose_settings(
@@ -190,16 +203,16 @@ def _with_settings(config: Config, names: list[str], settings: MemorySettings) -
     return override_config(config, {f"memory.{name}": getattr(settings, name) for name in names})
 
 
-def _find_largest_trial(config: Config) -> Config:
-    """Return the config of the trial that takes the most memory; without a search the config."""
-    trials = [override_config(config, corner) for corner in list_corners(config.search.space)]
-    return max(
-        trials or [config],
-        key=lambda trial: (
-            trial.train.micro_batch_size * trial.data.sequence_tokens,
-            trial.lora.rank,
-        ),
-    )
+def _list_trials(config: Config) -> list[Config]:
+    """Return the configs of the corners of a search; without a search the config alone."""
+    # with its search each config would check all corners
+    alone = config.model_copy(update={"search": SearchConfig()})
+    return [override_config(alone, corner) for corner in list_corners(config.search.space) or [{}]]
+
+
+def _rank_by_memory(trial: Config) -> tuple[int, int]:
+    """Return what decides most of a trial's memory: tokens of a micro-batch, and the rank."""
+    return trial.train.micro_batch_size * trial.data.sequence_tokens, trial.lora.rank
 
 
 def _describe(settings: MemorySettings) -> str:

@@ -153,6 +153,8 @@ def _make_clean_record(
     record: Record, svg: str, caption: str, config: PrepareConfig
 ) -> CleanRecord:
     id_ = escape_surrogates(record.id)
+
+    # the split
     given = record.split in ("validation", "test")
     chosen = choose_split(
         record.concept,
@@ -160,6 +162,7 @@ def _make_clean_record(
         validation_share=get_share(config.validation_share),
         test_share=get_share(config.test_share),
     )
+
     return CleanRecord(
         id=id_,
         svg=svg,

@@ -132,12 +132,12 @@ def prepare_dataset(
 
             # write
             num_records = counts.num_written + decision.num_excluded
-            shuffled = read_shuffled(folder, decision)
             with bar(desc="write", total=num_records) as progress_bar:
-                leakage = measure_leakage(_write_records(shuffled, writer, counts, progress_bar))
+                _write_records(read_shuffled(folder, decision), writer, counts, progress_bar)
 
         # check
         digest = writer.close()
+        leakage = measure_leakage(writer.read_written())
         assert not leakage.num_shared_drawings, leakage
         assert not leakage.num_shared_records, leakage
         report = counts.make_report(leakage, digest, time.monotonic() - started)
@@ -249,8 +249,8 @@ def _write_records(
     writer: ShardWriter,
     counts: _Counts,
     progress_bar: Any,
-) -> Iterator[tuple[str, pa.Table]]:
-    """Write the records to their splits, and yield them. Quarantine those without a split."""
+) -> None:
+    """Write the records to their splits, and those without a split to the quarantine."""
     for split, records in tables:
         if split is None:
             for row in records.to_pylist():
@@ -258,7 +258,6 @@ def _write_records(
         else:
             writer.add(split, records)
             counts.sources.update(records["source"].to_pylist())
-            yield split, records
         progress_bar.update(len(records))
 
 

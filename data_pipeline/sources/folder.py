@@ -264,6 +264,7 @@ def _read_csv(file: SourceFile) -> list[dict[str, object]]:
         header = lines.readline()
         delimiter = _find_delimiter(header)
         reader = csv.DictReader(chain([header], lines), delimiter=delimiter, strict=True)
+
         limit = csv.field_size_limit(_MAX_FIELD_CHARS)  # of this process
         try:
             names = reader.fieldnames or []

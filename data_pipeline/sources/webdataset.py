@@ -138,6 +138,7 @@ def _read_sample(
     captions: Captions = []
     unreadable = ""
     wanted = (*SVG_SUFFIXES, *(_CAPTION_SUFFIXES if config.needs_captions else ()))
+
     for suffix, member in files:
         if suffix not in wanted:
             continue
